@@ -1,0 +1,1 @@
+"""maa_jax: latent-diffusion text-to-audio in JAX."""

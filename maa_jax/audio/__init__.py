@@ -1,0 +1,1 @@
+"""Sound: decoding, resampling, writing, and the mel front end."""

@@ -1,0 +1,1 @@
+"""PyTorch layouts: names and transposes, both ways."""
