@@ -1,0 +1,111 @@
+"""Optimizers from a config, and gradients accumulated over microbatches."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+Tree = Any
+
+
+def learning_rate(
+    config: ml_collections.ConfigDict, batch_size: int, steps_per_epoch: int = 1
+) -> optax.Schedule:
+    """Returns the schedule of a `config.optimizer` block.
+
+    The rate is `base_lr`, times the global batch where `scale_lr` is set: LDM's rule, base x devices
+    x batch on each (paper section 5.2). It rises linearly over `warmup_steps` and then falls by
+    `decay_per_epoch` an epoch (1.0 keeps it) or, where `cosine_steps` is set, along a cosine to 0.
+    """
+    rate = config.base_lr * (batch_size if config.get("scale_lr", False) else 1)
+    warmup = config.get("warmup_steps", 0)
+    decay = config.get("decay_per_epoch", 1.0)
+    cosine = config.get("cosine_steps", 0)
+
+    def schedule(count):
+        factor = decay ** (count // steps_per_epoch) if decay != 1.0 else 1.0
+        if cosine:
+            factor *= 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(count / cosine, 0, 1)))
+        if warmup:
+            factor *= jnp.minimum(1.0, (count + 1) / warmup)
+        return rate * factor
+
+    return schedule
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, batch_size: int, steps_per_epoch: int = 1
+) -> optax.GradientTransformation:
+    """Returns AdamW as a `config.optimizer` block asks for it.
+
+    Args:
+      config: base_lr, and optionally scale_lr, warmup_steps, decay_per_epoch, cosine_steps, b1, b2,
+        weight_decay, clip_norm (0: gradients are not clipped).
+      batch_size: the global batch, for `scale_lr`.
+      steps_per_epoch: optimizer steps in an epoch, for `decay_per_epoch`.
+    """
+    adam = optax.adamw(
+        learning_rate(config, batch_size, steps_per_epoch),
+        b1=config.get("b1", 0.9),
+        b2=config.get("b2", 0.999),
+        weight_decay=config.get("weight_decay", 0.0),
+    )
+    clip = config.get("clip_norm", 0.0)
+    return optax.chain(optax.clip_by_global_norm(clip), adam) if clip else adam
+
+
+def update(
+    tx: optax.GradientTransformation, grads: Tree, params: Tree, opt: Tree
+) -> tuple[Tree, Tree]:
+    """Returns (parameters, optimizer state) after one step."""
+    updates, opt = tx.update(grads, opt, params)
+    return optax.apply_updates(params, updates), opt
+
+
+def accumulated_grad(
+    loss_fn: Callable[[Tree, Tree, jax.Array], tuple[jax.Array, Tree]], microbatches: int
+):
+    """Like `jax.value_and_grad(loss_fn, has_aux=True)`, over equal parts of the batch in turn.
+
+    Args:
+      loss_fn: (params, batch, key) -> (loss, aux); aux is a tree of arrays.
+      microbatches: parts of the batch; 1 takes it whole.
+
+    Returns:
+      (params, batch, key) -> ((loss, aux), grads). Loss and gradients are means over the parts, and
+      so are aux's floating-point scalars; of anything else in aux the last part's value is kept
+      (batch statistics).
+    """
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if microbatches == 1:
+        return grad_fn
+
+    def accumulate(params, batch, key):
+        # Example i goes to part i % n: each part then stays spread evenly over the devices.
+        parts = jax.tree.map(
+            lambda x: x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(
+                0, 1
+            ),
+            batch,
+        )
+        keys = jax.random.split(key, microbatches)
+        mean = lambda old, new: old + new / microbatches
+
+        def body(total, part):
+            (loss, aux), grads = grad_fn(params, *part)
+            return jax.tree.map(mean, total, (loss, grads)), aux
+
+        loss_shape, grads_shape = jax.eval_shape(
+            lambda: (lambda out: (out[0][0], out[1]))(
+                grad_fn(params, jax.tree.map(lambda x: x[0], parts), keys[0])
+            )
+        )
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (loss_shape, grads_shape))
+        (loss, grads), aux = jax.lax.scan(body, zeros, (parts, keys))
+        scalar = lambda x: x.ndim == 1 and jnp.issubdtype(x.dtype, jnp.floating)
+        return (loss, jax.tree.map(lambda x: x.mean() if scalar(x) else x[-1], aux)), grads
+
+    return accumulate

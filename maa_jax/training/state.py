@@ -1,0 +1,95 @@
+"""The train state: nested dicts of arrays, keyed by network.
+
+A stage builds its modules abstractly (`define`), keeps their graph definitions, and carries
+weights as plain nested dicts, so that the step is an ordinary function under `jax.jit`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+Tree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a run must keep to go on bit for bit.
+
+    Attributes:
+      step: int32 scalar, the optimizer steps taken.
+      params: {network: trained parameters}.
+      extra: {network: variables that no gradient reaches}, batch statistics for one; a stage may
+        keep scalars of its own here (the latent scale).
+      opt: {network: optax state}.
+      ema: {network: moving average of the parameters}; {} where none is kept.
+    """
+
+    step: jax.Array
+    params: dict[str, Tree]
+    extra: dict[str, Tree]
+    opt: dict[str, Tree]
+    ema: dict[str, Tree]
+
+    def weights(self) -> dict[str, Tree]:
+        """Returns the parameters to evaluate with: the average where one is kept."""
+        return {**self.params, **self.ema}
+
+
+def define(make: Callable[[nnx.Rngs], nnx.Module]) -> nnx.GraphDef:
+    """Returns the graph definition of `make(rngs)` without allocating any array."""
+    return nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+
+
+def split(module: nnx.Module) -> tuple[Tree, Tree]:
+    """Returns (parameters, other variables) of a module as nested dicts of arrays."""
+    params, extra = nnx.state(module, nnx.Param, ...)
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(extra)
+
+
+def merge(graphdef: nnx.GraphDef, params: Tree, extra: Tree | None = None) -> nnx.Module:
+    """Returns a module that holds `params` and `extra`, as `split` gave them."""
+    return nnx.merge(graphdef, params, extra) if extra else nnx.merge(graphdef, params)
+
+
+def start(
+    networks: dict[str, Callable[[nnx.Rngs], nnx.Module]],
+    optimizers: dict[str, optax.GradientTransformation],
+    averaged: tuple[str, ...],
+    key: jax.Array,
+) -> TrainState:
+    """Returns the state of step 0. Pure: run it under `jax.jit` with output shardings.
+
+    Args:
+      networks: constructors by name.
+      optimizers: one a trained network.
+      averaged: names of the networks whose moving average is kept.
+      key: PRNG key; each network draws from its own branch.
+    """
+    params, extra = {}, {}
+    for i, (name, make) in enumerate(networks.items()):
+        params[name], extra[name] = split(make(nnx.Rngs(jax.random.fold_in(key, i))))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        extra=extra,
+        opt={name: tx.init(params[name]) for name, tx in optimizers.items()},
+        # A copy: under donation parameters and their average must not share a buffer.
+        ema={name: jax.tree.map(jnp.copy, params[name]) for name in averaged},
+    )
+
+
+def average(ema: dict[str, Tree], params: dict[str, Tree], decay: float, step: jax.Array):
+    """Returns the moving average after a step.
+
+    The decay is warmed up as min(decay, (1 + step) / (10 + step)), LDM's rule, so that the random
+    start is forgotten within the first steps of a short run.
+    """
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return {
+        name: optax.incremental_update(params[name], old, 1 - decay) for name, old in ema.items()
+    }
