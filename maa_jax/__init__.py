@@ -1,1 +1,21 @@
-"""maa_jax: latent-diffusion text-to-audio in JAX."""
+"""maa_jax: latent-diffusion text-to-audio in JAX.
+
+import maa_jax
+pipe = maa_jax.Pipeline.from_pretrained("bundled")
+wavs = pipe(["a crow caws"], seed=0)  # float32 [n, samples] at pipe.sample_rate
+"""
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["Pipeline", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: a training process or a tool that only asks for the version should
+    # not wait for the pipeline and its networks.
+    if name == "Pipeline":
+        from maa_jax.pipeline import Pipeline
+
+        return Pipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,314 @@
+"""Model folders: the Hugging Face layout, read and written strictly and without pickle.
+
+A model folder holds `model_index.json` and one folder a network, each a `config.json` and a
+safetensors file in the names and layouts of PyTorch, so diffusers and transformers open it:
+
+    unet/ vae/                             diffusers
+    vocoder/ text_encoder/ tokenizer/      transformers (a BigVGAN vocoder: its released layout)
+    text_projection/ audio_encoder/ audio_projection/    layouts of their own
+    scheduler/                             a diffusers DDIMScheduler configuration
+"""
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from maa_jax.interop import torch_layout
+
+INDEX = "model_index.json"
+BUNDLED = pathlib.Path(__file__).parent / "bundled_model"
+
+# Class name in config.json -> (library of that class, module here, configuration, network).
+# Modules are imported when a folder asks for them, so that sampling never loads what it lacks.
+NETWORKS = {
+    "UNet2DConditionModel": ("diffusers", "maa_jax.models.unet", "UNetConfig", "UNet"),
+    "AutoencoderKL": (
+        "diffusers",
+        "maa_jax.models.autoencoder",
+        "AutoencoderConfig",
+        "Autoencoder",
+    ),
+    "SpeechT5HifiGan": ("transformers", "maa_jax.models.hifigan", "HifiGanConfig", "HifiGan"),
+    "BertModel": ("transformers", "maa_jax.models.bert", "BertConfig", "Bert"),
+    "BigVGAN": ("maa_jax", "maa_jax.models.bigvgan", "BigVGANConfig", "BigVGAN"),
+    "Cnn14": ("maa_jax", "maa_jax.models.cnn14", "Cnn14Config", "Cnn14"),
+    "Projection": ("maa_jax", "maa_jax.models.clap", "ProjectionConfig", "Projection"),
+}
+# Folders that hold no network: (class for model_index.json, files they must have).
+_OTHERS = {
+    "tokenizer": (("transformers", "BertTokenizer"), ("tokenizer.json", "tokenizer_config.json")),
+    "scheduler": (("diffusers", "DDIMScheduler"), ("scheduler_config.json",)),
+}
+_REMEDY = "write the folder again (python -m maa_jax.convert), or point to a whole one"
+
+
+class BundleError(ValueError):
+    """A model folder that cannot be read: what is wrong, in which file, and the remedy."""
+
+
+def resolve(model: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the path of a model folder; "bundled" is the one inside this package.
+
+    Raises:
+      BundleError: there is no such folder, or it is not a model folder.
+    """
+    path = BUNDLED if str(model) == "bundled" else pathlib.Path(model)
+    if not path.is_dir():
+        raise BundleError(
+            f"model={str(model)!r}: no folder {path}; give the path of a model folder "
+            f'(with {INDEX}) or "bundled"'
+        )
+    return path
+
+
+def class_of(config: Mapping[str, Any]) -> str:
+    """Returns the class name that a config.json states, in diffusers' or transformers' way."""
+    return config.get("_class_name") or (config.get("architectures") or ["(none)"])[0]
+
+
+def _weights_file(library: str) -> str:
+    return "diffusion_pytorch_model.safetensors" if library == "diffusers" else "model.safetensors"
+
+
+def _lookup(config: Mapping[str, Any], where: pathlib.Path) -> tuple[str, type, type]:
+    """Returns (library, configuration class, module class) for a config.json's content."""
+    name = class_of(config)
+    if name not in NETWORKS:
+        raise BundleError(
+            f"{where}: class {name!r} is not known here; known: {', '.join(NETWORKS)}"
+        )
+    library, module, config_class, network = NETWORKS[name]
+    module = importlib.import_module(module)
+    return library, getattr(module, config_class), getattr(module, network)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the content of a JSON file of a model folder.
+
+    Raises:
+      BundleError: the file is missing or broken.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BundleError(f"{path} is missing; {_REMEDY}") from None
+    except ValueError as e:
+        raise BundleError(f"{path} is not JSON ({e}); {_REMEDY}") from e
+
+
+@contextlib.contextmanager
+def replace_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a temporary folder that becomes `target` on success and vanishes on failure."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield new
+        new.chmod(0o755)  # mkdtemp makes it private
+        old = new.with_name(new.name + ".old")
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def save_network(
+    folder: str | os.PathLike[str],
+    name: str,
+    config: Any,
+    params: Mapping[str, Any],
+    dtype: Any = np.float32,
+) -> None:
+    """Writes `folder/name/`: config.json and one safetensors file, both or neither.
+
+    Args:
+      folder: the model folder; made if it does not exist.
+      name: the network's place, such as "unet".
+      config: the network's configuration, with `to_hf`.
+      params: nested dict of all arrays, batch statistics included.
+      dtype: how floating-point arrays are stored, float32 or float16.
+    """
+    dtype = np.dtype(dtype)
+    if dtype not in (np.float32, np.float16):
+        raise ValueError(f"dtype={dtype}: weights are stored as float32 or float16")
+    content = config.to_hf()
+    library = _lookup(content, pathlib.Path(folder, name))[0]
+    tensors = {
+        k: np.ascontiguousarray(v, dtype if np.issubdtype(v.dtype, np.floating) else v.dtype)
+        for k, v in torch_layout.to_torch(jax.device_get(params)).items()
+    }
+    overflowed = [k for k, v in tensors.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
+    if overflowed:
+        raise ValueError(f"{name}: not finite as {dtype}: {', '.join(overflowed)}; not written")
+    with replace_folder(pathlib.Path(folder, name)) as new:
+        # Both libraries refuse a file that does not say which framework's layout it holds.
+        save_file(tensors, new / _weights_file(library), metadata={"format": "pt"})
+        _write_json(new / "config.json", content)
+
+
+def load_network(
+    folder: str | os.PathLike[str], name: str, *, dtype: Any = jnp.float32
+) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """Reads `folder/name/` strictly.
+
+    Args:
+      folder: the model folder.
+      name: the network's place, such as "unet".
+      dtype: the compute dtype; parameters are float32 however they are stored.
+
+    Returns:
+      (graphdef, params): `build(graphdef, params)` is the module, and params a nested dict of
+      numpy arrays, batch statistics included.
+
+    Raises:
+      BundleError: missing or broken files, an unknown class.
+      ValueError: a configuration or names and shapes that do not fit; all are listed.
+    """
+    where = pathlib.Path(folder, name)
+    config = read_json(where / "config.json")
+    library, config_class, network = _lookup(config, where)
+    path = where / _weights_file(library)
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise BundleError(f"{path} is missing; {_REMEDY}") from None
+    except (safetensors.SafetensorError, ValueError) as e:
+        raise BundleError(f"{path} is broken or cut short ({e}); {_REMEDY}") from e
+    try:
+        config = config_class.from_hf(config)
+        abstract = nnx.eval_shape(lambda: network(config, dtype=dtype, rngs=nnx.Rngs(0)))
+        graphdef, state = nnx.split(abstract)
+        tensors = {
+            k: v.astype(np.float32, copy=False) if v.dtype.kind not in "iub" else v
+            for k, v in tensors.items()
+        }
+        params = torch_layout.from_torch(state, tensors)
+    except ValueError as e:
+        raise ValueError(f"{where}: {e}") from e
+    return graphdef, params
+
+
+def load_config(folder: str | os.PathLike[str], name: str) -> Any:
+    """Returns the configuration of the network in `folder/name/`, without its weights."""
+    where = pathlib.Path(folder, name)
+    config = read_json(where / "config.json")
+    return _lookup(config, where)[1].from_hf(config)
+
+
+def build(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
+    """Returns the module of `load_network`'s two parts; cheap, and may be called under jit."""
+    return nnx.merge(graphdef, params)
+
+
+def save_scheduler(folder: str | os.PathLike[str], schedule: Any) -> None:
+    """Writes `folder/scheduler/`, the configuration that diffusers' DDIMScheduler opens."""
+    with replace_folder(pathlib.Path(folder, "scheduler")) as new:
+        _write_json(new / "scheduler_config.json", schedule.to_hf())
+
+
+def save_index(folder: str | os.PathLike[str], **meta: Any) -> None:
+    """Writes model_index.json: every part found in the folder, and `meta` beside them.
+
+    Entries of an index already there are kept unless `meta` names them, so stages may export
+    into one folder one after another.
+    """
+    folder = pathlib.Path(folder)
+    index = read_json(folder / INDEX) if (folder / INDEX).exists() else {}
+    parts = {}
+    for path in sorted(folder.glob("[!.]*/")):
+        if path.name in _OTHERS:
+            parts[path.name] = list(_OTHERS[path.name][0])
+        elif (path / "config.json").exists():
+            name = class_of(read_json(path / "config.json"))
+            if name in NETWORKS:
+                parts[path.name] = [NETWORKS[name][0], name]
+    _write_json(folder / INDEX, {"_class_name": "MaaPipeline"} | parts | _meta(index) | meta)
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
+
+
+def _meta(index: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in index.items() if k != "_class_name" and not _is_part(v)}
+
+
+def load_index(
+    folder: str | os.PathLike[str], *, networks: tuple[str, ...] = (), meta: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Reads model_index.json and checks that every file of every part it lists is there.
+
+    Args:
+      folder: the model folder.
+      networks: parts that the caller needs, such as "unet".
+      meta: other keys that the caller needs, such as "sample_rate".
+
+    Raises:
+      BundleError: naming every missing file and key.
+    """
+    folder = pathlib.Path(folder)
+    index = read_json(folder / INDEX)
+    missing = []
+    for name in dict.fromkeys([k for k, v in index.items() if _is_part(v)] + list(networks)):
+        if name in _OTHERS:
+            files = _OTHERS[name][1]
+        elif name in index:
+            files = ("config.json", _weights_file(index[name][0]))
+        else:
+            files = ("config.json",)
+        missing += [f"{name}/{f}" for f in files if not (folder / name / f).exists()]
+        if name not in index and (folder / name).is_dir():
+            missing.append(f"{name!r} in {INDEX}")
+    missing += [f"{key!r} in {INDEX}" for key in meta if key not in index]
+    if missing:
+        raise BundleError(f"{folder} is not a whole model folder: missing {', '.join(missing)}; "
+                          f"{_REMEDY}")  # fmt: skip
+    return index
+
+
+def content_hash(folder: str | os.PathLike[str]) -> str:
+    """Returns the SHA-256 of a model folder's files, names and contents, in hex."""
+    folder, total = pathlib.Path(folder), hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        relative = path.relative_to(folder)
+        if any(part.startswith(".") for part in relative.parts):
+            continue
+        with path.open("rb") as f:
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        total.update(f"{relative.as_posix()} {digest}\n".encode())
+    return total.hexdigest()
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that a second run starts at once.
+
+    In JAX_COMPILATION_CACHE_DIR, or else $XDG_CACHE_HOME/maa_jax/jax, or else
+    ~/.cache/maa_jax/jax. Entry points call this; a library that imports maa_jax decides itself.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "maa_jax", "jax"))
+    # The default leaves out programs that compile in under a second; together those are most of
+    # what a small model waits for.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
