@@ -1,1 +1,39 @@
-"""What is trained: one file a stage."""
+"""What is trained: one file a stage.
+
+A stage is built from a config and offers what the one training loop needs:
+
+    tokenize                                 texts to tokens [n, 77], or None
+    load_frozen() -> tree                    weights of the networks that it only reads
+    init(key) -> TrainState                  pure
+    prepare(state, frozen, batch, key)       on the first batches of a fresh run -> state
+    train_step(state, frozen, batch, key)    pure -> (state, {name: scalar})
+    eval_step(state, frozen, batch, key)     pure -> {name: [batch] values, one an example}
+    summarize(state, frozen, batch, key)     pure -> {"image/NAME": [n, h, w, 1] in 0..1,
+                                                      "audio/NAME": [n, samples, 1]}
+    export(params, extra, folder)            writes its networks into a model folder
+"""
+
+import difflib
+import importlib
+
+import ml_collections
+
+_STAGES = {
+    "autoencoder": "AutoencoderStage",
+    "clap": "ClapStage",
+    "diffusion": "DiffusionStage",
+    "vocoder": "VocoderStage",
+}
+
+
+def make_stage(config: ml_collections.ConfigDict, steps_per_epoch: int):
+    """Returns the stage that `config.stage` names.
+
+    Raises:
+      ValueError: if there is no such stage.
+    """
+    if config.stage not in _STAGES:
+        near = difflib.get_close_matches(config.stage, _STAGES, 1, 0) or sorted(_STAGES)
+        raise ValueError(f"config.stage={config.stage!r} is no stage; did you mean {near[0]!r}?")
+    module = importlib.import_module(f"maa_jax.stages.{config.stage}")
+    return getattr(module, _STAGES[config.stage])(config, steps_per_epoch=steps_per_epoch)

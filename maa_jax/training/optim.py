@@ -16,9 +16,10 @@ def learning_rate(
 ) -> optax.Schedule:
     """Returns the schedule of a `config.optimizer` block.
 
-    The rate is `base_lr`, times the global batch where `scale_lr` is set: LDM's rule, base x devices
-    x batch on each (paper section 5.2). It rises linearly over `warmup_steps` and then falls by
-    `decay_per_epoch` an epoch (1.0 keeps it) or, where `cosine_steps` is set, along a cosine to 0.
+    The rate is `base_lr`, times the global batch where `scale_lr` is set: LDM's rule, base x
+    devices x batch on each (paper section 5.2). It rises linearly over `warmup_steps`, and falls
+    by `decay_per_epoch` an epoch (1.0 keeps it) and, where `cosine_steps` is set, along a cosine
+    to 0 at that step.
     """
     rate = config.base_lr * (batch_size if config.get("scale_lr", False) else 1)
     warmup = config.get("warmup_steps", 0)

@@ -1,0 +1,84 @@
+"""What every configuration shares. A file beside this one is a stage; `get_config(arg)` builds it.
+
+Arguments that every stage takes: none, the paper's full size; `demo`, minutes on a laptop with the
+bundled recordings; `runlocal`, a few tiny steps to see that the code runs. `bundled` is what the
+model inside the package was trained with.
+"""
+
+import ml_collections
+
+
+def base(stage: str) -> ml_collections.ConfigDict:
+    """Returns the keys that the training loop reads, at their full-size values."""
+    config = ml_collections.ConfigDict()
+    config.stage = stage
+    config.seed = 0
+    config.batch_size = 32  # over all devices
+    config.accumulate = 1  # microbatches a step
+    config.total_steps = 1_000_000
+    config.total_epochs = 0  # counts instead of total_steps where it is not 0
+    config.dtype = "bfloat16"  # of the computation; parameters are float32
+    config.remat = False  # compute activations twice instead of keeping them
+    config.ema_decay = 0.0  # 0 keeps no average
+    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1})
+
+    config.data = ml_collections.ConfigDict()
+    config.data.dataset = "sonic_sounds"
+    config.data.data_dir = ml_collections.config_dict.placeholder(str)
+    config.data.split = "train"
+    config.data.eval_split = "validation"
+    config.data.samples = 624 * 256
+    config.data.workers = 0
+    # For dataset="audio_folder": the recordings, and a CSV, TSV or JSONL of captions or labels.
+    config.data.folder = ml_collections.config_dict.placeholder(str)
+    config.data.captions_file = ml_collections.config_dict.placeholder(str)
+
+    config.mel = ml_collections.ConfigDict()
+    config.mel.sample_rate = 16_000
+    config.mel.n_fft = 1024
+    config.mel.hop_length = 256
+    config.mel.n_mels = 80
+    config.mel.fmin = 0.0
+    config.mel.fmax = 8000.0
+    config.mel.log = "log10"
+    config.mel.floor = 1e-5
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.base_lr = 1e-4
+    config.optimizer.scale_lr = False  # times the batch, LDM's rule
+    config.optimizer.warmup_steps = 0
+    config.optimizer.cosine_steps = 0
+    config.optimizer.decay_per_epoch = 1.0
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = 0.0
+
+    config.log_every = 100
+    config.eval_every = 5_000
+    config.summary_every = 5_000
+    config.checkpoint_every = 5_000
+    config.keep = 2
+    config.best = "validation/loss"  # its lowest checkpoint is kept besides the latest
+    config.profile = ()  # (first step, number of steps) to trace for TensorBoard
+    return config
+
+
+def small_run(config: ml_collections.ConfigDict, steps: int) -> ml_collections.ConfigDict:
+    """Sets what short runs on one machine share."""
+    config.dtype = "float32"
+    config.total_steps = steps
+    config.log_every = max(1, steps // 20)
+    config.eval_every = config.summary_every = config.checkpoint_every = max(1, steps // 2)
+    return config
+
+
+def pick(arg: str | None, **choices):
+    """Returns what the argument of a config names.
+
+    Raises:
+      ValueError: if it is none of the choices.
+    """
+    if (arg or "full") not in choices:
+        raise ValueError(f"Unknown config argument {arg!r}; choose from {', '.join(choices)}.")
+    return choices[arg or "full"]

@@ -1,0 +1,220 @@
+"""The latent diffusion stage (paper section 3.5): noise prediction under a text condition.
+
+The autoencoder and the text encoder are frozen and come from model folders that the config names.
+Latents are scaled to unit variance with a factor that the first batches give and the state keeps.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from maa_jax import bundle, conditioning
+from maa_jax.audio import mel as mel_lib
+from maa_jax.diffusion import samplers, schedule
+from maa_jax.models import unet
+from maa_jax.training import optim, state
+from maa_jax.training.metrics import spectrogram_image
+
+Tree = Any
+
+_SUMMARY_STEPS = 25
+_TEXT_PARTS = ("text_encoder", "text_projection", "audio_encoder", "audio_projection")
+
+
+class DiffusionStage:
+    """Trains `unet` on latents of `vae` under conditions of `text_encoder`."""
+
+    def __init__(self, config: ml_collections.ConfigDict, *, steps_per_epoch: int):
+        """Defines the network; no weights.
+
+        Raises:
+          ValueError: if a model folder that the config names is missing or of another width.
+        """
+        self.config = config
+        self.mel = mel_lib.MelConfig(**config.mel)
+        self.schedule = schedule.Schedule()
+        self.unet_config = unet.UNetConfig(**config.unet)
+        self._make = lambda rngs: unet.UNet(
+            self.unet_config, dtype=jnp.dtype(config.dtype), remat=config.remat, rngs=rngs
+        )
+        self._graph = state.define(self._make)
+        self._tx = optim.make_optimizer(config.optimizer, config.batch_size, steps_per_epoch)
+        self._text = conditioning.TextConditioner.from_folder(
+            _folder(config, "text_encoder", "clap")
+        )
+        self._vae_folder = _folder(config, "autoencoder", "autoencoder")
+        self.tokenize = self._text.tokenize
+        self._check_widths()
+
+    def _check_widths(self) -> None:
+        given = self._text.context_dim
+        if given != self.unet_config.cross_attention_dim:
+            raise ValueError(
+                f"config.unet.cross_attention_dim={self.unet_config.cross_attention_dim}, but the "
+                f"text encoder in {self.config.text_encoder} gives {given}: set it to {given}."
+            )
+        channels = bundle.load_config(self._vae_folder, "vae").latent_channels
+        if channels != self.unet_config.in_channels:
+            raise ValueError(
+                f"config.unet.in_channels={self.unet_config.in_channels}, but the autoencoder in "
+                f"{self.config.autoencoder} has {channels} latent channels: set it to {channels}."
+            )
+
+    def load_frozen(self) -> Tree:
+        """Returns the weights that are only read, and the tokens of the fixed prompts."""
+        dtype = jnp.dtype(self.config.dtype)
+        self._vae, vae = bundle.load_network(self._vae_folder, "vae", dtype=dtype)
+        frozen = {
+            "vae": vae,
+            "text": self._text.params,
+            "empty": self.tokenize([""]),
+            "prompts": self.tokenize(list(self.config.summary.prompts)),
+        }
+        if self.config.vocoder:
+            folder = _folder(self.config, "vocoder", "vocoder")
+            self._vocoder, frozen["vocoder"] = bundle.load_network(folder, "vocoder", dtype=dtype)
+        return frozen
+
+    def init(self, key: jax.Array) -> state.TrainState:
+        """Returns the state of step 0; the latent scale is 1 until `prepare` measures it."""
+        averaged = ("unet",) if self.config.ema_decay else ()
+        begin = state.start({"unet": self._make}, {"unet": self._tx}, averaged, key)
+        zeros = {name: jnp.zeros(()) for name in ("count", "sum", "sum_squares")}
+        return begin.replace(extra=begin.extra | {"latents": zeros | {"scale": jnp.ones(())}})
+
+    def prepare(
+        self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
+    ) -> state.TrainState:
+        """Adds a batch to the measure of the latents' spread: scale = 1 / standard deviation."""
+        z, seen = self._encode(frozen, batch["audio"], key), train.extra["latents"]
+        count, total = seen["count"] + z.size, seen["sum"] + z.sum()
+        squares = seen["sum_squares"] + jnp.square(z).sum()
+        scale = 1 / jnp.sqrt(squares / count - jnp.square(total / count))
+        latents = {"count": count, "sum": total, "sum_squares": squares, "scale": scale}
+        return train.replace(extra=train.extra | {"latents": latents})
+
+    def _encode(self, frozen: Tree, audio: jax.Array, key: jax.Array) -> jax.Array:
+        """Returns latents [b, h, w, c] drawn from the posterior, unscaled, in float32."""
+        image = mel_lib.log_mel(audio, self.mel).swapaxes(1, 2)[..., None]
+        mean, logvar = bundle.build(self._vae, frozen["vae"]).encode(image)
+        noise = jax.random.normal(key, mean.shape)
+        z = mean + jnp.exp(0.5 * logvar) * noise
+        return jax.lax.stop_gradient(z.astype(jnp.float32))
+
+    def _errors(self, module, frozen, scale, batch, tokens, timesteps, key) -> jax.Array:
+        """Returns the mean squared error of the predicted noise, [b]."""
+        key_z, key_noise = jax.random.split(key)
+        z = self._encode(frozen, batch["audio"], key_z) * scale
+        noise = jax.random.normal(key_noise, z.shape)
+        noisy = self.schedule.add_noise(z, noise, timesteps)
+        context = jax.lax.stop_gradient(self._text.encode(frozen["text"], tokens))
+        eps = module(noisy, timesteps, context).astype(jnp.float32)
+        return jnp.mean(jnp.square(eps - noise), axis=(1, 2, 3))
+
+    def train_step(
+        self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
+    ) -> tuple[state.TrainState, dict[str, jax.Array]]:
+        """One step on the noise of uniformly drawn timesteps; conditions dropped by chance."""
+        scale = train.extra["latents"]["scale"]
+
+        def loss_fn(params, batch, key):
+            size = len(batch["audio"])
+            key_t, key_drop, key_rest = jax.random.split(key, 3)
+            timesteps = jax.random.randint(key_t, (size,), 0, self.schedule.num_train_timesteps)
+            drop = jax.random.bernoulli(key_drop, self.config.uncond_probability, (size, 1))
+            tokens = jnp.where(drop, frozen["empty"], batch["tokens"])
+            module = state.merge(self._graph, params)
+            errors = self._errors(module, frozen, scale, batch, tokens, timesteps, key_rest)
+            return errors.mean(), {}
+
+        grad_fn = optim.accumulated_grad(loss_fn, self.config.accumulate)
+        (loss, _), grads = grad_fn(train.params["unet"], batch, key)
+        params, opt = optim.update(self._tx, grads, train.params["unet"], train.opt["unet"])
+        params = {"unet": params}
+        new = train.replace(
+            step=train.step + 1,
+            params=params,
+            opt={"unet": opt},
+            ema=state.average(train.ema, params, self.config.ema_decay, train.step),
+        )
+        norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
+        return new, {"loss": loss, "grad_norm": norm}
+
+    def eval_step(
+        self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Returns each example's loss [b], over timesteps spread evenly."""
+        size, total = len(batch["audio"]), self.schedule.num_train_timesteps
+        timesteps = ((jnp.arange(size) + 0.5) * total / size).astype(jnp.int32)
+        module = state.merge(self._graph, train.weights()["unet"])
+        scale = train.extra["latents"]["scale"]
+        errors = self._errors(module, frozen, scale, batch, batch["tokens"], timesteps, key)
+        return {"loss": errors}
+
+    def summarize(
+        self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Samples the fixed prompts: spectrograms, and sound where a vocoder is given."""
+        prompts, empty = frozen["prompts"], frozen["empty"]
+        context = self._text.encode(frozen["text"], prompts)
+        without = self._text.encode(frozen["text"], jnp.broadcast_to(empty, prompts.shape))
+        frames = batch["audio"].shape[1] // self.mel.hop_length
+        shape = (self.mel.n_mels // 8, frames // 8, self.unet_config.in_channels)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(prompts)))
+        noise = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+        module = state.merge(self._graph, train.weights()["unet"])
+        z = samplers.ddim(
+            samplers.guided(module, context, without, self.config.summary.guidance_scale),
+            noise,
+            self.schedule.ddim_timesteps(_SUMMARY_STEPS),
+            self.schedule.alphas_cumprod,
+        )
+        vae = bundle.build(self._vae, frozen["vae"])
+        mel = vae.decode(z / train.extra["latents"]["scale"])[..., 0].swapaxes(1, 2)
+        out = {"image/sample": spectrogram_image(mel)}
+        if "vocoder" in frozen:
+            wav = bundle.build(self._vocoder, frozen["vocoder"])(mel)
+            out["audio/sample"] = jnp.clip(wav.astype(jnp.float32), -1, 1)[..., None]
+        return out
+
+    def export(self, params: Tree, extra: Tree, folder: str) -> None:
+        """Writes a whole model folder: the U-Net, and the frozen parts that it was trained with."""
+        bundle.save_network(folder, "unet", self.unet_config, params["unet"])
+        vae_config = dataclasses.replace(
+            bundle.load_config(self._vae_folder, "vae"),
+            scaling_factor=float(np.asarray(extra["latents"]["scale"])),
+        )
+        vae = bundle.load_network(self._vae_folder, "vae")[1]
+        bundle.save_network(folder, "vae", vae_config, vae)
+        bundle.save_scheduler(folder, self.schedule)
+        text = pathlib.Path(_folder(self.config, "text_encoder", "clap"))
+        copied = [text / name for name in (*_TEXT_PARTS, "tokenizer") if (text / name).is_dir()]
+        if self.config.vocoder:
+            copied.append(pathlib.Path(_folder(self.config, "vocoder", "vocoder")) / "vocoder")
+        for source in copied:
+            with bundle.replace_folder(pathlib.Path(folder) / source.name) as new:
+                shutil.copytree(source, new, dirs_exist_ok=True)
+        bundle.save_index(
+            folder,
+            mel=dataclasses.asdict(self.mel),
+            sample_rate=self.mel.sample_rate,
+            max_duration=self.config.data.samples / self.mel.sample_rate,
+        )
+
+
+def _folder(config: ml_collections.ConfigDict, key: str, stage: str) -> pathlib.Path:
+    """Returns the model folder that a key of the config names."""
+    try:
+        return bundle.resolve(config[key])
+    except bundle.BundleError as error:
+        raise ValueError(
+            f"config.{key}={config[key]!r} is no model folder. Train one with --config=configs/"
+            f"{stage}.py, turn it into a folder with `python -m maa_jax.convert --from=workdir "
+            f"--workdir=... --out=...`, and name that folder here."
+        ) from error

@@ -1,0 +1,179 @@
+"""Orbax checkpoints of a run: state, average and data iterator, each an item of its own."""
+
+import json
+from typing import Any
+
+import grain
+import jax
+import ml_collections
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from maa_jax.training.state import TrainState
+
+Tree = Any
+
+# Keys that may change between two starts of one run: they change how it is watched or where it
+# runs, not what it computes.
+_FREE = (
+    "total_steps",
+    "total_epochs",
+    "log_every",
+    "eval_every",
+    "summary_every",
+    "checkpoint_every",
+    "keep",
+    "profile",
+    "mesh",
+    "summary",
+    "data.workers",
+    "data.prefetch",
+    "data.data_dir",
+)
+
+
+class Checkpoints:
+    """Saves and restores the checkpoints of one workdir.
+
+    Writing is asynchronous: `save` returns once the arrays are copied off the devices. A step
+    becomes visible only when all of it is on the disk, so that a kill or a full disk leaves the
+    steps before it whole. The latest `keep` steps and the best one are kept.
+    """
+
+    def __init__(self, workdir: str, *, keep: int = 2, best: str | None = None):
+        """Opens `workdir/checkpoints`, local or in a bucket.
+
+        Args:
+          workdir: the run's folder.
+          keep: how many of the latest steps stay.
+          best: name of the validation metric whose lowest value is kept besides; None for none.
+        """
+        policies = [checkpoint_managers.LatestN(keep)]
+        if best:
+            policies.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: metrics[best], reverse=True, n=1
+                )
+            )
+        self._best = best
+        self._manager = ocp.CheckpointManager(
+            epath.Path(workdir) / "checkpoints",
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """Returns the newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def all_steps(self) -> list[int]:
+        """Returns the complete steps."""
+        return sorted(self._manager.all_steps())
+
+    def reached_preemption(self, step: int) -> bool:
+        """Returns whether all processes were told to stop (several processes only)."""
+        return self._manager.reached_preemption(step)
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        iterator: grain.DatasetIterator,
+        metrics: dict[str, float] | None = None,
+    ) -> None:
+        """Starts to write a step; an error of the write before it is raised here."""
+        if step in self._manager.all_steps():
+            return
+        kept = metrics if metrics and self._best in metrics else None
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state.replace(ema=None)),
+                # Orbax restores no part of an item: the average alone is what sampling loads.
+                ema=ocp.args.StandardSave(state.ema or {"none": 0}),
+                data=grain.checkpoint.CheckpointSave(iterator),
+            ),
+            metrics=kept,
+        )
+
+    def wait(self) -> None:
+        """Waits until the last step is on the disk; raises what went wrong with it."""
+        self._manager.wait_until_finished()
+
+    def restore(
+        self, step: int, shapes: TrainState, iterator: grain.DatasetIterator | None = None
+    ) -> TrainState:
+        """Returns the state of a step, and sets the iterator to where it stood.
+
+        Args:
+          step: one of `all_steps`.
+          shapes: abstract state (`jax.ShapeDtypeStruct` with shardings).
+          iterator: the training iterator; None restores the state alone.
+        """
+        items = {
+            "state": ocp.args.StandardRestore(shapes.replace(ema=None)),
+            "ema": ocp.args.StandardRestore(shapes.ema or {"none": 0}),
+        }
+        if iterator is not None:
+            items["data"] = grain.checkpoint.CheckpointRestore(iterator)
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return restored["state"].replace(ema=restored["ema"] if shapes.ema else {})
+
+
+def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
+    """Writes `workdir/config.json`, or checks that the run there is of the same config.
+
+    Raises:
+      ValueError: naming each key that differs, with both values.
+    """
+    path = epath.Path(workdir) / "config.json"
+    if path.exists():
+        old, new = _flatten(json.loads(path.read_text())), _flatten(config.to_dict())
+        differ = [
+            f"  config.{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
+            for key in sorted(old | new)
+            if old.get(key) != new.get(key)
+            and not any(key == free or key.startswith(free + ".") for free in _FREE)
+        ]
+        if differ:
+            raise ValueError(
+                f"--workdir={workdir} holds a run of another config:\n"
+                + "\n".join(differ)
+                + "\nGive another --workdir, or the values that the run began with."
+            )
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def read_config(workdir: str) -> ml_collections.ConfigDict:
+    """Returns the config of the run in `workdir`.
+
+    Raises:
+      FileNotFoundError: if no run was started there.
+    """
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"--workdir={workdir} holds no config.json: it is not a workdir of maa_jax.train."
+        )
+    return ml_collections.ConfigDict(json.loads(path.read_text()))
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
