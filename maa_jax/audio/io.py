@@ -1,0 +1,133 @@
+"""Sound files in and out: decode anything common to mono at one rate, write wav and FLAC.
+
+libsndfile decodes (wav, flac, ogg, mp3 and its other formats), soxr resamples.
+"""
+
+import io
+import os
+import tempfile
+
+import numpy as np
+import soundfile
+import soxr
+from etils import epath
+
+# Peak under which a recording counts as silent: -80 dBFS, three steps of 16-bit PCM.
+SILENCE = 1e-4
+
+
+class AudioError(ValueError):
+    """A recording that cannot be used: unreadable, truncated, empty or not finite."""
+
+
+def load(path: epath.PathLike, sample_rate: int = 16000) -> np.ndarray:
+    """Reads a sound file (local or on a bucket) as float32 mono `[samples]`; see `decode`."""
+    try:
+        data = epath.Path(path).read_bytes()
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read ({error.strerror or error})") from error
+    try:
+        return decode(data, sample_rate)
+    except AudioError as error:
+        raise AudioError(f"{path}: {error}") from error
+
+
+def decode(data: bytes, sample_rate: int = 16000) -> np.ndarray:
+    """Decodes the content of a sound file: channels averaged, resampled, nothing normalised.
+
+    Args:
+      data: The file's bytes: wav, flac, ogg, mp3 or another format of libsndfile.
+      sample_rate: Of the result, in Hz.
+
+    Returns:
+      float32 `[samples]`, in [-1, 1] up to what resampling overshoots.
+
+    Raises:
+      AudioError: Unreadable, truncated, empty, or holding NaN or infinity.
+    """
+    if not data:
+        raise AudioError("the file is empty")
+    _check_complete(data)
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            expected, rate = file.frames, file.samplerate
+            if file.format == "MP3":  # Its header may count up to two frames that hold no sound.
+                expected -= 2 * 1152
+            wav = file.read(dtype="float32", always_2d=True)  # [frames, channels]
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise AudioError(f"cannot be decoded ({error})") from error
+    if len(wav) < expected:
+        raise AudioError(f"truncated: {len(wav)} of {expected} frames can be decoded")
+    if not len(wav):
+        raise AudioError("holds no samples")
+    if not np.isfinite(wav).all():
+        raise AudioError("holds NaN or infinite samples")
+    return resample(wav.mean(axis=1), rate, sample_rate)
+
+
+def _check_complete(data: bytes):
+    """Raises for cut wav and Ogg files, which libsndfile reads as if they were merely shorter."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
+        position = 12
+        while position + 8 <= len(data):
+            name = data[position : position + 4]
+            size = int.from_bytes(data[position + 4 : position + 8], "little")
+            left = len(data) - position - 8
+            # Programs that write into a pipe leave the size open: 0 or all ones.
+            if name == b"data" and left < size < 0xFFFF0000:
+                raise AudioError(f"truncated: {left} of {size} bytes of samples are there")
+            position += 8 + size + size % 2
+    elif data[:4] == b"OggS":
+        last = data[data.rfind(b"OggS") :]
+        lacing = last[27 : 27 + last[26]] if len(last) > 26 else b""  # Bytes of each segment.
+        whole = len(last) >= 27 + len(lacing) + sum(lacing) and len(lacing) == last[26]
+        if not (lacing and whole and last[5] & 4):
+            raise AudioError("truncated: the Ogg stream's last page is missing or cut")
+
+
+def resample(wav: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Resamples `[samples]` or `[samples, channels]` from one rate in Hz to another."""
+    if from_rate == to_rate:
+        return wav
+    return soxr.resample(wav, from_rate, to_rate, quality="HQ")
+
+
+def is_silent(wav: np.ndarray) -> bool:
+    """Whether nothing in `[samples]` can be heard: no sample reaches `SILENCE`."""
+    return not len(wav) or float(np.abs(wav).max()) < SILENCE
+
+
+def encode_flac(wav: np.ndarray, sample_rate: int = 16000) -> bytes:
+    """Encodes float `[samples]` as 16-bit FLAC; values beyond [-1, 1] are clipped."""
+    return _encode(wav, sample_rate, "FLAC")
+
+
+def write_wav(path: epath.PathLike, wav: np.ndarray, sample_rate: int = 16000):
+    """Writes float `[samples]` as 16-bit PCM; values beyond [-1, 1] are clipped.
+
+    The file appears whole or not at all: it is written beside its place and renamed.
+    """
+    data = _encode(wav, sample_rate, "WAV")
+    path = os.fspath(path)
+    handle, temporary = tempfile.mkstemp(suffix=".tmp", dir=os.path.dirname(path) or ".")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner alone.
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _encode(wav: np.ndarray, sample_rate: int, container: str) -> bytes:
+    wav = np.asarray(wav, np.float32)
+    if wav.ndim != 1:
+        raise AudioError(f"waveform of shape {wav.shape}: give one channel, [samples]")
+    if not np.isfinite(wav).all():
+        raise AudioError("the waveform holds NaN or infinite samples")
+    # Rounded here: libsndfile truncates, which makes the quietest sounds louder or gone.
+    pcm = np.round(np.clip(wav, -1, 1) * 32767).astype(np.int16)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, pcm, sample_rate, subtype="PCM_16", format=container)
+    return buffer.getvalue()
