@@ -1,0 +1,100 @@
+"""Names of Microsoft's `CLAP_weights_2022.pth`, of PANNs and of BERT checkpoints, to and from ours.
+
+Everything here maps {name: array} to {name: array} in PyTorch's layouts; `torch_layout` does the
+rest. What the released files hold beside weights, or hold and nothing uses, is listed in `_UNUSED`;
+any other name that is not known is an error.
+"""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+# Folder of a model -> prefix in CLAP_weights_2022.pth.
+PREFIXES = {
+    "text_encoder": "caption_encoder.base.",
+    "text_projection": "caption_encoder.projection.",
+    "audio_encoder": "audio_encoder.base.",
+    "audio_projection": "audio_encoder.projection.",
+}
+
+_UNUSED = {
+    # The pooler serves BERT's own pre-training; position ids are 0, 1, 2, ...
+    "text_encoder": re.compile(r"pooler\.dense\.(weight|bias)|embeddings\.position_ids"),
+    # Fourier and mel matrices of the front end, computed here; a counter that no result reads.
+    "audio_encoder": re.compile(
+        r"spectrogram_extractor\..*|logmel_extractor\..*|.*\.num_batches_tracked"
+    ),
+}
+
+
+def without_unused(network: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the tensors of a folder's network without those that have no place in ours."""
+    unused = _UNUSED.get(network)
+    return {k: v for k, v in tensors.items() if not (unused and unused.fullmatch(k))}
+
+
+def from_released(
+    tensors: Mapping[str, np.ndarray], *, prefix: str = ""
+) -> dict[str, dict[str, np.ndarray]]:
+    """Splits a released CLAP into networks.
+
+    Args:
+        tensors: `model` of CLAP_weights_2022.pth, or the part of maa1_full.ckpt that begins with
+            `cond_stage_model.` (the text tower alone).
+        prefix: begins every name, and is taken away.
+
+    Returns:
+        {folder: {name: array}} for the folders that the file holds, and `logit_scale` (the
+        temperature's logarithm) as {"": scalar} where it is there.
+
+    Raises:
+        ValueError: listing the names that no rule knows.
+    """
+    networks, unknown = {}, []
+    for name, value in tensors.items():
+        short = name.removeprefix(prefix)
+        if short == "logit_scale":
+            networks["logit_scale"] = {"": value}
+            continue
+        for network, start in PREFIXES.items():
+            if short.startswith(start) and name.startswith(prefix):
+                networks.setdefault(network, {})[short.removeprefix(start)] = value
+                break
+        else:
+            unknown.append(name)
+    if unknown or not networks:
+        raise ValueError(
+            f"not a CLAP of 2022: unknown names {', '.join(sorted(unknown)) or '(none)'} among "
+            f"{len(tensors)}; expected {', '.join(prefix + p for p in PREFIXES.values())}"
+        )
+    return {network: without_unused(network, part) for network, part in networks.items()}
+
+
+def to_released(networks: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Undoes `from_released`; what that left out stays out (load it with `strict=False`)."""
+    released = {}
+    for network, tensors in networks.items():
+        start = network if network == "logit_scale" else PREFIXES[network]
+        released |= {start + name: value for name, value in tensors.items()}
+    return released
+
+
+def from_bert(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns a text encoder's tensors from any BERT checkpoint of the Hugging Face hub.
+
+    bert-base-uncased was saved with its pre-training heads (`cls.`), under `bert.`, and with the
+    layer norms' old names gamma and beta.
+    """
+    renamed = {}
+    for name, value in tensors.items():
+        if name.startswith("cls."):
+            continue
+        name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name.removeprefix("bert."))
+        renamed[re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)] = value
+    return without_unused("text_encoder", renamed)
+
+
+def from_panns(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns an audio encoder's tensors from `model` of a PANNs Cnn14 checkpoint."""
+    return without_unused("audio_encoder", tensors)

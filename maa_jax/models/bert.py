@@ -1,0 +1,230 @@
+"""BERT text encoder (Devlin et al. 2018), with the parameter names of transformers' `BertModel`."""
+
+import dataclasses
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+# Keys of config.json that change the network's result, with the only value implemented here.
+_FIXED = {
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """Sizes of a BERT encoder, named as in transformers; the defaults are bert-base-uncased."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    pad_token_id: int = 0
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not divisible by num_attention_heads="
+                f"{self.num_attention_heads}: choose a multiple."
+            )
+
+    def to_hf(self) -> dict[str, Any]:
+        """Returns the content of config.json, which transformers' BertModel opens."""
+        return {**_FIXED, "architectures": ["BertModel"], **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_hf(cls, d: dict[str, Any]) -> Self:
+        """Reads config.json.
+
+        Raises:
+            ValueError: the file asks for something that this encoder lacks.
+        """
+        for key, value in _FIXED.items():
+            if d.get(key, value) != value:
+                raise ValueError(f"{key}={d[key]!r} is not supported by Bert: use {value!r}.")
+        return cls(**{f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d})
+
+
+class Embeddings(nnx.Module):
+    """Word, position and segment embeddings, summed and normalised."""
+
+    def __init__(self, config: BertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        embed = lambda n: nnx.Embed(
+            n,
+            config.hidden_size,
+            dtype=dtype,
+            embedding_init=nnx.initializers.normal(0.02),
+            rngs=rngs,
+        )
+        self.word_embeddings = embed(config.vocab_size)
+        self.position_embeddings = embed(config.max_position_embeddings)
+        self.token_type_embeddings = embed(config.type_vocab_size)
+        self.LayerNorm = _layer_norm(config, dtype, rngs)
+        self.dropout = nnx.Dropout(config.hidden_dropout_prob)
+
+    def __call__(self, input_ids: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Embeds ids [b, n] as [b, n, hidden_size]; every token is of segment 0."""
+        x = self.word_embeddings(input_ids)
+        x = x + self.position_embeddings(jnp.arange(input_ids.shape[1]))
+        x = x + self.token_type_embeddings(jnp.zeros((), jnp.int32))
+        return self.dropout(self.LayerNorm(x), deterministic=rngs is None, rngs=rngs)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head attention over the tokens, without its output projection."""
+
+    def __init__(self, config: BertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        size = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.query = _linear(size, size, dtype, rngs)
+        self.key = _linear(size, size, dtype, rngs)
+        self.value = _linear(size, size, dtype, rngs)
+        self.dropout = nnx.Dropout(config.attention_probs_dropout_prob)
+
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Maps [b, n, size] to the same shape; `mask` [b, n] is True where a key counts."""
+        q, k, v = (
+            f(x).reshape(*x.shape[:2], self.num_heads, -1)
+            for f in (self.query, self.key, self.value)
+        )
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(q.shape[-1]).astype(q.dtype)
+        scores = scores.astype(jnp.float32)  # the softmax loses too much in bfloat16
+        if mask is not None:
+            scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores).astype(v.dtype)
+        weights = self.dropout(weights, deterministic=rngs is None, rngs=rngs)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
+
+
+class ResidualOutput(nnx.Module):
+    """Linear layer, dropout, residual sum and layer norm: the end of either half of a block."""
+
+    def __init__(self, in_size: int, config: BertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.dense = _linear(in_size, config.hidden_size, dtype, rngs)
+        self.LayerNorm = _layer_norm(config, dtype, rngs)
+        self.dropout = nnx.Dropout(config.hidden_dropout_prob)
+
+    def __call__(
+        self, x: jax.Array, residual: jax.Array, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Returns LayerNorm(residual + dropout(dense(x)))."""
+        x = self.dropout(self.dense(x), deterministic=rngs is None, rngs=rngs)
+        return self.LayerNorm(residual + x)
+
+
+class Attention(nnx.Module):
+    """Self-attention with its output projection; `self` is transformers' name for the former."""
+
+    def __init__(self, config: BertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.self = SelfAttention(config, dtype=dtype, rngs=rngs)
+        self.output = ResidualOutput(config.hidden_size, config, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Maps [b, n, size] to the same shape."""
+        return self.output(self.self(x, mask, rngs=rngs), x, rngs=rngs)
+
+
+class Intermediate(nnx.Module):
+    """First half of the feed-forward network."""
+
+    def __init__(self, config: BertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.dense = _linear(config.hidden_size, config.intermediate_size, dtype, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [b, n, hidden_size] to [b, n, intermediate_size]."""
+        return nnx.gelu(self.dense(x), approximate=False)
+
+
+class Layer(nnx.Module):
+    """One transformer block, normalised after each residual sum."""
+
+    def __init__(self, config: BertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.intermediate = Intermediate(config, dtype=dtype, rngs=rngs)
+        self.output = ResidualOutput(config.intermediate_size, config, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Maps [b, n, size] to the same shape."""
+        x = self.attention(x, mask, rngs=rngs)
+        return self.output(self.intermediate(x), x, rngs=rngs)
+
+
+class Encoder(nnx.Module):
+    """The stack of blocks."""
+
+    def __init__(self, config: BertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.layer = nnx.List(
+            [Layer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)]
+        )
+
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Maps [b, n, size] to the same shape."""
+        for layer in self.layer:
+            x = layer(x, mask, rngs=rngs)
+        return x
+
+
+class Bert(nnx.Module):
+    """BERT without its pooler, which neither CLAP nor the denoiser uses."""
+
+    def __init__(self, config: BertConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        self.embeddings = Embeddings(config, dtype=dtype, rngs=rngs)
+        self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """Returns the last hidden states [b, n, hidden_size] of token ids [b, n].
+
+        Args:
+            input_ids: int32 [b, n], n up to `max_position_embeddings`.
+            attention_mask: [b, n], non-zero where a token may be attended to; None attends to all.
+            rngs: turns dropout on, with the stream `dropout`.
+        """
+        if input_ids.shape[1] > self.config.max_position_embeddings:
+            raise ValueError(
+                f"{input_ids.shape[1]} tokens exceed max_position_embeddings="
+                f"{self.config.max_position_embeddings}: cut the prompt."
+            )
+        mask = None if attention_mask is None else attention_mask != 0
+        return self.encoder(self.embeddings(input_ids, rngs=rngs), mask, rngs=rngs)
+
+
+def _linear(in_size: int, out_size: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    init = nnx.initializers.normal(0.02)  # BERT's initializer_range
+    return nnx.Linear(in_size, out_size, dtype=dtype, kernel_init=init, rngs=rngs)
+
+
+def _layer_norm(config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(
+        config.hidden_size,
+        epsilon=config.layer_norm_eps,
+        use_fast_variance=False,
+        dtype=dtype,
+        rngs=rngs,
+    )

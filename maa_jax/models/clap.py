@@ -1,0 +1,134 @@
+"""CLAP: one space for sounds and sentences (Elizalde et al. 2022, "CLAP: Learning audio concepts").
+
+Its text side is the denoiser's condition: Make-An-Audio (section 3.3) gives the U-Net the projected
+hidden state of every token.
+"""
+
+import dataclasses
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from maa_jax.models.bert import Bert, BertConfig
+from maa_jax.models.cnn14 import Cnn14, Cnn14Config
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectionConfig:
+    """Sizes of a projection head."""
+
+    in_size: int = 768
+    out_size: int = 1024
+    dropout: float = 0.5
+
+    def to_hf(self) -> dict[str, Any]:
+        """Returns the content of config.json; the layout is this project's own."""
+        return {
+            "architectures": ["Projection"],
+            "model_type": "clap_projection",
+            **dataclasses.asdict(self),
+        }
+
+    @classmethod
+    def from_hf(cls, d: dict[str, Any]) -> Self:
+        """Reads config.json.
+
+        Raises:
+            ValueError: the file is not a projection's.
+        """
+        if d.get("model_type") != "clap_projection":
+            raise ValueError(
+                f"model_type={d.get('model_type')!r} is not a projection: use 'clap_projection'."
+            )
+        return cls(**{f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d})
+
+
+@dataclasses.dataclass(frozen=True)
+class ClapConfig:
+    """Both towers and the width of the space that they share; the defaults are the full size."""
+
+    text_encoder: BertConfig = dataclasses.field(default_factory=BertConfig)
+    audio_encoder: Cnn14Config = dataclasses.field(default_factory=Cnn14Config)
+    embedding_size: int = 1024
+    dropout: float = 0.5
+
+    @classmethod
+    def microsoft_2022(cls) -> Self:
+        """The CLAP whose text tower conditions the paper's denoiser."""
+        return cls(audio_encoder=Cnn14Config.clap_2022())
+
+    @property
+    def text_projection(self) -> ProjectionConfig:
+        """The head of the text tower."""
+        return ProjectionConfig(self.text_encoder.hidden_size, self.embedding_size, self.dropout)
+
+    @property
+    def audio_projection(self) -> ProjectionConfig:
+        """The head of the audio tower."""
+        return ProjectionConfig(self.audio_encoder.channels[-1], self.embedding_size, self.dropout)
+
+
+class Projection(nnx.Module):
+    """Two linear layers with a residual sum and a layer norm."""
+
+    def __init__(self, config: ProjectionConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        linear = lambda n: nnx.Linear(n, config.out_size, use_bias=False, dtype=dtype, rngs=rngs)
+        self.linear1 = linear(config.in_size)
+        self.linear2 = linear(config.out_size)
+        self.layer_norm = nnx.LayerNorm(
+            config.out_size, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs
+        )
+        self.dropout = nnx.Dropout(config.dropout)
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Maps [..., in_size] to [..., out_size]; `rngs` turns dropout on."""
+        x = self.linear1(x)
+        y = self.linear2(nnx.gelu(x, approximate=False))
+        return self.layer_norm(x + self.dropout(y, deterministic=rngs is None, rngs=rngs))
+
+
+class Clap(nnx.Module):
+    """The two towers, their projections and the learned temperature."""
+
+    def __init__(self, config: ClapConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        self.text_encoder = Bert(config.text_encoder, dtype=dtype, rngs=rngs)
+        self.text_projection = Projection(config.text_projection, dtype=dtype, rngs=rngs)
+        self.audio_encoder = Cnn14(config.audio_encoder, dtype=dtype, rngs=rngs)
+        self.audio_projection = Projection(config.audio_projection, dtype=dtype, rngs=rngs)
+        self.logit_scale = nnx.Param(jnp.asarray(np.log(1 / 0.07), jnp.float32))
+
+    def token_condition(self, input_ids: jax.Array) -> jax.Array:
+        """Returns the denoiser's context [b, n, embedding_size] of token ids [b, n].
+
+        Padding is attended to: the released sampler passes no attention mask.
+        """
+        return self.text_projection(self.text_encoder(input_ids))
+
+    def text_embedding(
+        self, input_ids: jax.Array, attention_mask: jax.Array, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Returns sentence embeddings [b, embedding_size] of unit length, from the first token."""
+        hidden = self.text_encoder(input_ids, attention_mask, rngs=rngs)
+        return unit_length(self.text_projection(hidden[:, 0], rngs=rngs))
+
+    def audio_embedding(
+        self,
+        wav: jax.Array,
+        *,
+        use_running_average: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """Returns embeddings [b, embedding_size] of unit length of recordings [b, samples]."""
+        embedding = self.audio_encoder(wav, use_running_average=use_running_average, rngs=rngs)
+        return unit_length(self.audio_projection(embedding["embedding"], rngs=rngs))
+
+
+def unit_length(x: jax.Array) -> jax.Array:
+    """Scales the last axis to length 1, in float32."""
+    x = x.astype(jnp.float32)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

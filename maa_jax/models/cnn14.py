@@ -1,0 +1,205 @@
+"""Cnn14, the audio network of PANNs (Kong et al. 2020, Table 1) and of Microsoft's CLAP."""
+
+import dataclasses
+import functools
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from maa_jax.audio.mel import MelConfig, mel_filters
+from maa_jax.models.layers import Conv
+
+
+@dataclasses.dataclass(frozen=True)
+class Cnn14Config:
+    """Front end and widths; the defaults are PANNs' Cnn14_16k.
+
+    `channels` has one entry for each block of two convolutions; every block but the last halves
+    time and mels. `fmin` and `fmax` are in Hz. SpecAugment drops `stripes` stripes of up to
+    `time_stripe` frames and `mel_stripe` mels each, in training mode.
+    """
+
+    sample_rate: int = 16000
+    n_fft: int = 512
+    hop_length: int = 160
+    n_mels: int = 64
+    fmin: float = 50.0
+    fmax: float = 8000.0
+    channels: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    num_classes: int = 527
+    block_dropout: float = 0.2
+    head_dropout: float = 0.5
+    stripes: int = 2
+    time_stripe: int = 64
+    mel_stripe: int = 8
+
+    def __post_init__(self):
+        object.__setattr__(self, "channels", tuple(self.channels))  # a list in config.json
+        if self.fmax > self.sample_rate / 2:
+            raise ValueError(
+                f"fmax={self.fmax} is above half of sample_rate={self.sample_rate}: lower it."
+            )
+        if self.n_mels < self.reduction:
+            raise ValueError(
+                f"n_mels={self.n_mels} is too few for the {len(self.channels)} blocks of "
+                f"channels={self.channels}: ask for at least {self.reduction} or fewer blocks."
+            )
+
+    @classmethod
+    def clap_2022(cls) -> Self:
+        """The audio tower of Microsoft's CLAP of 2022, at 44.1 kHz."""
+        return cls(sample_rate=44100, n_fft=1024, hop_length=320, fmax=14000.0)
+
+    @property
+    def reduction(self) -> int:
+        """Factor by which the blocks shrink time and mels."""
+        return 2 ** (len(self.channels) - 1)
+
+    @property
+    def min_samples(self) -> int:
+        """Samples of the shortest clip that leaves a frame after the last block."""
+        return max((self.reduction - 1) * self.hop_length, self.n_fft // 2 + 1)
+
+    def to_hf(self) -> dict[str, Any]:
+        """Returns the content of config.json; the layout is this project's own."""
+        return {
+            "architectures": ["Cnn14"],
+            "model_type": "cnn14",
+            **dataclasses.asdict(self),
+            "channels": list(self.channels),
+        }
+
+    @classmethod
+    def from_hf(cls, d: dict[str, Any]) -> Self:
+        """Reads config.json.
+
+        Raises:
+            ValueError: the file is not a Cnn14's.
+        """
+        if d.get("model_type") != "cnn14":
+            raise ValueError(f"model_type={d.get('model_type')!r} is not a Cnn14: use 'cnn14'.")
+        return cls(**{f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d})
+
+
+class ConvBlock(nnx.Module):
+    """Two 3 x 3 convolutions, each with batch norm and ReLU."""
+
+    def __init__(self, in_channels: int, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        conv = functools.partial(
+            Conv, kernel_size=(3, 3), padding=1, use_bias=False, dtype=dtype, rngs=rngs
+        )
+        self.conv1 = conv(in_channels, channels)
+        self.bn1 = _batch_norm(channels, dtype, rngs)
+        self.conv2 = conv(channels, channels)
+        self.bn2 = _batch_norm(channels, dtype, rngs)
+
+    def __call__(self, x: jax.Array, *, use_running_average: bool) -> jax.Array:
+        """Maps [b, frames, mels, in_channels] to [b, frames, mels, channels]."""
+        x = nnx.relu(self.bn1(self.conv1(x), use_running_average=use_running_average))
+        return nnx.relu(self.bn2(self.conv2(x), use_running_average=use_running_average))
+
+
+class Cnn14(nnx.Module):
+    """Waveform to an embedding and to probabilities of AudioSet's classes."""
+
+    def __init__(self, config: Cnn14Config, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        self.dtype = dtype
+        self.bn0 = _batch_norm(config.n_mels, jnp.float32, rngs)
+        for i, (n, m) in enumerate(zip((1, *config.channels), config.channels, strict=False), 1):
+            setattr(self, f"conv_block{i}", ConvBlock(n, m, dtype=dtype, rngs=rngs))
+        width = config.channels[-1]
+        self.fc1 = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.fc_audioset = nnx.Linear(width, config.num_classes, dtype=dtype, rngs=rngs)
+        self.block_dropout = nnx.Dropout(config.block_dropout)
+        self.head_dropout = nnx.Dropout(config.head_dropout)
+
+    def __call__(
+        self,
+        wav: jax.Array,
+        *,
+        use_running_average: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> dict[str, jax.Array]:
+        """Embeds recordings.
+
+        Args:
+            wav: [b, samples] in [-1, 1] at `config.sample_rate`.
+            use_running_average: False normalises by the batch's statistics and updates the running
+                ones, as in training.
+            rngs: turns dropout and SpecAugment on, with the stream `dropout`.
+
+        Returns:
+            `embedding` [b, channels[-1]] and `clipwise` [b, num_classes], probabilities.
+        """
+        if wav.shape[1] < self.config.min_samples:
+            raise ValueError(
+                f"a clip of {wav.shape[1]} samples is too short for this Cnn14: "
+                f"pad it to {self.config.min_samples} samples or more."
+            )
+        x = decibel_mel(wav, self.config)  # [b, frames, mels]
+        x = self.bn0(x, use_running_average=use_running_average)
+        if rngs is not None:
+            x = _drop_stripes(x, 1, self.config.time_stripe, self.config.stripes, rngs.dropout())
+            x = _drop_stripes(x, 2, self.config.mel_stripe, self.config.stripes, rngs.dropout())
+        x = x[..., None].astype(self.dtype)
+        drop = functools.partial(self.block_dropout, deterministic=rngs is None, rngs=rngs)
+        blocks = len(self.config.channels)
+        for i in range(1, blocks + 1):
+            block = getattr(self, f"conv_block{i}")
+            x = block(x, use_running_average=use_running_average)
+            if i < blocks:
+                x = nnx.avg_pool(x, (2, 2), (2, 2))
+            x = drop(x)
+        x = jnp.mean(x, axis=2)  # [b, frames, channels]
+        x = jnp.max(x, axis=1) + jnp.mean(x, axis=1)
+        drop = functools.partial(self.head_dropout, deterministic=rngs is None, rngs=rngs)
+        x = nnx.relu(self.fc1(drop(x)))
+        return {"embedding": drop(x), "clipwise": nnx.sigmoid(self.fc_audioset(x))}
+
+
+def decibel_mel(wav: jax.Array, config: Cnn14Config) -> jax.Array:
+    """Returns the mel power spectrogram in decibels, [b, 1 + samples // hop, n_mels], float32.
+
+    The front end of PANNs (torchlibrosa): centred frames with reflected ends, a periodic Hann
+    window, Slaney mel filters, 10 log10 with a floor of 1e-10.
+    """
+    half = config.n_fft // 2
+    wav = jnp.pad(wav.astype(jnp.float32), ((0, 0), (half, half)), mode="reflect")
+    frames = 1 + (wav.shape[1] - config.n_fft) // config.hop_length
+    starts = np.arange(frames)[:, None] * config.hop_length
+    window = np.hanning(config.n_fft + 1)[:-1].astype(np.float32)
+    spectrum = jnp.fft.rfft(wav[:, starts + np.arange(config.n_fft)] * window)
+    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    filters = mel_filters(
+        MelConfig(
+            sample_rate=config.sample_rate,
+            n_fft=config.n_fft,
+            hop_length=config.hop_length,
+            n_mels=config.n_mels,
+            fmin=config.fmin,
+            fmax=config.fmax,
+        )
+    )
+    return 10 * jnp.log10(jnp.maximum(power @ filters, 1e-10))
+
+
+def _drop_stripes(x: jax.Array, axis: int, width: int, count: int, key: jax.Array) -> jax.Array:
+    """Zeroes `count` stripes of random width below `width` along `axis`, an own one per example."""
+    size = x.shape[axis]
+    k_width, k_start = jax.random.split(key)
+    shape = (x.shape[0], count, 1)
+    widths = jax.random.randint(k_width, shape, 0, min(width, size))
+    starts = jnp.floor(jax.random.uniform(k_start, shape) * (size - widths)).astype(jnp.int32)
+    position = jnp.arange(size)
+    dropped = jnp.any((position >= starts) & (position < starts + widths), axis=1)  # [b, size]
+    return jnp.where(jnp.expand_dims(dropped, 3 - axis), 0, x)
+
+
+def _batch_norm(channels: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    return nnx.BatchNorm(
+        channels, momentum=0.9, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs
+    )
