@@ -1,0 +1,202 @@
+"""HiFi-GAN's generator (Kong et al. 2020), mel to waveform.
+
+Names are those of transformers' SpeechT5HifiGan: without weight norm, a parameter's path is its
+name in a folder that `SpeechT5HifiGan.from_pretrained` opens.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maa_jax.models.layers1d import Conv1d, ConvTranspose1d, fold_weight_norm
+
+__all__ = ["HifiGan", "HifiGanConfig", "fold_weight_norm"]
+
+
+@dataclasses.dataclass(frozen=True)
+class HifiGanConfig:
+    """Sizes of the generator; the defaults are HiFi-GAN V1 at 256 samples a frame.
+
+    Attributes:
+      model_in_dim: mel bins.
+      sampling_rate: of the output, in Hz.
+      upsample_initial_channel: channels before the first upsampling; halved by each.
+      upsample_rates: their product is the number of samples a frame.
+      upsample_kernel_sizes: kernel of each upsampling; kernel - rate must be even.
+      resblock_kernel_sizes: one residual block for each, summed, after every upsampling.
+      resblock_dilation_sizes: dilations of each residual block's convolutions.
+      leaky_relu_slope: of all activations but the last, which has 0.01.
+      log: compression of the mels that the weights expect, "log10" or "log".
+    """
+
+    model_in_dim: int = 80
+    sampling_rate: int = 16000
+    upsample_initial_channel: int = 512
+    upsample_rates: tuple[int, ...] = (8, 8, 2, 2)
+    upsample_kernel_sizes: tuple[int, ...] = (16, 16, 4, 4)
+    resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5),) * 3
+    leaky_relu_slope: float = 0.1
+    log: str = "log10"
+
+    def __post_init__(self):
+        check_upsampling(self)
+
+    @property
+    def hop_length(self) -> int:
+        """Samples a frame."""
+        return math.prod(self.upsample_rates)
+
+    def to_hf(self) -> dict:
+        """Returns the content of config.json, as transformers writes it."""
+        return {
+            **{name: _listed(value) for name, value in dataclasses.asdict(self).items()},
+            "architectures": ["SpeechT5HifiGan"],
+            "model_type": "speecht5_hifigan",
+            "initializer_range": 0.01,
+            "normalize_before": False,
+        }
+
+    @classmethod
+    def from_hf(cls, d: dict) -> "HifiGanConfig":
+        """Reads config.json.
+
+        Raises:
+          ValueError: if it describes another network, or normalizes its input.
+        """
+        kind = d.get("model_type", "speecht5_hifigan")
+        if kind != "speecht5_hifigan":
+            raise ValueError(f"model_type = {kind!r}: expected 'speecht5_hifigan' (HiFi-GAN).")
+        if d.get("normalize_before", True):
+            raise ValueError(
+                "normalize_before = True: this vocoder normalizes its mels, which is not supported;"
+                " fold `mean` and `scale` into conv_pre and set it to false."
+            )
+        # Where config.json is silent, transformers' defaults hold, which are not V1's.
+        d = {"upsample_rates": (4,) * 4, "upsample_kernel_sizes": (8,) * 4} | d
+        return cls(**{f.name: _tupled(d[f.name]) for f in dataclasses.fields(cls) if f.name in d})
+
+
+def check_upsampling(config) -> None:
+    """Raises ValueError if a vocoder config's lists do not fit each other."""
+    rates, kernels = config.upsample_rates, config.upsample_kernel_sizes
+    if len(rates) != len(kernels):
+        raise ValueError(
+            f"upsample_rates = {rates} and upsample_kernel_sizes = {kernels}: give as many kernels"
+            " as rates."
+        )
+    for rate, kernel in zip(rates, kernels, strict=True):
+        if kernel < rate or (kernel - rate) % 2:
+            raise ValueError(
+                f"upsample_kernel_sizes = {kernels}: kernel {kernel} for rate {rate} must be at"
+                " least the rate and differ from it by an even number."
+            )
+    if len(config.resblock_kernel_sizes) != len(config.resblock_dilation_sizes):
+        raise ValueError(
+            f"resblock_kernel_sizes = {config.resblock_kernel_sizes} and resblock_dilation_sizes ="
+            f" {config.resblock_dilation_sizes}: give one list of dilations for each kernel."
+        )
+    if config.upsample_initial_channel % 2 ** len(rates):
+        raise ValueError(
+            f"upsample_initial_channel = {config.upsample_initial_channel}: it is halved"
+            f" {len(rates)} times, so give a multiple of {2 ** len(rates)}."
+        )
+
+
+def _tupled(value):
+    return tuple(_tupled(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _listed(value):
+    return [_listed(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+class ResidualBlock(nnx.Module):
+    """Pairs of a dilated and a plain convolution, each pair with a residual."""
+
+    def __init__(self, channels, kernel_size, dilations, slope, **kwargs):
+        self.convs1 = nnx.List(
+            Conv1d(
+                channels,
+                channels,
+                kernel_size,
+                padding=dilation * (kernel_size - 1) // 2,
+                dilation=dilation,
+                **kwargs,
+            )
+            for dilation in dilations
+        )
+        self.convs2 = nnx.List(
+            Conv1d(channels, channels, kernel_size, padding=(kernel_size - 1) // 2, **kwargs)
+            for _ in dilations
+        )
+        self.slope = slope
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [b, t, channels] to the same shape."""
+        for conv1, conv2 in zip(self.convs1, self.convs2, strict=True):
+            y = conv1(nnx.leaky_relu(x, self.slope))
+            x = x + conv2(nnx.leaky_relu(y, self.slope))
+        return x
+
+
+class HifiGan(nnx.Module):
+    """HiFi-GAN generator: transposed convolutions, each followed by residual blocks."""
+
+    def __init__(
+        self,
+        config: HifiGanConfig,
+        *,
+        weight_norm: bool = False,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+          config: its sizes.
+          weight_norm: keep weights as `weight_g`, `weight_v` pairs, as in training; a model folder
+            holds them folded into kernels.
+          dtype: of the computation; parameters are float32.
+          rngs: of the initial weights.
+        """
+        kwargs = {"weight_norm": weight_norm, "dtype": dtype, "rngs": rngs}
+        channels = config.upsample_initial_channel
+        self.conv_pre = Conv1d(config.model_in_dim, channels, 7, padding=3, **kwargs)
+        upsampler, resblocks = [], []
+        for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):
+            upsampler.append(
+                ConvTranspose1d(
+                    channels,
+                    channels // 2,
+                    kernel,
+                    stride=rate,
+                    padding=(kernel - rate) // 2,
+                    **kwargs,
+                )
+            )
+            channels //= 2
+            resblocks += [
+                ResidualBlock(channels, size, dilations, config.leaky_relu_slope, **kwargs)
+                for size, dilations in zip(
+                    config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True
+                )
+            ]
+        self.upsampler = nnx.List(upsampler)
+        self.resblocks = nnx.List(resblocks)
+        self.conv_post = Conv1d(channels, 1, 7, padding=3, **kwargs)
+        self.config = config
+
+    def __call__(self, mel: jax.Array) -> jax.Array:
+        """Returns the waveform [b, frames * hop_length] in [-1, 1] of a mel [b, frames, n_mels]."""
+        x = self.conv_pre(mel)
+        kinds = len(self.config.resblock_kernel_sizes)
+        for i, upsample in enumerate(self.upsampler):
+            x = upsample(nnx.leaky_relu(x, self.config.leaky_relu_slope))
+            blocks = self.resblocks[kinds * i : kinds * (i + 1)]
+            x = sum(block(x) for block in blocks) / kinds
+        x = self.conv_post(nnx.leaky_relu(x, 0.01))
+        return jnp.tanh(x[..., 0].astype(jnp.float32))
