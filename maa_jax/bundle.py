@@ -50,7 +50,7 @@ NETWORKS = {
 }
 # Folders that hold no network: (class for model_index.json, files they must have).
 _OTHERS = {
-    "tokenizer": (("transformers", "BertTokenizer"), ("tokenizer.json", "tokenizer_config.json")),
+    "tokenizer": (("transformers", "BertTokenizer"), ("tokenizer.json",)),
     "scheduler": (("diffusers", "DDIMScheduler"), ("scheduler_config.json",)),
 }
 _REMEDY = "write the folder again (python -m maa_jax.convert), or point to a whole one"
@@ -221,6 +221,16 @@ def build(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
     return nnx.merge(graphdef, params)
 
 
+def networks(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Returns {name: class name} of the networks in a folder, whatever its index says."""
+    found = {}
+    for path in sorted(pathlib.Path(folder).glob("[!.]*/config.json")):
+        kind = class_of(read_json(path))
+        if kind in NETWORKS:
+            found[path.parent.name] = kind
+    return found
+
+
 def save_scheduler(folder: str | os.PathLike[str], schedule: Any) -> None:
     """Writes `folder/scheduler/`, the configuration that diffusers' DDIMScheduler opens."""
     with replace_folder(pathlib.Path(folder, "scheduler")) as new:
@@ -235,14 +245,9 @@ def save_index(folder: str | os.PathLike[str], **meta: Any) -> None:
     """
     folder = pathlib.Path(folder)
     index = read_json(folder / INDEX) if (folder / INDEX).exists() else {}
-    parts = {}
-    for path in sorted(folder.glob("[!.]*/")):
-        if path.name in _OTHERS:
-            parts[path.name] = list(_OTHERS[path.name][0])
-        elif (path / "config.json").exists():
-            name = class_of(read_json(path / "config.json"))
-            if name in NETWORKS:
-                parts[path.name] = [NETWORKS[name][0], name]
+    parts = {name: list(part) for name, (part, _) in _OTHERS.items() if (folder / name).is_dir()}
+    for name, kind in networks(folder).items():
+        parts[name] = [NETWORKS[kind][0], kind]
     _write_json(folder / INDEX, {"_class_name": "MaaPipeline"} | parts | _meta(index) | meta)
 
 
@@ -255,13 +260,13 @@ def _meta(index: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_index(
-    folder: str | os.PathLike[str], *, networks: tuple[str, ...] = (), meta: tuple[str, ...] = ()
+    folder: str | os.PathLike[str], *, parts: tuple[str, ...] = (), meta: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """Reads model_index.json and checks that every file of every part it lists is there.
 
     Args:
       folder: the model folder.
-      networks: parts that the caller needs, such as "unet".
+      parts: parts that the caller needs, such as "unet".
       meta: other keys that the caller needs, such as "sample_rate".
 
     Raises:
@@ -270,7 +275,7 @@ def load_index(
     folder = pathlib.Path(folder)
     index = read_json(folder / INDEX)
     missing = []
-    for name in dict.fromkeys([k for k, v in index.items() if _is_part(v)] + list(networks)):
+    for name in dict.fromkeys([k for k, v in index.items() if _is_part(v)] + list(parts)):
         if name in _OTHERS:
             files = _OTHERS[name][1]
         elif name in index:
