@@ -1,0 +1,1 @@
+"""One file a stage; `get_config(arg)` returns its configuration."""

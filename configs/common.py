@@ -64,6 +64,11 @@ def base(stage: str) -> ml_collections.ConfigDict:
     return config
 
 
+def block(**keys) -> ml_collections.ConfigDict:
+    """Returns keys as a block of a config."""
+    return ml_collections.ConfigDict(keys)
+
+
 def small_run(config: ml_collections.ConfigDict, steps: int) -> ml_collections.ConfigDict:
     """Sets what short runs on one machine share."""
     config.dtype = "float32"

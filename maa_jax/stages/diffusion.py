@@ -53,7 +53,7 @@ class DiffusionStage:
         self._check_widths()
 
     def _check_widths(self) -> None:
-        given = self._text.context_dim
+        given = self._text.width
         if given != self.unet_config.cross_attention_dim:
             raise ValueError(
                 f"config.unet.cross_attention_dim={self.unet_config.cross_attention_dim}, but the "

@@ -1,0 +1,91 @@
+"""Text to audio: the latent diffusion stage (paper sections 3.5 and 5.2, Table 6).
+
+    python -m maa_jax.train --config=configs/t2a.py --workdir=runs/t2a \
+        --config.autoencoder=models/autoencoder --config.text_encoder=models/clap
+
+Arguments: none, the paper's U-Net of 160,223,684 parameters on clips of 624 frames; `demo` and
+`runlocal` as in common.py; `bundled`, the U-Net inside the package.
+
+The learning rate is the release's, 1e-5 with 10,000 steps of warm-up; the paper's base of 0.005,
+scaled by devices x batch, is `--config.optimizer.base_lr=0.005 --config.optimizer.scale_lr=True`.
+Conditions are dropped with the paper's probability. Not trained to the end here: the paper's run
+took 2 M steps on 18 V100.
+"""
+
+from configs import common
+
+
+def get_config(arg: str | None = None):
+    """Returns the configuration of an argument: none, demo, runlocal or bundled."""
+    return common.pick(arg, full=full, demo=demo, runlocal=runlocal, bundled=bundled)()
+
+
+def full():
+    config = common.base("diffusion")
+    config.batch_size = 144  # 18 devices x 8
+    config.total_steps = 2_000_000
+    config.ema_decay = 0.9999
+    config.uncond_probability = 0.2
+    # Model folders: where `vae/`, `text_encoder/` with `tokenizer/`, and `vocoder/` are read.
+    config.autoencoder = "models/autoencoder"
+    config.text_encoder = "models/clap"
+    config.vocoder = ""  # only for the sounds in TensorBoard, and copied into the model folder
+
+    config.unet = common.block(
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(320, 640),
+        layers_per_block=2,
+        num_heads=8,
+        cross_attention_dim=1024,
+        norm_num_groups=32,
+    )
+    config.optimizer.base_lr = 1e-5
+    config.optimizer.warmup_steps = 10_000
+    config.optimizer.weight_decay = 0.01  # as torch's AdamW has it unless told otherwise
+
+    config.summary = common.block(
+        prompts=(
+            "a crow caws",
+            "a deep kick drum",
+            "a cymbal is struck and rings",
+            "a guitar chord",
+            "vinyl crackle and hiss",
+        ),
+        guidance_scale=3.0,
+    )
+    return config
+
+
+def bundled():
+    """The U-Net in the package: trained on the bundled recordings, clips of 4.1 s."""
+    config = common.small_run(full(), steps=3_000)
+    config.batch_size = 32
+    config.data.samples = 65_536
+    config.ema_decay = 0.999
+    config.uncond_probability = 0.1
+    config.unet.block_out_channels = (48, 96)
+    config.unet.num_heads = 4
+    config.unet.cross_attention_dim = 128
+    config.unet.norm_num_groups = 8
+    config.optimizer.base_lr = 1e-3
+    config.optimizer.warmup_steps = 100
+    config.optimizer.cosine_steps = config.total_steps
+    config.optimizer.clip_norm = 1.0
+    return config
+
+
+def demo():
+    config = bundled()
+    config.batch_size = 8
+    config = common.small_run(config, steps=200)
+    config.optimizer.cosine_steps = config.total_steps
+    return config
+
+
+def runlocal():
+    config = common.small_run(bundled(), steps=2)
+    config.batch_size = 2
+    config.autoencoder = config.text_encoder = "bundled"
+    config.unet.block_out_channels = (16, 16)
+    return config

@@ -1,0 +1,39 @@
+"""Runs Python in fresh processes: what needs other devices, a signal or a clean import table."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def environment(devices: int = 1, **more: str) -> dict[str, str]:
+    """Returns the environment of a process with `devices` CPU devices."""
+    return os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        **more,
+    }
+
+
+def start_python(*args: str, devices: int = 1, **env: str) -> subprocess.Popen:
+    """Starts `python ARGS` from the checkout's root, with its output piped as text."""
+    return subprocess.Popen(
+        [sys.executable, *args],
+        cwd=ROOT,
+        env=environment(devices, **env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_python(code: str, *, devices: int = 1, **env: str) -> str:
+    """Runs `code`, fails with its output unless it exits with 0, and returns that output."""
+    process = start_python("-c", textwrap.dedent(code), devices=devices, **env)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output

@@ -1,0 +1,108 @@
+import jax
+import jax.numpy as jnp
+import ml_collections
+import pytest
+
+from maa_jax.training import checkpoint
+from maa_jax.training.state import TrainState
+from tests.subprocesses import run_python
+
+
+def _state(value, ema=True):
+    tree = {"net": {"w": jnp.full(3, value, jnp.float32)}}
+    return TrainState(jnp.int32(value), tree, {"net": {}}, {"net": {}}, tree if ema else {})
+
+
+def _dataset_iterator():
+    import grain
+
+    return iter(grain.MapDataset.range(100).to_iter_dataset())
+
+
+def _shapes(state):
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), state)
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_a_checkpoint_brings_back_state_average_and_iterator(tmp_path, ema):
+    iterator = _dataset_iterator()
+    next(iterator), next(iterator)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, _state(5, ema), iterator)
+        checkpoints.wait()
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        fresh = _dataset_iterator()
+        state = checkpoints.restore(1, _shapes(_state(0, ema)), fresh)
+    jax.tree.map(lambda a, b: (a == b).all() or pytest.fail(), state, _state(5, ema))
+    assert next(fresh) == 2
+
+
+def test_the_best_step_outlives_newer_ones(tmp_path):
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 4.0}
+    with checkpoint.Checkpoints(tmp_path, keep=2, best="validation/loss") as checkpoints:
+        for step, loss in losses.items():
+            metrics = None if loss is None else {"validation/loss": loss}
+            checkpoints.save(step, _state(step), _dataset_iterator(), metrics)
+        checkpoints.wait()
+    with checkpoint.Checkpoints(tmp_path, keep=2, best="validation/loss") as checkpoints:
+        assert checkpoints.all_steps() == [2, 4, 5]
+
+
+def test_a_full_disk_leaves_the_step_before_whole(tmp_path):
+    # A limit on the size of any file the process writes: the system refuses the bytes as it does
+    # on a full disk, with no disk to fill.
+    output = run_python(
+        f"""
+        import resource, signal, sys
+        import numpy as np, jax.numpy as jnp
+        from maa_jax.training import checkpoint
+        from maa_jax.training.state import TrainState
+        import grain
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        def save(step, size):
+            value = jnp.asarray(np.random.default_rng(0).normal(size=size), jnp.float32)
+            state = TrainState(jnp.int32(step), {{"net": value}}, {{}}, {{}}, {{}})
+            checkpoints.save(step, state, iter(grain.MapDataset.range(9).to_iter_dataset()))
+            checkpoints.wait()
+        checkpoints = checkpoint.Checkpoints({str(tmp_path)!r}, keep=1)
+        save(1, 10)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+        try:
+            save(2, 10_000_000)
+        except Exception as error:
+            print("refused:", type(error).__name__)
+        else:
+            sys.exit("the write went through")
+        """
+    )
+    assert "refused" in output
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.all_steps() == [1]
+        assert checkpoints.restore(1, _shapes(_first())).params["net"].shape == (10,)
+
+
+def _first():
+    return TrainState(jnp.int32(1), {"net": jnp.zeros(10)}, {}, {}, {})
+
+
+def _config(**keys):
+    base = {"stage": "clap", "optimizer": {"base_lr": 0.1}, "log_every": 5, "data": {"workers": 0}}
+    return ml_collections.ConfigDict(base | keys)
+
+
+def test_a_workdir_of_another_config_is_refused_naming_the_keys(tmp_path):
+    checkpoint.write_config(tmp_path, _config())
+    with pytest.raises(ValueError, match=r"config.optimizer.base_lr: 0.1 there, 0.2 here"):
+        checkpoint.write_config(tmp_path, _config(optimizer={"base_lr": 0.2}))
+    assert checkpoint.read_config(tmp_path).optimizer.base_lr == 0.1
+
+
+def test_how_a_run_is_watched_may_change(tmp_path):
+    checkpoint.write_config(tmp_path, _config())
+    checkpoint.write_config(tmp_path, _config(log_every=50, data={"workers": 4}))
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a workdir"):
+        checkpoint.read_config(tmp_path)
