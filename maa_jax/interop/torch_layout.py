@@ -1,0 +1,115 @@
+"""Parameters to and from PyTorch's names and layouts, strictly.
+
+Modules here carry the attribute names of the PyTorch classes, so the path of a parameter joined
+by dots is its name there, but for the leaf: kernel, scale and embedding are `weight`, mean and var
+are `running_mean` and `running_var`. Kernels differ in layout only: [*space, in, out] here is
+[out, in, *space] there (a transposed convolution, which flax stores as [*space, out, in] with
+`transpose_kernel=True`, is [in, out, *space] there by the same rule).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "embedding": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+_KERNELS = ("kernel", "weight_v", "weight_g")
+# Counters and constants that PyTorch stores beside the parameters and no network here reads.
+_IGNORED = ("num_batches_tracked", "position_ids")
+
+
+def _walk(tree: Mapping, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _walk(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def torch_name(path: tuple) -> str:
+    """Returns the PyTorch name of the parameter at a path, a tuple of str and int keys."""
+    *parents, leaf = map(str, path)
+    return ".".join([*parents, _LEAVES.get(leaf, leaf)])
+
+
+def _torch_axes(path: tuple, ndim: int) -> tuple[int, ...]:
+    """Returns the permutation of axes from here to PyTorch."""
+    if path[-1] not in _KERNELS or ndim < 2:
+        return tuple(range(ndim))
+    return (ndim - 1, ndim - 2, *range(ndim - 2))
+
+
+def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns {PyTorch name: array in PyTorch's layout} of a nested dict of arrays."""
+    tensors = {}
+    for path, value in _walk(params):
+        value = np.asarray(value)
+        tensors[torch_name(path)] = np.ascontiguousarray(
+            value.transpose(_torch_axes(path, value.ndim))
+        )
+    return tensors
+
+
+def from_torch(
+    module: nnx.Module | nnx.State | Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    *,
+    rename: Callable[[str], str] | None = None,
+) -> dict[str, Any]:
+    """Returns the nested dict of arrays that `module` expects, out of PyTorch tensors.
+
+    Args:
+      module: what to fill: a module (concrete, or abstract from `nnx.eval_shape`), its state, or a
+        nested dict of anything with a shape and a dtype.
+      tensors: {name: array}; counters and constants such as `num_batches_tracked` are passed over.
+      rename: name in `tensors` -> name in `module`; by default they are the same.
+
+    Raises:
+      ValueError: names that are missing, names that have no place and shapes that differ, all of
+        them listed.
+    """
+    if isinstance(module, nnx.Module):
+        module = nnx.state(module)
+    if isinstance(module, nnx.State):
+        module = nnx.to_pure_dict(module)
+    given, origin, problems = {}, {}, []
+    for name, value in tensors.items():
+        if name.rsplit(".", 1)[-1] in _IGNORED:
+            continue
+        new = rename(name) if rename else name
+        if new in given:
+            problems.append(f"twice: {new}, as {origin[new]} and as {name}")
+        given[new], origin[new] = value, name
+
+    filled: dict[str, Any] = {}
+    for path, expected in _walk(module):
+        name = torch_name(path)
+        if name not in given:
+            problems.append(f"missing: {name}")
+            continue
+        value = np.asarray(given.pop(name))
+        axes = _torch_axes(path, len(expected.shape))
+        wanted = tuple(expected.shape[a] for a in axes)
+        if value.shape != wanted:
+            problems.append(f"shape of {name}: {value.shape}, expected {wanted}")
+            continue
+        node = filled
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        value = value.transpose(np.argsort(axes))
+        node[path[-1]] = np.ascontiguousarray(value, jnp.dtype(expected.dtype))
+    problems += [f"no place for: {name}" for name in given]
+    if problems:
+        raise ValueError(
+            f"{len(problems)} tensors do not fit the network (is the configuration that of these "
+            "weights?):\n  " + "\n  ".join(problems)
+        )
+    return filled

@@ -1,0 +1,395 @@
+"""The denoising U-Net (paper section 3.3): diffusers' UNet2DConditionModel, names and weights."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maa_jax.interop import hf_config
+from maa_jax.models.layers import Conv, GroupNorm, attention, default_init, zeros_init
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of the U-Net; the defaults are the paper's (160.2 M parameters).
+
+    Attributes:
+      in_channels, out_channels: of the latents.
+      block_out_channels: widths, one a level; every level has spatial transformers.
+      layers_per_block: residual blocks a level on the way down; one more on the way up.
+      num_heads: of every attention.
+      cross_attention_dim: channels of the context.
+      norm_num_groups: of every group normalisation.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640)
+    layers_per_block: int = 2
+    num_heads: int = 8
+    cross_attention_dim: int = 1024
+    norm_num_groups: int = 32
+
+    def __post_init__(self):
+        for width in self.block_out_channels:
+            for name in ("num_heads", "norm_num_groups"):
+                if width % getattr(self, name):
+                    raise ValueError(
+                        f"block_out_channels={self.block_out_channels}: {width} is not a multiple "
+                        f"of {name}={getattr(self, name)}; change one of them"
+                    )
+
+    def to_hf(self) -> dict[str, Any]:
+        """Returns the content of the config.json that diffusers opens."""
+        sizes = dataclasses.asdict(self)
+        # diffusers' attention_head_dim is, for this class, the number of heads.
+        sizes["attention_head_dim"] = sizes.pop("num_heads")
+        sizes["block_out_channels"] = list(self.block_out_channels)
+        return {**_fixed(len(self.block_out_channels)), "sample_size": None, **sizes}
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> Self:
+        """Reads a diffusers config.json.
+
+        Raises:
+          ValueError: naming keys and values that this network cannot be.
+        """
+        names = {f.name: f.name for f in dataclasses.fields(cls)}
+        names["num_heads"] = "attention_head_dim"
+        levels = len(config.get("block_out_channels", ()))
+        hf_config.check(
+            config, _fixed(levels), read=names.values(), ignored=("sample_size", "upcast_attention")
+        )
+        sizes = {ours: config[theirs] for ours, theirs in names.items()}
+        sizes["block_out_channels"] = tuple(sizes["block_out_channels"])
+        return cls(**sizes)
+
+
+def _fixed(levels: int) -> dict[str, Any]:
+    """Returns what a config.json of this U-Net always holds."""
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "down_block_types": ["CrossAttnDownBlock2D"] * levels,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "up_block_types": ["CrossAttnUpBlock2D"] * levels,
+        "act_fn": "silu",
+        "attention_type": "default",
+        "conv_in_kernel": 3,
+        "conv_out_kernel": 3,
+        "downsample_padding": 1,
+        "dropout": 0.0,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-5,
+        "resnet_out_scale_factor": 1.0,
+        "resnet_time_scale_shift": "default",
+        "time_embedding_type": "positional",
+        "transformer_layers_per_block": 1,
+        "use_linear_projection": False,
+    }
+
+
+class UNet(nnx.Module):
+    """Predicts the noise in latents, given the timestep and a context.
+
+    Args:
+      config: sizes.
+      dtype: in which it computes; parameters are float32.
+      remat: whether blocks are recomputed in the backward pass, which then keeps their inputs only.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        *,
+        dtype: jnp.dtype = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        widths = config.block_out_channels
+        common = dict(config=config, dtype=dtype, remat=remat, rngs=rngs)
+        self.config, self.dtype = config, dtype
+        self.conv_in = Conv(config.in_channels, widths[0], 3, padding=1, dtype=dtype, rngs=rngs)
+        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0], dtype=dtype, rngs=rngs)
+
+        skips, width, blocks = [widths[0]], widths[0], []
+        for level, out in enumerate(widths):
+            last = level == len(widths) - 1
+            ins = [width] + [out] * (config.layers_per_block - 1)
+            blocks.append(DownBlock(ins, out, downsample=not last, **common))
+            skips += [out] * (config.layers_per_block + (not last))
+            width = out
+        self.down_blocks = nnx.List(blocks)
+        self.mid_block = MidBlock(width, **common)
+        blocks = []
+        for level, out in reversed(list(enumerate(widths))):
+            outs = [width] + [out] * config.layers_per_block
+            ins = [w + skips.pop() for w in outs]
+            blocks.append(UpBlock(ins, out, upsample=level > 0, **common))
+            width = out
+        self.up_blocks = nnx.List(blocks)
+        self.conv_norm_out = GroupNorm(
+            width, num_groups=config.norm_num_groups, epsilon=1e-5, dtype=dtype, rngs=rngs
+        )
+        self.conv_out = Conv(
+            width, config.out_channels, 3, padding=1, kernel_init=zeros_init, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, latents: jax.Array, timesteps: jax.Array, context: jax.Array) -> jax.Array:
+        """Returns the predicted noise.
+
+        Args:
+          latents: [b, h, w, in_channels]; h and w multiples of 2 ** (levels - 1).
+          timesteps: [b], whole or fractional, in 0..999.
+          context: [b, tokens, cross_attention_dim].
+
+        Returns:
+          [b, h, w, out_channels] in float32.
+        """
+        factor = 2 ** (len(self.down_blocks) - 1)
+        if latents.shape[1] % factor or latents.shape[2] % factor:
+            raise ValueError(
+                f"latents of shape {latents.shape}: height and width must be multiples of {factor}"
+            )
+        context = context.astype(self.dtype)
+        time = timestep_embedding(timesteps, self.config.block_out_channels[0])
+        time = nnx.silu(self.time_embedding(time.astype(self.dtype)))
+        x = self.conv_in(latents)
+        skips = [x]
+        for block in self.down_blocks:
+            x, made = block(x, time, context)
+            skips += made
+        x = self.mid_block(x, time, context)
+        for block in self.up_blocks:
+            x = block(x, skips, time, context)
+        return self.conv_out(nnx.silu(self.conv_norm_out(x))).astype(jnp.float32)
+
+
+def timestep_embedding(timesteps: jax.Array, features: int) -> jax.Array:
+    """Returns [b, features] in float32: cosines, then sines, of wavelengths 2 pi to 20000 pi."""
+    half = features // 2
+    rates = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = timesteps.astype(jnp.float32)[:, None] * rates
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimestepEmbedding(nnx.Module):
+    """Two dense layers over the sinusoids of the timestep."""
+
+    def __init__(self, features: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        dense = lambda i: nnx.Linear(i, width, kernel_init=default_init, dtype=dtype, rngs=rngs)
+        self.linear_1, self.linear_2 = dense(features), dense(width)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [b, features] to [b, width]."""
+        return self.linear_2(nnx.silu(self.linear_1(x)))
+
+
+class ResnetBlock(nnx.Module):
+    """Two convolutions with the time added between them, around a skip connection."""
+
+    def __init__(self, width_in, width, *, config: UNetConfig, dtype, rngs: nnx.Rngs):
+        norm = dict(num_groups=config.norm_num_groups, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.norm1 = GroupNorm(width_in, **norm)
+        self.conv1 = Conv(width_in, width, 3, padding=1, dtype=dtype, rngs=rngs)
+        self.time_emb_proj = nnx.Linear(
+            4 * config.block_out_channels[0],
+            width,
+            kernel_init=default_init,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm2 = GroupNorm(width, **norm)
+        self.conv2 = Conv(
+            width, width, 3, padding=1, kernel_init=zeros_init, dtype=dtype, rngs=rngs
+        )
+        if width_in != width:
+            self.conv_shortcut = Conv(width_in, width, 1, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
+        """Maps [b, h, w, in] and the activated time embedding [b, t] to [b, h, w, width]."""
+        h = self.conv1(nnx.silu(self.norm1(x)))
+        h = h + self.time_emb_proj(time)[:, None, None]
+        h = self.conv2(nnx.silu(self.norm2(h)))
+        return (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x) + h
+
+
+class CrossAttention(nnx.Module):
+    """Attention of one sequence to another, or to itself."""
+
+    def __init__(self, width, context_width, *, num_heads: int, dtype, rngs: nnx.Rngs):
+        dense = lambda i, bias: nnx.Linear(
+            i, width, use_bias=bias, kernel_init=default_init, dtype=dtype, rngs=rngs
+        )
+        self.to_q, self.to_k, self.to_v = (
+            dense(i, False) for i in (width, context_width, context_width)
+        )
+        self.to_out = nnx.List([dense(width, True)])
+        self.num_heads = num_heads
+
+    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        """Maps [b, q, width] and [b, k, context_width] to [b, q, width]."""
+        heads = lambda y: y.reshape(*y.shape[:2], self.num_heads, -1)
+        y = attention(heads(self.to_q(x)), heads(self.to_k(context)), heads(self.to_v(context)))
+        return self.to_out[0](y.reshape(x.shape))
+
+
+class GEGLU(nnx.Module):
+    """A dense layer whose one half is gated by the GELU of the other."""
+
+    def __init__(self, width: int, inner: int, *, dtype, rngs: nnx.Rngs):
+        self.proj = nnx.Linear(width, 2 * inner, kernel_init=default_init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., width] to [..., inner]."""
+        x, gate = jnp.split(self.proj(x), 2, axis=-1)
+        return x * jax.nn.gelu(gate, approximate=False)
+
+
+class FeedForward(nnx.Module):
+    """The transformer's feed-forward part; `net.1` is a dropout in diffusers, idle here."""
+
+    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+        self.net = nnx.Dict(
+            {
+                "0": GEGLU(width, 4 * width, dtype=dtype, rngs=rngs),
+                "2": nnx.Linear(4 * width, width, kernel_init=default_init, dtype=dtype, rngs=rngs),
+            }
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [b, n, width] to the same shape."""
+        return self.net["2"](self.net["0"](x))
+
+
+class TransformerBlock(nnx.Module):
+    """Self-attention, cross-attention and feed-forward, each on a normalised copy."""
+
+    def __init__(self, width: int, *, config: UNetConfig, dtype, rngs: nnx.Rngs):
+        norm = lambda: nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        common = dict(num_heads=config.num_heads, dtype=dtype, rngs=rngs)
+        self.norm1, self.norm2, self.norm3 = norm(), norm(), norm()
+        self.attn1 = CrossAttention(width, width, **common)
+        self.attn2 = CrossAttention(width, config.cross_attention_dim, **common)
+        self.ff = FeedForward(width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        """Maps [b, n, width] and [b, tokens, context_width] to [b, n, width]."""
+        normed = self.norm1(x)
+        x = x + self.attn1(normed, normed)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nnx.Module):
+    """A transformer block over the positions of a map, around a skip connection."""
+
+    def __init__(self, width: int, *, config: UNetConfig, dtype, rngs: nnx.Rngs):
+        common = dict(dtype=dtype, rngs=rngs)
+        self.norm = GroupNorm(width, num_groups=config.norm_num_groups, epsilon=1e-6, **common)
+        self.proj_in = Conv(width, width, 1, **common)
+        self.transformer_blocks = nnx.List([TransformerBlock(width, config=config, **common)])
+        self.proj_out = Conv(width, width, 1, kernel_init=zeros_init, **common)
+
+    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        """Maps [b, h, w, width] and [b, tokens, context_width] to [b, h, w, width]."""
+        h = self.proj_in(self.norm(x))
+        h = self.transformer_blocks[0](h.reshape(x.shape[0], -1, x.shape[-1]), context)
+        return x + self.proj_out(h.reshape(x.shape))
+
+
+class Resample(nnx.Module):
+    """The convolution that halves a map, or the one after it was doubled."""
+
+    def __init__(self, width: int, *, stride: int, dtype, rngs: nnx.Rngs):
+        self.conv = Conv(width, width, 3, stride=stride, padding=1, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [b, h, w, width] to [b, h / stride, w / stride, width]."""
+        return self.conv(x)
+
+
+class _Block(nnx.Module):
+    """Residual blocks and spatial transformers of one level."""
+
+    def __init__(
+        self, ins: list[int], out: int, attentions: int, *, config, dtype, remat, rngs: nnx.Rngs
+    ):
+        common = dict(config=config, dtype=dtype, rngs=rngs)
+        self.resnets = nnx.List([ResnetBlock(i, out, **common) for i in ins])
+        self.attentions = nnx.List([SpatialTransformer(out, **common) for _ in range(attentions)])
+        self.remat = remat
+
+    def run(self, block: nnx.Module, *args: jax.Array) -> jax.Array:
+        """Applies a part of this block, rematerialised if asked for."""
+        if not self.remat:
+            return block(*args)
+        # Not nnx.remat: it writes to the module, which may belong to an outer trace.
+        graphdef, state = nnx.split(block)
+        return jax.checkpoint(lambda state, *args: nnx.merge(graphdef, state)(*args))(state, *args)
+
+
+class DownBlock(_Block):
+    """A level on the way down."""
+
+    def __init__(self, ins: list[int], out: int, *, downsample: bool, dtype, rngs, **common):
+        super().__init__(ins, out, len(ins), dtype=dtype, rngs=rngs, **common)
+        if downsample:
+            self.downsamplers = nnx.List([Resample(out, stride=2, dtype=dtype, rngs=rngs)])
+
+    def __call__(
+        self, x: jax.Array, time: jax.Array, context: jax.Array
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """Returns the map for the next level and all maps for the skip connections."""
+        skips = []
+        for resnet, transformer in zip(self.resnets, self.attentions, strict=True):
+            x = self.run(transformer, self.run(resnet, x, time), context)
+            skips.append(x)
+        if hasattr(self, "downsamplers"):
+            x = self.downsamplers[0](x)
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock(_Block):
+    """The lowest level: residual block, transformer, residual block."""
+
+    def __init__(self, width: int, **common):
+        super().__init__([width, width], width, 1, **common)
+
+    def __call__(self, x: jax.Array, time: jax.Array, context: jax.Array) -> jax.Array:
+        """Maps [b, h, w, width] to the same shape."""
+        x = self.run(self.resnets[0], x, time)
+        x = self.run(self.attentions[0], x, context)
+        return self.run(self.resnets[1], x, time)
+
+
+class UpBlock(_Block):
+    """A level on the way up."""
+
+    def __init__(self, ins: list[int], out: int, *, upsample: bool, dtype, rngs, **common):
+        super().__init__(ins, out, len(ins), dtype=dtype, rngs=rngs, **common)
+        if upsample:
+            self.upsamplers = nnx.List([Resample(out, stride=1, dtype=dtype, rngs=rngs)])
+
+    def __call__(
+        self, x: jax.Array, skips: list[jax.Array], time: jax.Array, context: jax.Array
+    ) -> jax.Array:
+        """Maps the map from below to the one above, taking its skips off the end of the list."""
+        for resnet, transformer in zip(self.resnets, self.attentions, strict=True):
+            x = jnp.concatenate([x, skips.pop()], axis=-1)
+            x = self.run(transformer, self.run(resnet, x, time), context)
+        if hasattr(self, "upsamplers"):
+            x = self.upsamplers[0](double(x))
+        return x
+
+
+def double(x: jax.Array) -> jax.Array:
+    """Repeats every position of [b, h, w, c] twice on both axes: [b, 2h, 2w, c]."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)

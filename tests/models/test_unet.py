@@ -1,0 +1,123 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from maa_jax import bundle
+from maa_jax.interop import released, torch_layout
+from maa_jax.models.unet import UNet, UNetConfig
+from tests.parity.named_weights import full_size, reference, state_dict
+
+SMALL = UNetConfig(block_out_channels=(32, 64), cross_attention_dim=48)
+
+
+def weights(case, config):
+    abstract = nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
+    return torch_layout.from_torch(abstract, released.unet_from_ldm(state_dict(case)))
+
+
+def predict(config, params, arrays, **kwargs):
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0), **kwargs)))
+    x = arrays["x"].transpose(0, 2, 3, 1)
+    run = jax.jit(lambda params, *inputs: nnx.merge(graphdef, params)(*inputs))
+    return run(params, x, arrays["t"], arrays["context"])
+
+
+def check(case, config, tolerance=1e-4, **kwargs):
+    arrays = reference(case)
+    eps = predict(config, weights(case, config), arrays, **kwargs)
+    wanted = arrays["eps"].transpose(0, 2, 3, 1)
+    assert eps.dtype == jnp.float32
+    assert np.abs(eps - wanted).max() < tolerance * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_agrees_with_the_reference(remat):
+    check("unet_small", SMALL, remat=remat)
+
+
+@pytest.mark.full
+@full_size
+def test_full_size_agrees_with_the_reference():
+    check("unet_paper", UNetConfig())
+
+
+def test_full_size_has_the_papers_number_of_parameters():
+    state = nnx.state(nnx.eval_shape(lambda: UNet(UNetConfig(), rngs=nnx.Rngs(0))))
+    assert sum(x.size for x in jax.tree.leaves(state)) == 160_223_684
+
+
+def test_a_fresh_network_predicts_zero_and_every_parameter_is_float32():
+    model = UNet(SMALL, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(nnx.state(model)))
+    inputs = jnp.ones((1, 4, 4, 4)), jnp.array([3]), jnp.ones((1, 2, 48))
+    eps = jax.jit(lambda *a: model(*a))(*inputs)
+    assert eps.dtype == jnp.float32 and not eps.any()
+
+
+def test_rematerialised_gradient_is_the_same():
+    config = UNetConfig(
+        block_out_channels=(8, 16), layers_per_block=1, num_heads=2, cross_attention_dim=5,
+        norm_num_groups=4,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    x, context = rng.standard_normal((1, 4, 6, 4)), rng.standard_normal((1, 3, 5))
+
+    def grads(remat):
+        model = UNet(config, remat=remat, rngs=nnx.Rngs(0))
+        graphdef, params = nnx.split(model)
+        # Not the zeros that some layers start with: through those no gradient flows.
+        params = jax.tree.map(lambda p: p + 0.1, params)
+
+        def loss(params):
+            return jnp.mean(nnx.merge(graphdef, params)(x, jnp.array([3]), context) ** 2)
+
+        return jax.tree.leaves(jax.jit(jax.grad(loss))(params))
+
+    plain, again = grads(False), grads(True)
+    scale = max(np.abs(g).max() for g in plain)
+    for a, b in zip(plain, again, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * scale)
+
+
+def test_bfloat16_stays_near():
+    check("unet_small", SMALL, tolerance=0.1, dtype=jnp.bfloat16)
+
+
+def test_sizes_that_cannot_be_halved_are_refused():
+    model = UNet(SMALL, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="multiples of 2"):
+        model(jnp.ones((1, 5, 4, 4)), jnp.array([3]), jnp.ones((1, 2, 48)))
+
+
+def test_config_survives_the_round_trip():
+    for config in (SMALL, UNetConfig(), UNetConfig(num_heads=4, block_out_channels=(64, 96, 128))):
+        assert UNetConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+
+
+def test_config_names_what_is_not_supported():
+    config = SMALL.to_hf() | {"use_linear_projection": True, "encoder_hid_dim": 8}
+    del config["in_channels"]
+    with pytest.raises(ValueError) as error:
+        UNetConfig.from_hf(config)
+    for part in ("in_channels is missing", "use_linear_projection=True", "encoder_hid_dim=8"):
+        assert part in str(error.value)
+    with pytest.raises(ValueError, match="num_heads=3"):
+        UNetConfig(num_heads=3)
+
+
+def test_diffusers_opens_the_folder_and_agrees(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    params, arrays = weights("unet_small", SMALL), reference("unet_small")
+    bundle.save_network(tmp_path, "unet", SMALL, params)
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "unet")
+    assert UNetConfig.from_hf(dict(theirs.config)) == SMALL
+    with torch.no_grad():
+        eps = theirs(*(torch.tensor(arrays[k]) for k in ("x", "t", "context"))).sample.numpy()
+    mine = predict(SMALL, params, arrays)
+    wanted = eps.transpose(0, 2, 3, 1)
+    assert np.abs(mine - wanted).max() < 1e-4 * np.abs(wanted).max()
