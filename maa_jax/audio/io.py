@@ -54,8 +54,8 @@ def decode(data: bytes, sample_rate: int = 16000) -> np.ndarray:
             if file.format == "MP3":  # Its header may count up to two frames that hold no sound.
                 expected -= 2 * 1152
             wav = file.read(dtype="float32", always_2d=True)  # [frames, channels]
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise AudioError(f"cannot be decoded ({error})") from error
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"cannot be decoded ({error.error_string.rstrip('.')})") from error
     if len(wav) < expected:
         raise AudioError(f"truncated: {len(wav)} of {expected} frames can be decoded")
     if not len(wav):

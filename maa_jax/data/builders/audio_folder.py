@@ -1,0 +1,132 @@
+"""A user's folder of sound files with a table of captions or labels."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+from maa_jax.data.builders.base import AudioBuilder, Recording
+
+_SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "test": "test"}
+_HINT = (
+    "the columns are: file (relative to the folder); caption, caption_1, caption_2, ... or, in"
+    " JSONL, a list named captions; label; and, if wanted, split"
+)
+
+
+class AudioFolder(AudioBuilder):
+    """Recordings of `folder` that `captions_file` names.
+
+    Args:
+      folder: Holds the sound files, at any depth.
+      captions_file: CSV, TSV or JSONL with a line a recording: `file` (relative to the folder),
+        captions (`caption`, `caption_1`, ..., or a list `captions` in JSONL) and/or `label`,
+        and optionally `split` (train, validation or test). Lines of the same file are joined.
+      config: Name of this dataset among the user's folders; by default made from the paths and
+        the table's content, so that a changed table is a new dataset.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    DESCRIPTION = "A folder of sound files with captions or labels."
+
+    def __init__(
+        self,
+        *,
+        folder: epath.PathLike,
+        captions_file: epath.PathLike,
+        config: str | None = None,
+        **kwargs,
+    ):
+        self._folder = epath.Path(folder)
+        self._captions_file = epath.Path(captions_file)
+        if config is None:
+            config = config_name(folder, captions_file)
+        super().__init__(config=tfds.core.BuilderConfig(name=config), **kwargs)
+
+    def recordings(self, dl_manager):
+        """Reads and checks the whole table before any audio."""
+        return read_table(self._folder, self._captions_file)
+
+
+def config_name(folder: epath.PathLike, captions_file: epath.PathLike) -> str:
+    """Name made from the folder's, and from a hash of both paths and of the table's content."""
+    for key, path in (("folder", epath.Path(folder)), ("captions_file", captions_file)):
+        if not epath.Path(path).exists():
+            raise ValueError(f"audio_folder: {key} {path} does not exist; correct the path")
+    where = os.path.abspath(folder) if "://" not in os.fspath(folder) else os.fspath(folder)
+    content = hashlib.sha256(where.encode() + b"\0" + epath.Path(captions_file).read_bytes())
+    name = re.sub(r"\W+", "_", epath.Path(where).name).strip("_") or "folder"
+    return f"{name}-{content.hexdigest()[:8]}"
+
+
+def read_table(folder: epath.Path, captions_file: epath.Path) -> list[Recording]:
+    """Reads a table of recordings; see AudioFolder.
+
+    Raises:
+      ValueError: Naming the line at fault: no `file`, neither caption nor label, over five
+        captions, an unknown split, or lines of one file that disagree about the split.
+    """
+    recordings = {}
+    for line, row in _rows(captions_file):
+        where = f"audio_folder: {captions_file}, line {line}"
+        name = str(row.get("file") or "").strip()
+        if not name:
+            raise ValueError(f"{where}: no 'file'; {_HINT}")
+        captions = row.get("captions") or []
+        captions = [captions] if isinstance(captions, str) else list(captions)
+        captions += [row[key] for key in row if re.fullmatch(r"caption(_?\d+)?", key or "")]
+        captions = tuple(str(c).strip() for c in captions if c and str(c).strip())
+        label = str(row.get("label") or "").strip()
+        split = str(row.get("split") or "").strip() or None
+        if split is not None and split not in _SPLITS:
+            raise ValueError(f"{where}: split is {split!r}; use train, validation or test")
+        if not captions and not label:
+            raise ValueError(f"{where}: {name} has neither caption nor label; {_HINT}")
+        earlier = recordings.get(name)
+        split = split and _SPLITS[split]
+        if earlier and earlier.split != split:
+            raise ValueError(f"{where}: {name} is in two splits; give all its lines the same")
+        captions = (earlier.captions if earlier else ()) + captions
+        if len(captions) > 5:
+            raise ValueError(f"{where}: {name} has {len(captions)} captions; keep at most 5")
+        labels = (earlier.labels if earlier else ()) + ((label,) if label else ())
+        recordings[name] = Recording(
+            id=name,
+            audio=folder / name,
+            captions=captions,
+            labels=tuple(dict.fromkeys(labels)),
+            source=name,
+            split=split,
+        )
+    if not recordings:
+        raise ValueError(f"audio_folder: {captions_file} names no recording; {_HINT}")
+    return list(recordings.values())
+
+
+def _rows(path: epath.Path):
+    """Yields (line number, row) of a CSV, TSV or JSONL file."""
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".tsv", ".jsonl"):
+        raise ValueError(
+            f"audio_folder: captions_file {path} is neither .csv, .tsv nor .jsonl; {_HINT}"
+        )
+    with path.open() as file:
+        if suffix == ".jsonl":
+            for line, text in enumerate(file, 1):
+                if not text.strip():
+                    continue
+                try:
+                    row = json.loads(text)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"audio_folder: {path}, line {line}: {error}") from error
+                if not isinstance(row, dict):
+                    raise ValueError(f"audio_folder: {path}, line {line}: not a JSON object")
+                yield line, row
+        else:
+            reader = csv.DictReader(file, delimiter="," if suffix == ".csv" else "\t")
+            for row in reader:
+                yield reader.line_num, row

@@ -1,0 +1,200 @@
+"""What every audio dataset shares: its example type, its splits, its care about broken files.
+
+A dataset is a subclass that lists its recordings:
+
+    class Chirps(AudioBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        DESCRIPTION = "Bird calls."
+
+        def recordings(self, dl_manager):
+            return [Recording(id="wren", audio=path, captions=("a wren sings",), source="...")]
+
+Examples hold 16 kHz mono FLAC, so that reading needs no resampling and little disk.
+"""
+
+import abc
+import collections
+import csv
+import dataclasses
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow_datasets as tfds
+import tqdm
+from etils import epath
+
+from maa_jax.audio.io import AudioError, decode, encode_flac, is_silent, load
+
+SAMPLE_RATE = 16000
+MAX_BROKEN = 0.01  # Share of unusable recordings above which a build stops.
+_LISTED = 20  # Broken recordings that an error message names; the report holds all.
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """One recording before it is read.
+
+    Attributes:
+      id: Unique in its dataset; decides the split.
+      audio: The file, or its content.
+      captions: Sentences about it, up to five.
+      labels: Its classes; the first one is the stratum that the splits balance.
+      source: Where it comes from: an address or a file name.
+      split: "train", "validation" or "test" where the dataset has fixed splits; else None.
+    """
+
+    id: str
+    audio: epath.Path | bytes
+    captions: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    source: str = ""
+    split: str | None = None
+
+
+class AudioBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Base of the audio datasets: ArrayRecord files of one example type.
+
+    Unreadable, truncated, empty, not finite and silent recordings are skipped and listed in
+    `report_path`; the build stops where they are more than 1 %.
+    """
+
+    DESCRIPTION = ""
+
+    def __init__(self, **kwargs):
+        super().__init__(file_format="array_record", **kwargs)
+        self._broken = []  # (recording's source or id, reason)
+
+    @abc.abstractmethod
+    def recordings(self, dl_manager: tfds.download.DownloadManager) -> Sequence[Recording]:
+        """Lists the dataset's recordings; reads no audio."""
+
+    @property
+    def report_path(self) -> epath.Path:
+        """The table of skipped recordings, beside the dataset's own folder."""
+        return self._final_path.parent / f"{self._final_path.name}-skipped.tsv"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.DESCRIPTION,
+            features=tfds.features.FeaturesDict(
+                {
+                    "audio": tfds.features.Tensor(shape=(), dtype=np.str_),  # FLAC bytes.
+                    "captions": tfds.features.Sequence(text),
+                    "labels": tfds.features.Sequence(text),
+                    "source": text,
+                    "id": text,
+                    "seconds": np.float32,
+                }
+            ),
+        )
+
+    def download_and_prepare(self, **kwargs):
+        """Builds the dataset unless it is there; see TFDS."""
+        # TFDS points `data_path` into a temporary folder meanwhile, and that goes if it fails.
+        self._final_path = epath.Path(self.data_path)
+        # Its own bars know no total; ours do.
+        tfds.disable_progress_bar()
+        try:
+            super().download_and_prepare(**kwargs)
+        finally:
+            tfds.enable_progress_bar()
+
+    def _split_generators(self, dl_manager):
+        recordings = self.recordings(dl_manager)
+        twice = [i for i, n in collections.Counter(r.id for r in recordings).items() if n > 1]
+        if twice:
+            raise ValueError(
+                f"dataset {self.name}: ids are not unique: {twice[:_LISTED]};"
+                " name every recording once"
+            )
+        splits = split_by_recording(recordings)
+        self._allowed = MAX_BROKEN * len(recordings)
+        self._write_report()
+        last = list(splits)[-1]
+        return {
+            name: self._generate_examples(name, members, is_last=name == last)
+            for name, members in splits.items()
+        }
+
+    def _generate_examples(
+        self, split: str, recordings: Sequence[Recording], is_last: bool
+    ) -> Iterator[tuple[str, dict]]:
+        kept = 0
+        for recording in tqdm.tqdm(recordings, desc=f"{self.name}: {split}", unit="file"):
+            try:
+                example = _read(recording)
+            except AudioError as error:
+                self._broken.append((recording.source or recording.id, str(error)))
+                # A large dataset is not read to its end once it has failed.
+                if len(self._broken) > max(self._allowed, _LISTED):
+                    self._stop()
+            else:
+                kept += 1
+                yield recording.id, example
+        self._write_report()
+        if len(self._broken) > self._allowed and (is_last or not kept):
+            self._stop()
+
+    def _stop(self):
+        self._write_report()
+        listed = "\n".join(f"  {name}: {why}" for name, why in self._broken[:_LISTED])
+        raise AudioError(
+            f"dataset {self.name}: {len(self._broken)} recordings cannot be used, more than the"
+            f" {MAX_BROKEN:.0%} that is tolerated; mend or remove them and build again. All are"
+            f" listed in {self.report_path}; the first ones:\n{listed}"
+        )
+
+    def _write_report(self):
+        table = io.StringIO()
+        writer = csv.writer(table, delimiter="\t", lineterminator="\n")
+        writer.writerows([("file", "reason"), *self._broken])
+        self.report_path.parent.mkdir(parents=True, exist_ok=True)
+        self.report_path.write_text(table.getvalue())
+
+
+def _read(recording: Recording) -> dict:
+    """Reads a recording into the example type; raises AudioError where it is of no use."""
+    if isinstance(recording.audio, bytes):
+        wav = decode(recording.audio, SAMPLE_RATE)
+    else:
+        wav = load(recording.audio, SAMPLE_RATE)
+    if is_silent(wav):
+        raise AudioError("silent: no sample above -80 dBFS")
+    return {
+        "audio": encode_flac(wav, SAMPLE_RATE),
+        "captions": list(recording.captions),
+        "labels": list(recording.labels),
+        "source": recording.source,
+        "id": recording.id,
+        "seconds": len(wav) / SAMPLE_RATE,
+    }
+
+
+def split_by_recording(recordings: Sequence[Recording]) -> dict[str, list[Recording]]:
+    """Splits into train, validation and test, about 80, 10 and 10 %; empty splits are left out.
+
+    A recording's own `split` is kept. The others are ordered by a hash of their ids within each
+    first label, and of a label's n recordings round(n / 10), at least one from five on, go to
+    validation and as many to test: every label is in train. Labels too rare for that (or none at
+    all) leave the choice to the hash alone, so that validation is not empty from three on.
+    """
+    splits = {"train": [], "validation": [], "test": []}
+    strata = collections.defaultdict(list)
+    for recording in sorted(recordings, key=lambda r: hashlib.sha256(r.id.encode()).digest()):
+        if recording.split is not None:
+            splits[recording.split].append(recording)
+        else:
+            strata[recording.labels[:1]].append(recording)
+    if all(len(members) < 5 for members in strata.values()):
+        strata = {(): [recording for members in strata.values() for recording in members]}
+    for members in strata.values():
+        smallest = 3 if len(strata) == 1 else 5
+        held_out = max(len(members) >= smallest, round(len(members) / 10))
+        splits["validation"] += members[:held_out]
+        splits["test"] += members[held_out : 2 * held_out]
+        splits["train"] += members[2 * held_out :]
+    return {name: members for name, members in splits.items() if members}

@@ -1,0 +1,40 @@
+"""What happens to an example between the disk and the batch: dict to dict, random by `rng`."""
+
+import io
+
+import numpy as np
+import soundfile
+
+# The caption of an example that has labels alone.
+LABEL_CAPTION = "the sound of {}"
+
+
+def clip_audio(example: dict, rng: np.random.Generator, samples: int) -> dict:
+    """Decodes `audio` (FLAC bytes) into float32 `[samples]`.
+
+    Longer recordings are cropped at a random place, and only that part is decoded; shorter ones are
+    padded with zeros behind, never in front: a model trained on leading silence generates it.
+    """
+    with soundfile.SoundFile(io.BytesIO(example["audio"])) as file:
+        start = int(rng.integers(0, max(file.frames - samples, 0) + 1))
+        if start:
+            file.seek(start)
+        wav = file.read(samples, dtype="float32", fill_value=0.0)
+    return {**example, "audio": wav}
+
+
+def all_captions(example: dict) -> list[str]:
+    """The example's captions, or one made from its labels; `[""]` where it has neither."""
+    captions = [_text(caption) for caption in example["captions"]]
+    labels = [_text(label) for label in example["labels"]]
+    return captions or [LABEL_CAPTION.format(" and ".join(labels)) if labels else ""]
+
+
+def pick_caption(example: dict, rng: np.random.Generator) -> dict:
+    """Adds `caption`, one of the example's at random."""
+    captions = all_captions(example)
+    return {**example, "caption": captions[rng.integers(len(captions))]}
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,242 @@
+import collections
+import csv
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from maa_jax.audio.io import SILENCE, AudioError, decode, load
+from maa_jax.data import input_pipeline
+from maa_jax.data.builders import audio_folder, sonic_sounds
+from maa_jax.data.builders.base import Recording, split_by_recording
+
+SUFFIXES = ("wav", "flac", "ogg", "mp3")
+
+
+def make_folder(root, count=12, rows=None):
+    """`count` tones in four formats, rates and depths of folder, and a CSV table of captions."""
+    root.mkdir(exist_ok=True)
+    (root / "deep").mkdir(exist_ok=True)
+    table = [("file", "caption_1", "caption_2", "label")]
+    for i in range(count):
+        rate = (8000, 22050, 44100, 48000)[i % 4]
+        name = f"{'deep/' if i % 2 else ''}tone {i}.{SUFFIXES[i % 4]}"
+        wav = 0.5 * np.sin(2 * np.pi * 50 * (i % 40 + 4) * np.arange(rate // 4) / rate)
+        soundfile.write(root / name, np.stack([wav] * (1 + i % 2), axis=1), rate)
+        table.append((name, f"a tone, number {i}", f"tone {i} sounds", "low" if i < 6 else "high"))
+    with (root / "captions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(table + (rows or []))
+    return {
+        "dataset": "audio_folder",
+        "folder": str(root),
+        "captions_file": str(root / "captions.csv"),
+        "data_dir": str(root.parent / "tfds"),
+        "samples": 4000,
+    }
+
+
+def report(config):
+    path = input_pipeline.prepare(config)
+    with (path.parent / f"{path.name}-skipped.tsv").open() as file:
+        return list(csv.reader(file, delimiter="\t"))
+
+
+# --- the bundled recordings
+
+
+def bundled():
+    return sonic_sounds.SonicSounds.recordings(None, None)
+
+
+def test_bundled_table_and_files():
+    recordings = bundled()
+    assert len(recordings) == 130
+    files = set(sonic_sounds.FOLDER.glob("*.flac"))
+    assert files == {recording.audio for recording in recordings}
+    assert sum(file.stat().length for file in files) < 8e6
+    captions = [caption for recording in recordings for caption in recording.captions]
+    assert len(set(captions)) == 390
+    assert all(3 < len(caption.split()) < 15 for caption in captions)
+    assert 12 <= len({recording.labels for recording in recordings}) <= 20
+    with (sonic_sounds.FOLDER / "recordings.csv").open() as file:
+        for row in csv.DictReader(file):
+            assert row["license"] == "CC0-1.0" and row["author"]
+            assert row["source"].startswith("http")
+            info = soundfile.info(str(sonic_sounds.FOLDER / row["file"]))
+            assert (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16")
+            assert info.frames / 16000 == pytest.approx(float(row["seconds"]), abs=1e-3)
+
+
+def test_bundled_dataset(data):
+    splits = {name: input_pipeline.metadata(data, name) for name in ("train", "validation", "test")}
+    assert [len(examples) for examples in splits.values()] == [104, 13, 13]
+    ids = [example["id"] for examples in splits.values() for example in examples]
+    assert len(set(ids)) == 130
+    labels = {name: {e["labels"][0] for e in examples} for name, examples in splits.items()}
+    assert labels["validation"] <= labels["train"] and labels["test"] <= labels["train"]
+    assert len(labels["train"]) == 18
+    crow = next(e for e in splits["train"] if e["id"] == "misc_crow")
+    assert crow["labels"] == ["crow"] and "a crow caws once" in crow["captions"]
+    assert crow["source"].endswith("/54973/")
+
+
+def test_stored_audio_is_the_recording(data):
+    source = input_pipeline._source(input_pipeline.DataConfig.of(data), "test")
+    for index in range(3):
+        example = source[index]
+        expected = load(sonic_sounds.FOLDER / f"{example['id'].decode()}.flac")
+        stored = decode(example["audio"])
+        np.testing.assert_allclose(stored, expected, atol=1e-4)
+        assert example["seconds"] == pytest.approx(len(stored) / 16000)
+
+
+# --- splits
+
+
+def recordings_of(labels):
+    return [Recording(id=f"{i}", audio=b"", labels=label) for i, label in enumerate(labels)]
+
+
+def test_splits_balance_labels_and_ignore_order():
+    labels = [("a",)] * 100 + [("b",)] * 20 + [("c",)] * 5 + [("d",)]
+    recordings = recordings_of(labels)
+    splits = split_by_recording(recordings)
+    for name, counts in (
+        ("train", {"a": 80, "b": 16, "c": 3, "d": 1}),
+        ("validation", {"a": 10, "b": 2, "c": 1}),
+        ("test", {"a": 10, "b": 2, "c": 1}),
+    ):
+        assert collections.Counter(r.labels[0] for r in splits[name]) == counts
+    assert split_by_recording(recordings[::-1]) == splits
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(1, 0), (2, 0), (3, 1), (30, 3)])
+def test_splits_without_common_labels(count, held_out):
+    for labels in ([()] * count, [(str(i),) for i in range(count)]):
+        splits = split_by_recording(recordings_of(labels))
+        assert len(splits["train"]) == count - 2 * held_out
+        assert len(splits.get("validation", [])) == len(splits.get("test", [])) == held_out
+
+
+def test_given_splits_are_kept():
+    recordings = [Recording(id=str(i), audio=b"", split="test") for i in range(9)]
+    assert split_by_recording(recordings) == {"test": split_by_recording(recordings)["test"]}
+
+
+# --- the user's folder
+
+
+def test_audio_folder(tmp_path):
+    config = make_folder(tmp_path / "my sounds")
+    examples = input_pipeline.metadata(config, "train+validation+test")
+    assert len(examples) == 12
+    assert input_pipeline.num_examples(config) == 8
+    by_id = {example["id"]: example for example in examples}
+    assert by_id["deep/tone 7.mp3"]["captions"] == ["a tone, number 7", "tone 7 sounds"]
+    assert by_id["deep/tone 7.mp3"]["labels"] == ["high"]
+    for example in examples:
+        assert example["seconds"] == pytest.approx(0.25, abs=1e-3)
+    assert report(config) == [["file", "reason"]]
+    batch = next(input_pipeline.train_iterator(config, batch_size=4, seed=0))
+    assert batch["audio"].shape == (4, 4000)
+    # Found again by its name alone, and a changed table is another dataset.
+    path = input_pipeline.prepare(config)
+    named = {"dataset": f"audio_folder/{path.parent.name}", "data_dir": config["data_dir"]}
+    assert input_pipeline.metadata(named, "train+validation+test") == examples
+    with open(config["captions_file"], "a") as file:
+        file.write("tone 0.wav,one more caption,,\n")
+    assert input_pipeline.prepare(config) != path
+
+
+def test_broken_files_are_listed_and_skipped(tmp_path):
+    root = tmp_path / "sounds"
+    config = make_folder(root, 299, rows=[("silent.wav", "nothing at all", "", "low")])
+    soundfile.write(root / "silent.wav", np.full(4000, SILENCE / 2), 16000, subtype="FLOAT")
+    cut = root / "tone 8.wav"
+    cut.write_bytes(cut.read_bytes()[:1000])
+    text = root / "deep" / "tone 9.flac"
+    text.write_text("no sound")
+    assert len(input_pipeline.metadata(config, "train+validation+test")) == 297
+    header, *rows = report(config)
+    reasons = dict(rows)
+    assert header == ["file", "reason"] and len(rows) == 3
+    assert "silent" in reasons["silent.wav"]
+    assert "truncated" in reasons["tone 8.wav"]
+    assert "decoded" in reasons["deep/tone 9.flac"]
+
+
+def test_more_than_one_percent_broken_stops(tmp_path):
+    config = make_folder(tmp_path / "sounds", 99, rows=[("a.wav", "gone", "", "")])
+    (tmp_path / "sounds" / "tone 8.wav").write_bytes(b"")
+    with pytest.raises(AudioError, match="2 recordings cannot be used") as error:
+        input_pipeline.prepare(config)
+    for said in ("1%", "-skipped.tsv", "tone 8.wav: ", "a.wav: ", "No such file"):
+        assert said in str(error.value)
+    (listed,) = (tmp_path / "tfds").glob("audio_folder/*/*-skipped.tsv")
+    assert len(listed.read_text().splitlines()) == 3
+    assert not list((tmp_path / "tfds").glob("audio_folder/*/*/dataset_info.json"))
+
+
+def test_all_broken_stops(tmp_path):
+    config = make_folder(tmp_path / "sounds", 4)
+    for file in (tmp_path / "sounds").rglob("*tone*"):
+        file.write_bytes(b"")
+    with pytest.raises(AudioError, match="the file is empty"):
+        input_pipeline.prepare(config)
+
+
+def test_tables_of_each_kind(tmp_path):
+    rows = [
+        {"file": "a.wav", "captions": ["one", "two"], "split": "test"},
+        {"file": "b.wav", "caption": "three", "label": "l"},
+    ]
+    jsonl = tmp_path / "t.jsonl"
+    jsonl.write_text("\n\n".join(json.dumps(row) for row in rows))
+    a, b = audio_folder.read_table(tmp_path, jsonl)
+    assert (a.id, a.captions, a.labels, a.split) == ("a.wav", ("one", "two"), (), "test")
+    assert (b.captions, b.labels, b.split, b.audio) == (
+        ("three",),
+        ("l",),
+        None,
+        tmp_path / "b.wav",
+    )
+
+    tsv = tmp_path / "t.tsv"
+    tsv.write_text("file\tlabel\tcaption\na.wav\tx\tone, two\na.wav\ty\tthree\n")
+    (a,) = audio_folder.read_table(tmp_path, tsv)
+    assert (a.captions, a.labels) == (("one, two", "three"), ("x", "y"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", "path,caption\na.wav,b\n", "line 2: no 'file'"),
+        ("t.csv", "file,text\na.wav,b\n", "a.wav has neither caption nor label"),
+        ("t.csv", "file,caption,split\na.wav,b,dev\n", "split is 'dev'; use train"),
+        ("t.csv", "file,caption,split\na.wav,b,train\na.wav,c,test\n", "in two splits"),
+        ("t.csv", "file,caption\n" + "a.wav,b\n" * 6, "line 7: a.wav has 6 captions"),
+        ("t.csv", "file,caption\n", "names no recording"),
+        ("t.jsonl", '{"file": "a.wav", "label": "b"}\n{broken\n', "line 2"),
+        ("t.jsonl", "[1]\n", "not a JSON object"),
+        ("t.txt", "a.wav", "neither .csv, .tsv nor .jsonl"),
+    ],
+)
+def test_faults_of_a_table_are_named(tmp_path, name, content, message):
+    table = tmp_path / name
+    table.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        audio_folder.read_table(tmp_path, table)
+
+
+def test_missing_folder_or_table_is_named(tmp_path):
+    config = {"dataset": "audio_folder", "data_dir": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"set data\.folder"):
+        input_pipeline.prepare(config)
+    with pytest.raises(ValueError, match=r"audio_folder/mine.*is not there"):
+        input_pipeline.prepare({**config, "dataset": "audio_folder/mine"})
+    config |= {"folder": str(tmp_path), "captions_file": str(tmp_path / "gone.csv")}
+    with pytest.raises(ValueError, match=r"captions_file .*gone\.csv does not exist"):
+        input_pipeline.prepare(config)
+    with pytest.raises(ValueError, match="'chirps'; the known ones are sonic_sounds"):
+        input_pipeline.prepare({"dataset": "chirps"})

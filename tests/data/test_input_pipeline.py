@@ -1,0 +1,243 @@
+import itertools
+import os
+import subprocess
+import sys
+
+import grain
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from maa_jax.audio.io import encode_flac
+from maa_jax.data import input_pipeline, transforms
+from maa_jax.data.input_pipeline import eval_batches, train_iterator
+
+
+def tokenize(captions):
+    """A stand-in for a tokenizer: lengths and first letters."""
+    return np.array([[len(caption), ord(caption[0])] for caption in captions], np.int32)
+
+
+def take(iterator, n):
+    return list(itertools.islice(iterator, n))
+
+
+def assert_same(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], other[key])
+
+
+def test_batches(data):
+    (batch,) = take(train_iterator(data, batch_size=6, seed=0, tokenize=tokenize), 1)
+    assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
+        "audio": ((6, 8192), "float32"),
+        "index": ((6,), "int64"),
+        "tokens": ((6, 2), "int32"),
+    }
+    assert np.abs(batch["audio"]).max() <= 1
+    # A batch holds what its records' captions say.
+    metadata = input_pipeline.metadata(data)
+    for index, tokens in zip(batch["index"], batch["tokens"], strict=True):
+        allowed = tokenize(metadata[index]["captions"]).tolist()
+        assert tokens.tolist() in allowed
+
+
+def test_no_sound_begins_with_padding(data):
+    for batch in take(train_iterator(data, batch_size=26, seed=0), 4):
+        sounding = np.abs(batch["audio"]) > 0
+        assert (sounding.argmax(axis=1) < 800).all()
+        assert sounding.any(axis=1).all()
+
+
+def test_each_epoch_is_a_new_permutation(data):
+    indices = [batch["index"] for batch in take(train_iterator(data, batch_size=13, seed=3), 16)]
+    first, second = np.concatenate(indices[:8]), np.concatenate(indices[8:])
+    assert sorted(first) == sorted(second) == list(range(104))
+    assert (first != second).any() and (first != np.arange(104)).any()
+
+
+def test_seed_decides_everything(data):
+    def run(seed):
+        return take(train_iterator(data, batch_size=8, seed=seed, tokenize=tokenize), 3)
+
+    assert_same(run(1), run(1))
+    assert (run(1)[0]["index"] != run(2)[0]["index"]).any()
+
+
+def test_captions_and_crops_vary_from_epoch_to_epoch(data):
+    iterator = train_iterator(data, batch_size=104, seed=0, tokenize=tokenize)
+    epochs = []
+    for batch in take(iterator, 6):
+        order = np.argsort(batch["index"])
+        epochs.append((batch["tokens"][order], batch["audio"][order]))
+    changed = np.stack([(epochs[0][0] != tokens).any(axis=1) for tokens, _ in epochs[1:]])
+    assert changed.any(axis=0).mean() > 0.9
+    seconds = np.array([example["seconds"] for example in input_pipeline.metadata(data)])
+    moved = (epochs[0][1] != epochs[1][1]).any(axis=1)
+    np.testing.assert_array_equal(moved[seconds < 0.512], False)
+    assert moved[seconds > 1].mean() > 0.9
+
+
+def test_processes_take_parts_of_the_same_global_batches(data):
+    alone = take(train_iterator(data, batch_size=8, seed=5, tokenize=tokenize), 15)
+    parts = [
+        take(
+            train_iterator(
+                data, batch_size=8, seed=5, tokenize=tokenize, process_index=i, process_count=4
+            ),
+            15,
+        )
+        for i in range(4)
+    ]
+    together = [
+        {key: np.concatenate([part[key] for part in step]) for key in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+    assert_same(together, alone)
+
+
+def test_workers_change_nothing(data):
+    threads = take(train_iterator(data, batch_size=8, seed=5, tokenize=tokenize), 5)
+    workers = train_iterator({**data, "workers": 2}, batch_size=8, seed=5, tokenize=tokenize)
+    assert_same(take(workers, 5), threads)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resumes_in_the_middle_of_an_epoch(data, tmp_path, workers):
+    data = {**data, "workers": workers}
+    iterator = train_iterator(data, batch_size=8, seed=1, tokenize=tokenize)
+    take(iterator, 5)
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(5, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(iterator)))
+        expected = take(iterator, 12)  # Into the next epoch.
+        manager.wait_until_finished()
+        resumed = train_iterator(data, batch_size=8, seed=1, tokenize=tokenize)
+        manager.restore(
+            5, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(resumed))
+        )
+        assert_same(take(resumed, 12), expected)
+
+
+def test_state_can_be_set(data):
+    iterator = train_iterator(data, batch_size=8, seed=1)
+    take(iterator, 2)
+    state = iterator.get_state()
+    expected = take(iterator, 2)
+    iterator.set_state(state)
+    assert_same(take(iterator, 2), expected)
+
+
+def test_dataset_smaller_than_a_batch(data):
+    data = {**data, "split": "train[:3]"}
+    assert input_pipeline.num_examples(data) == 3
+    (batch,) = take(train_iterator(data, batch_size=7, seed=0), 1)
+    assert sorted(batch["index"][:3]) == sorted(batch["index"][3:6]) == [0, 1, 2]
+
+
+def test_evaluation_sees_each_record_once(data):
+    batches = list(eval_batches(data, batch_size=8, tokenize=tokenize))
+    assert_same(batches, list(eval_batches(data, batch_size=8, tokenize=tokenize)))
+    assert [len(batch["audio"]) for batch in batches] == [8, 8]
+    valid = np.concatenate([batch["valid"] for batch in batches])
+    index = np.concatenate([batch["index"] for batch in batches])
+    assert index[valid].tolist() == list(range(13)) and valid.sum() == 13
+    # Neither the batch size nor the number of processes changes a clip.
+    (whole,) = eval_batches(data, batch_size=13)
+    audio = np.concatenate([batch["audio"] for batch in batches])
+    np.testing.assert_array_equal(whole["audio"], audio[valid])
+    parts = [
+        list(eval_batches(data, batch_size=8, process_index=i, process_count=2)) for i in (0, 1)
+    ]
+    assert [len(part) for part in parts] == [2, 2]
+    np.testing.assert_array_equal(
+        np.concatenate([parts[p][step]["audio"] for step in (0, 1) for p in (0, 1)]), audio
+    )
+
+
+def test_evaluation_on_workers(data):
+    assert_same(
+        list(eval_batches({**data, "workers": 2}, batch_size=8)),
+        list(eval_batches(data, batch_size=8)),
+    )
+
+
+def test_captions_of_a_split(data):
+    captions = input_pipeline.captions(data)
+    assert len(captions) == 3 * 104 and "a crow caws once" in captions
+
+
+def test_bad_settings_are_named(data):
+    with pytest.raises(ValueError, match=r"data\.sample is no key.*nearest: samples"):
+        input_pipeline.DataConfig.of(ml_collections.ConfigDict({"sample": 3}))
+    with pytest.raises(ValueError, match=r"data\.samples is 0; use 1"):
+        input_pipeline.DataConfig.of({"samples": 0})
+    with pytest.raises(ValueError, match=r"batch_size is 7.*2 processes"):
+        train_iterator(data, batch_size=7, seed=0, process_count=2)
+    with pytest.raises(ValueError, match=r"no 'dev'; use one of .*validation"):
+        train_iterator({**data, "split": "dev"}, batch_size=7, seed=0)
+    with pytest.raises(ValueError, match="is empty"):
+        train_iterator({**data, "split": "train[:0]"}, batch_size=7, seed=0)
+
+
+def test_other_processes_do_not_wait_forever(tmp_path, monkeypatch):
+    monkeypatch.setattr(input_pipeline, "BUILD_TIMEOUT_S", 0)
+    with pytest.raises(TimeoutError, match=r"no dataset in .*sonic_sounds.*data_dir"):
+        input_pipeline.prepare({"data_dir": str(tmp_path)}, process_index=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_dir_of_the_environment(data, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", data["data_dir"])
+    assert str(input_pipeline.prepare({})).startswith(data["data_dir"])
+
+
+def test_training_input_loads_no_tensorflow(tmp_path):
+    program = (
+        "import sys\n"
+        "from maa_jax.data import input_pipeline\n"
+        f"data = {{'data_dir': {str(tmp_path)!r}, 'samples': 4096}}\n"
+        "next(input_pipeline.train_iterator(data, batch_size=4, seed=0))\n"
+        "next(iter(input_pipeline.eval_batches(data, batch_size=4)))\n"
+        "loaded = {'tensorflow', 'torch', 'numba'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {loaded}' if loaded else 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# --- transforms
+
+
+def test_clip_pads_behind_and_crops_anywhere():
+    ramp = np.linspace(0.1, 0.9, 1000, dtype=np.float32)
+    example = {"audio": encode_flac(ramp), "id": b"x"}
+    rng = np.random.default_rng(0)
+    padded = transforms.clip_audio(example, rng, 1500)
+    np.testing.assert_allclose(padded["audio"][:1000], ramp, atol=1e-4)
+    assert (padded["audio"][1000:] == 0).all() and padded["id"] == b"x"
+    starts = set()
+    for _ in range(200):
+        clip = transforms.clip_audio(example, rng, 995)["audio"]
+        start = int(np.abs(ramp - clip[0]).argmin())
+        np.testing.assert_allclose(clip, ramp[start : start + 995], atol=1e-4)
+        starts.add(start)
+    assert starts == {0, 1, 2, 3, 4, 5}
+
+
+def test_captions_from_labels():
+    labelled = {"captions": [], "labels": [b"dog", b"rain"]}
+    assert transforms.all_captions(labelled) == ["the sound of dog and rain"]
+    assert transforms.all_captions({"captions": [], "labels": []}) == [""]
+    example = {"captions": [b"one", b"two"], "labels": [b"dog"]}
+    rng = np.random.default_rng(0)
+    picked = {transforms.pick_caption(example, rng)["caption"] for _ in range(50)}
+    assert picked == {"one", "two"}
