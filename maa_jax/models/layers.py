@@ -209,3 +209,16 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(scores * query.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+def double(x: jax.Array) -> jax.Array:
+    """Repeats every position of [b, h, w, c] twice on both axes: [b, 2h, 2w, c]."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def recomputed(module: nnx.Module, *args: jax.Array) -> jax.Array:
+    """Applies a module so that its backward pass computes it anew from its inputs."""
+    # Not nnx.remat: it writes to the module, which may belong to an outer trace.
+    graphdef, state = nnx.split(module)
+    return jax.checkpoint(lambda state, *args: nnx.merge(graphdef, state)(*args))(state, *args)

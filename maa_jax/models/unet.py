@@ -10,7 +10,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maa_jax.interop import hf_config
-from maa_jax.models.layers import Conv, GroupNorm, attention, default_init, zeros_init
+from maa_jax.models.layers import (
+    Conv,
+    GroupNorm,
+    attention,
+    default_init,
+    double,
+    recomputed,
+    zeros_init,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +70,10 @@ class UNetConfig:
         names["num_heads"] = "attention_head_dim"
         levels = len(config.get("block_out_channels", ()))
         hf_config.check(
-            config, _fixed(levels), read=names.values(), ignored=("sample_size", "upcast_attention")
+            config,
+            _fixed(levels),
+            read=names.values(),
+            ignored=("sample_size", "upcast_attention", "addition_embed_type_num_heads"),
         )
         sizes = {ours: config[theirs] for ours, theirs in names.items()}
         sizes["block_out_channels"] = tuple(sizes["block_out_channels"])
@@ -327,11 +338,7 @@ class _Block(nnx.Module):
 
     def run(self, block: nnx.Module, *args: jax.Array) -> jax.Array:
         """Applies a part of this block, rematerialised if asked for."""
-        if not self.remat:
-            return block(*args)
-        # Not nnx.remat: it writes to the module, which may belong to an outer trace.
-        graphdef, state = nnx.split(block)
-        return jax.checkpoint(lambda state, *args: nnx.merge(graphdef, state)(*args))(state, *args)
+        return recomputed(block, *args) if self.remat else block(*args)
 
 
 class DownBlock(_Block):
@@ -387,9 +394,3 @@ class UpBlock(_Block):
         if hasattr(self, "upsamplers"):
             x = self.upsamplers[0](double(x))
         return x
-
-
-def double(x: jax.Array) -> jax.Array:
-    """Repeats every position of [b, h, w, c] twice on both axes: [b, 2h, 2w, c]."""
-    b, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -12,6 +13,13 @@ from maa_jax.models.unet import UNet, UNetConfig
 from tests.parity.named_weights import full_size, reference, state_dict
 
 SMALL = UNetConfig(block_out_channels=(32, 64), cross_attention_dim=48)
+TINY = UNetConfig(
+    block_out_channels=(8, 16),
+    layers_per_block=1,
+    num_heads=2,
+    cross_attention_dim=5,
+    norm_num_groups=4,
+)
 
 
 def weights(case, config):
@@ -51,26 +59,27 @@ def test_full_size_has_the_papers_number_of_parameters():
 
 
 def test_a_fresh_network_predicts_zero_and_every_parameter_is_float32():
-    model = UNet(SMALL, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(nnx.state(model)))
-    inputs = jnp.ones((1, 4, 4, 4)), jnp.array([3]), jnp.ones((1, 2, 48))
-    eps = jax.jit(lambda *a: model(*a))(*inputs)
+    @jax.jit
+    def fresh():
+        config = dataclasses.replace(TINY, block_out_channels=(8,))
+        model = UNet(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+        noise = model(jnp.ones((1, 4, 4, 4)), jnp.array([3]), jnp.ones((1, 2, 5)))
+        return noise, nnx.state(model)
+
+    eps, params = fresh()
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
     assert eps.dtype == jnp.float32 and not eps.any()
 
 
 def test_rematerialised_gradient_is_the_same():
-    config = UNetConfig(
-        block_out_channels=(8, 16), layers_per_block=1, num_heads=2, cross_attention_dim=5,
-        norm_num_groups=4,
-    )  # fmt: skip
     rng = np.random.default_rng(0)
     x, context = rng.standard_normal((1, 4, 6, 4)), rng.standard_normal((1, 3, 5))
 
     def grads(remat):
-        model = UNet(config, remat=remat, rngs=nnx.Rngs(0))
-        graphdef, params = nnx.split(model)
-        # Not the zeros that some layers start with: through those no gradient flows.
-        params = jax.tree.map(lambda p: p + 0.1, params)
+        abstract = nnx.eval_shape(lambda: UNet(TINY, remat=remat, rngs=nnx.Rngs(0)))
+        graphdef, params = nnx.split(abstract)
+        rng = np.random.default_rng(1)
+        params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype("f") / 4, params)
 
         def loss(params):
             return jnp.mean(nnx.merge(graphdef, params)(x, jnp.array([3]), context) ** 2)
@@ -88,9 +97,12 @@ def test_bfloat16_stays_near():
 
 
 def test_sizes_that_cannot_be_halved_are_refused():
-    model = UNet(SMALL, rngs=nnx.Rngs(0))
+    def run():
+        model = UNet(TINY, rngs=nnx.Rngs(0))
+        return model(jnp.ones((1, 5, 4, 4)), jnp.array([3]), jnp.ones((1, 2, 5)))
+
     with pytest.raises(ValueError, match="multiples of 2"):
-        model(jnp.ones((1, 5, 4, 4)), jnp.array([3]), jnp.ones((1, 2, 48)))
+        jax.eval_shape(run)
 
 
 def test_config_survives_the_round_trip():
