@@ -154,10 +154,9 @@ def save_network(
         raise ValueError(f"dtype={dtype}: weights are stored as float32 or float16")
     content = config.to_hf()
     library = _lookup(content, pathlib.Path(folder, name))[0]
-    tensors = {
-        k: np.ascontiguousarray(v, dtype if np.issubdtype(v.dtype, np.floating) else v.dtype)
-        for k, v in torch_layout.to_torch(jax.device_get(params)).items()
-    }
+    tensors = torch_layout.to_torch(jax.device_get(params))
+    with np.errstate(over="ignore"):  # reported below, by name
+        tensors = {k: v.astype(dtype) if v.dtype.kind == "f" else v for k, v in tensors.items()}
     overflowed = [k for k, v in tensors.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
     if overflowed:
         raise ValueError(f"{name}: not finite as {dtype}: {', '.join(overflowed)}; not written")

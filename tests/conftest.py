@@ -1,0 +1,102 @@
+"""Fixtures that several test modules share."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+CAPTIONS = ("a crow caws", "rain falls on a tin roof", "a dog barks twice, then a door slams")
+
+
+def random_network(make, seed):
+    """Returns random parameters of a network, as a nested dict of numpy arrays.
+
+    No layer is zero, as some are in a network's own initialisation: what they compute would then
+    go untested. And nothing is compiled.
+    """
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, x):
+        noise = rng.standard_normal(x.shape).astype("f")
+        if path[-1].key in ("scale", "var"):
+            return 1 + 0.05 * np.abs(noise)
+        if len(x.shape) < 2:
+            return 0.05 * noise
+        return noise / np.float32(np.sqrt(np.prod(x.shape[:-1])))
+
+    state = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: make(nnx.Rngs(0)))))
+    return jax.tree_util.tree_map_with_path(leaf, state)
+
+
+def write_tiny_model(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
+    """Writes a whole model folder with tiny random networks, for sounds of up to 2.048 s."""
+    from maa_jax import bundle, conditioning
+    from maa_jax.audio.mel import MelConfig
+    from maa_jax.diffusion.schedule import Schedule
+    from maa_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+    from maa_jax.models.bert import Bert, BertConfig
+    from maa_jax.models.clap import Projection, ProjectionConfig
+    from maa_jax.models.cnn14 import Cnn14, Cnn14Config
+    from maa_jax.models.hifigan import HifiGan, HifiGanConfig
+    from maa_jax.models.unet import UNet, UNetConfig
+
+    tokenizer = conditioning.build_tokenizer(CAPTIONS, folder / "tokenizer", 128)
+    text = BertConfig(tokenizer.vocab_size, 16, 1, 2, 32, max_position_embeddings=77)
+    sound = Cnn14Config(n_mels=16, channels=(4, 8, 16))
+    networks = {
+        "text_encoder": (Bert, text),
+        "text_projection": (Projection, ProjectionConfig(16, 24)),
+        "audio_encoder": (Cnn14, sound),
+        "audio_projection": (Projection, ProjectionConfig(16, 24)),
+        "vae": (
+            Autoencoder,
+            AutoencoderConfig(
+                block_out_channels=(8, 8, 16, 16),
+                layers_per_block=1,
+                norm_num_groups=4,
+                scaling_factor=0.5,
+            ),
+        ),
+        "unet": (
+            UNet,
+            UNetConfig(
+                block_out_channels=(16, 32),
+                layers_per_block=1,
+                num_heads=2,
+                cross_attention_dim=24,
+                norm_num_groups=8,
+            ),
+        ),
+        "vocoder": (
+            HifiGan,
+            HifiGanConfig(
+                upsample_initial_channel=16,
+                resblock_kernel_sizes=(3,),
+                resblock_dilation_sizes=((1, 3),),
+            ),
+        ),
+    }
+    for i, (name, (network, config)) in enumerate(networks.items()):
+        params = random_network(lambda r, n=network, c=config: n(c, rngs=r), seed + i)
+        bundle.save_network(folder, name, config, params)
+    bundle.save_scheduler(folder, Schedule())
+    bundle.save_index(
+        folder, mel=dataclasses.asdict(MelConfig()), sample_rate=16000, max_duration=2.048
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> pathlib.Path:
+    """A model folder with tiny random networks. Do not write into it: copy it."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny_model"))
+
+
+@pytest.fixture
+def tones():
+    """Waveform [2, 16000]: a sine and a chirp."""
+    t = np.arange(16000) / 16000
+    return 0.5 * np.sin(2 * np.pi * np.stack([440 * t, 200 * t + 900 * t**2])).astype("f")

@@ -1,0 +1,212 @@
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from maa_jax import bundle
+from maa_jax.diffusion.schedule import Schedule
+
+NETWORKS = (
+    "unet",
+    "vae",
+    "vocoder",
+    "text_encoder",
+    "text_projection",
+    "audio_encoder",
+    "audio_projection",
+)
+
+
+@pytest.fixture
+def model(tiny_model, tmp_path):
+    """A copy of the tiny model that a test may spoil."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_roundtrip(tiny_model, tmp_path, name):
+    _, params = bundle.load_network(tiny_model, name)
+    bundle.save_network(tmp_path, name, bundle.load_config(tiny_model, name), params)
+    for path in sorted((tiny_model / name).iterdir()):
+        assert (tmp_path / name / path.name).read_bytes() == path.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name]  # no temporary folder is left
+
+
+def test_half_precision_storage_halves_the_file_and_loads_as_float32(tiny_model, tmp_path):
+    _, params = bundle.load_network(tiny_model, "unet")
+    bundle.save_network(tmp_path, "unet", bundle.load_config(tiny_model, "unet"), params, "float16")
+    file = "unet/diffusion_pytorch_model.safetensors"
+    assert {v.dtype for v in load_file(tmp_path / file).values()} == {np.dtype("float16")}
+    _, half = bundle.load_network(tmp_path, "unet")
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(half), strict=True):
+        assert b.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_storage_that_cannot_hold_a_weight_is_refused(tiny_model, tmp_path):
+    _, params = bundle.load_network(tiny_model, "text_projection")
+    config = bundle.load_config(tiny_model, "text_projection")
+    params["linear1"]["kernel"] = params["linear1"]["kernel"] + 1e6
+    with pytest.raises(ValueError, match=r"linear1\.weight"):
+        bundle.save_network(tmp_path, "text_projection", config, params, "float16")
+    with pytest.raises(ValueError, match=r"int8.*float16"):
+        bundle.save_network(tmp_path, "text_projection", config, params, "int8")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_what_was_there(model, monkeypatch):
+    before = bundle.content_hash(model)
+    _, params = bundle.load_network(model, "unet")
+    config = bundle.load_config(model, "unet")
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bundle, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        bundle.save_network(model, "unet", config, params)
+    assert bundle.content_hash(model) == before
+    assert not list(model.glob(".*"))
+
+
+def test_index_lists_the_parts_and_keeps_what_was_said(model):
+    index = bundle.load_index(model, parts=("unet",), meta=("sample_rate",))
+    assert index["_class_name"] == "MaaPipeline"
+    assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
+    assert index["vocoder"] == ["transformers", "SpeechT5HifiGan"]
+    assert index["scheduler"] == ["diffusers", "DDIMScheduler"]
+    shutil.rmtree(model / "audio_encoder")
+    bundle.save_index(model, max_duration=1.0)
+    index = bundle.load_index(model)
+    assert (index["max_duration"], index["sample_rate"]) == (1.0, 16000)
+    assert "audio_encoder" not in index
+
+
+def test_resolve(tiny_model, monkeypatch):
+    monkeypatch.setattr(bundle, "BUNDLED", tiny_model)
+    assert bundle.resolve("bundled") == tiny_model
+    assert bundle.resolve(str(tiny_model)) == tiny_model
+    with pytest.raises(ValueError, match=r"model='nowhere'.*no folder.*bundled"):
+        bundle.resolve("nowhere")
+
+
+def test_missing_parts_are_all_named(model, tmp_path):
+    with pytest.raises(bundle.BundleError, match=r"model_index\.json is missing"):
+        bundle.load_index(tmp_path)
+    (model / "unet" / "config.json").unlink()
+    (model / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    shutil.rmtree(model / "vocoder")
+    with pytest.raises(bundle.BundleError) as e:
+        bundle.load_index(model, parts=("nonsense",), meta=("colour",))
+    for missing in (
+        "unet/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "vocoder/config.json",
+        "vocoder/model.safetensors",
+        "nonsense/",
+        "'colour'",
+    ):
+        assert missing in str(e.value)
+    with pytest.raises(bundle.BundleError, match=r"unet.config\.json is missing"):
+        bundle.load_network(model, "unet")
+    with pytest.raises(bundle.BundleError, match=r"vae.*safetensors is missing"):
+        bundle.load_network(model, "vae")
+
+
+def test_broken_files_are_named(model):
+    weights = model / "vocoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(bundle.BundleError, match=r"vocoder.*broken or cut short"):
+        bundle.load_network(model, "vocoder")
+    (model / "unet" / "config.json").write_text('{"in_channels": 4,')
+    with pytest.raises(bundle.BundleError, match=r"unet.config\.json is not JSON"):
+        bundle.load_network(model, "unet")
+
+
+def test_loading_is_strict(model):
+    path = model / "text_projection" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["stray.weight"] = tensors.pop("linear2.weight")
+    tensors["linear1.weight"] = tensors["linear1.weight"][:, :-1].copy()
+    save_file(tensors, path)
+    with pytest.raises(ValueError) as e:
+        bundle.load_network(model, "text_projection")
+    for name in ("text_projection", "linear2.weight", "stray.weight", "linear1.weight"):
+        assert name in str(e.value)
+
+
+def test_an_unknown_class_says_what_is_known(model):
+    path = model / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "UFONet"}))
+    with pytest.raises(bundle.BundleError, match=r"'UFONet'.*known: UNet2DConditionModel"):
+        bundle.load_network(model, "unet")
+
+
+def test_content_hash_sees_every_byte(model):
+    before = bundle.content_hash(model)
+    assert before == bundle.content_hash(model)
+    path = model / "vocoder" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert bundle.content_hash(model) != before
+
+
+def close(ours, theirs):
+    theirs = theirs.detach().numpy()
+    assert np.abs(np.asarray(ours) - theirs).max() < 1e-4 * np.abs(theirs).max()
+
+
+def call(folder, name, *inputs, method="__call__"):
+    """Returns what the network in a folder gives."""
+    graphdef, params = bundle.load_network(folder, name)
+    run = lambda params, *inputs: getattr(bundle.build(graphdef, params), method)(*inputs)
+    return jax.jit(run)(params, *inputs)
+
+
+def test_diffusers_opens_the_folder_and_gets_the_same(tiny_model):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch's networks")
+    diffusers = pytest.importorskip("diffusers", reason="compares with diffusers' networks")
+    rng = np.random.default_rng(0)
+
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(tiny_model, subfolder="unet").eval()
+    x = rng.standard_normal((2, 4, 10, 8)).astype("f")
+    context = rng.standard_normal((2, 77, 24)).astype("f")
+    eps = theirs(torch.tensor(x), torch.tensor([7, 900]), torch.tensor(context)).sample
+    ours = call(tiny_model, "unet", x.transpose(0, 2, 3, 1), np.array([7, 900]), context)
+    close(ours.transpose(0, 3, 1, 2), eps)
+
+    theirs = diffusers.AutoencoderKL.from_pretrained(tiny_model, subfolder="vae").eval()
+    assert theirs.config.scaling_factor == bundle.load_config(tiny_model, "vae").scaling_factor
+    mel = rng.standard_normal((1, 1, 80, 32)).astype("f")
+    latents = theirs.encode(torch.tensor(mel)).latent_dist.mean
+    ours, _ = call(tiny_model, "vae", mel.transpose(0, 2, 3, 1), method="encode")
+    close(ours.transpose(0, 3, 1, 2), latents)
+    ours = call(tiny_model, "vae", ours, method="decode")
+    close(ours.transpose(0, 3, 1, 2), theirs.decode(latents).sample)
+
+    scheduler = diffusers.DDIMScheduler.from_pretrained(tiny_model, subfolder="scheduler")
+    scheduler.set_timesteps(20)
+    np.testing.assert_array_equal(scheduler.timesteps.numpy()[::-1], Schedule().ddim_timesteps(20))
+    np.testing.assert_allclose(scheduler.alphas_cumprod, Schedule().alphas_cumprod, rtol=1e-5)
+
+
+def test_transformers_opens_the_folder_and_gets_the_same(tiny_model):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch's networks")
+    transformers = pytest.importorskip("transformers", reason="compares with transformers")
+    rng = np.random.default_rng(0)
+
+    theirs = transformers.SpeechT5HifiGan.from_pretrained(tiny_model, subfolder="vocoder").eval()
+    mel = rng.standard_normal((2, 16, 80)).astype("f")
+    close(call(tiny_model, "vocoder", mel), theirs(torch.tensor(mel)))
+
+    theirs = transformers.BertModel.from_pretrained(
+        tiny_model, subfolder="text_encoder", add_pooling_layer=False
+    ).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model, subfolder="tokenizer")
+    tokens = tokenizer(["a crow caws"], padding="max_length", return_tensors="pt")["input_ids"]
+    assert tokens.shape == (1, 77)
+    close(call(tiny_model, "text_encoder", tokens.numpy()), theirs(tokens).last_hidden_state)
