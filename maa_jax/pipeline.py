@@ -225,9 +225,10 @@ class Pipeline:
             max_duration=self.max_duration,
         )
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        bad = [p for p in [*prompts, negative_prompt] if not isinstance(p, str)]
-        if bad or not prompts:
+        if not prompts or not all(isinstance(p, str) for p in prompts):
             raise ValueError(f"prompts={prompts!r}: give one sentence or more, as strings")
+        if not isinstance(negative_prompt, str):
+            raise ValueError(f'negative_prompt={negative_prompt!r}: give a sentence, or ""')
         samples = self._samples(duration)
         shape = self.latent_shape(duration)
         n = len(prompts) * num_samples

@@ -179,11 +179,11 @@ def main(argv: Sequence[str]) -> None:
     """Runs the program that this module's docstring describes."""
     if len(argv) > 1:
         raise app.UsageError(f'{argv[1]!r} is not a flag; quote sentences: --prompt="a crow caws"')
-    from maa_jax.bundle import enable_compilation_cache
-
     f = flags.FLAGS
     try:
         prompts = read_prompts(f.prompt, f.prompts_file)
+        from maa_jax.bundle import enable_compilation_cache
+
         enable_compilation_cache()
         sample(
             prompts,
