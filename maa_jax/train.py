@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import app, flags, logging
+from clu import parameter_overview
 from etils import epath
 from ml_collections import config_flags
 
@@ -24,7 +25,7 @@ from maa_jax.data import input_pipeline
 from maa_jax.stages import make_stage
 from maa_jax.training import optim, sharding
 from maa_jax.training.checkpoint import Checkpoints, write_config
-from maa_jax.training.metrics import Metrics, log_parameters
+from maa_jax.training.metrics import Metrics
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "configs/STAGE.py[:arg]", lock_config=True
@@ -55,20 +56,16 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     mesh = sharding.create_mesh(config.mesh)
     sharding.check_batch(config.batch_size, config.accumulate, mesh)
     write_config(workdir, config)
-    logging.info(
-        "%d process(es), %d x %s, mesh %s",
-        jax.process_count(),
-        jax.device_count(),
-        jax.devices()[0].device_kind,
-        dict(mesh.shape),
-    )
+    kind = jax.devices()[0].device_kind
+    _say(f"{jax.process_count()} process(es), {mesh.size} x {kind}, mesh {dict(mesh.shape)}")
 
+    input_pipeline.prepare(config.data, jax.process_index())
     examples = input_pipeline.num_examples(config.data, config.data.split)
     steps_per_epoch = max(1, examples // config.batch_size)
     stage = make_stage(config, steps_per_epoch)
     total_steps = _total_steps(config, steps_per_epoch)
     feed = dict(
-        batch_size=config.batch_size // jax.process_count(),
+        batch_size=config.batch_size,
         tokenize=stage.tokenize,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -85,11 +82,10 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     )
     shapes = jax.eval_shape(stage.init, init_key)
     shardings = sharding.state_sharding(shapes, mesh)
-    log_parameters(shapes.params)
-    logging.info(
-        "%s: %d examples, %d steps an epoch, %d steps", config.stage, examples, steps_per_epoch,
-        total_steps,
-    )  # fmt: skip
+    for name, tree in shapes.params.items():
+        _say(f"{name}: {parameter_overview.count_parameters(tree):,} parameters")
+        logging.info("%s", parameter_overview.get_parameter_overview(tree, include_stats=False))
+    _say(f"{examples} examples, {steps_per_epoch} steps an epoch, {total_steps} steps")
 
     with Checkpoints(workdir, keep=config.keep, best=config.best) as checkpoints:
         first = checkpoints.latest_step() or 0
@@ -100,7 +96,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                 shardings,
             )
             state = checkpoints.restore(first, target, iterator)
-            logging.info("Goes on from step %d.", first)
+            _say(f"Goes on from step {first}.")
         else:
             state = jax.jit(stage.init, out_shardings=shardings)(init_key)
             state = _prepare(stage, state, frozen, make_iterator(), step_key, mesh, shardings)
@@ -162,11 +158,17 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             if stopping and not last:
                 checkpoints.wait()
                 metrics.close()
-                logging.info("Told to stop: step %d is saved.", step)
+                _say(f"Told to stop: step {step} is saved.")
                 sys.exit(0)
         metrics.close()
         _wait(checkpoints, workdir)
     return written
+
+
+def _say(message: str) -> None:
+    """Tells the person at the terminal, once however many processes there are."""
+    if jax.process_index() == 0:
+        print(message, flush=True)
 
 
 def _total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
@@ -272,7 +274,8 @@ def main(argv: list[str]) -> None:
     """Reads the flags and trains."""
     if len(argv) > 1:
         raise app.UsageError(f"Unknown argument {argv[1]!r}: every flag begins with --.")
-    logging.set_verbosity(logging.INFO)
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")  # clu and TFDS bring it; it must hold no accelerator.

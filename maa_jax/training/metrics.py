@@ -1,4 +1,4 @@
-"""What a run tells of itself: TensorBoard events, a progress bar, a parameter overview."""
+"""What a run tells of itself: TensorBoard events and a progress bar."""
 
 import contextlib
 import time
@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from tqdm import tqdm
 
 Tree = Any
@@ -94,14 +93,3 @@ def spectrogram_image(mel: jax.Array) -> jax.Array:
     """
     image = jnp.clip((mel.astype(jnp.float32) + 5.0) / 6.5, 0.0, 1.0)
     return image.swapaxes(1, 2)[:, ::-1, :, None]
-
-
-def log_parameters(params: Tree) -> None:
-    """Logs each network's parameter count, and every array at verbosity 1."""
-    from clu import parameter_overview
-
-    for name, tree in params.items():
-        count = parameter_overview.count_parameters(tree)
-        logging.info("%s: %s parameters", name, f"{count:,}")
-        if logging.vlog_is_on(1):
-            parameter_overview.log_parameter_overview(tree, msg=name)

@@ -1,0 +1,117 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import t2a
+from maa_jax import bundle
+from maa_jax.stages import make_stage
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model):
+    config = t2a.get_config("runlocal")
+    config.autoencoder = config.text_encoder = config.vocoder = str(tiny_model)
+    config.unet.cross_attention_dim = 24
+    config.data.samples = 8192
+    return config
+
+
+@pytest.fixture(scope="module")
+def stage(config):
+    return make_stage(config, 1)
+
+
+@pytest.fixture(scope="module")
+def frozen(stage):
+    return stage.load_frozen()
+
+
+@pytest.fixture(scope="module")
+def batch(stage):
+    rng = np.random.default_rng(0)
+    audio = 0.1 * rng.normal(size=(8, 8192)).astype("f")
+    return {"audio": audio, "tokens": stage.tokenize(["a crow caws"] * 8)}
+
+
+def test_the_latent_scale_brings_latents_to_unit_variance(stage, frozen, batch):
+    state = jax.jit(stage.init)(jax.random.key(0))
+    key = jax.random.key(1)
+    prepared = jax.jit(stage.prepare)(state, frozen, batch, key)
+    z = stage._encode(frozen, batch["audio"], key)
+    scale = prepared.extra["latents"]["scale"]
+    np.testing.assert_allclose(np.std(z) * scale, 1.0, rtol=1e-4)
+    again = jax.jit(stage.prepare)(prepared, frozen, batch, key)
+    np.testing.assert_allclose(again.extra["latents"]["scale"], scale, rtol=1e-5)
+    assert again.extra["latents"]["count"] == 2 * z.size
+
+
+def test_the_loss_falls_on_one_batch_and_the_average_follows(config, frozen, batch):
+    config = config.copy_and_resolve_references()
+    config.optimizer.base_lr, config.optimizer.warmup_steps = 3e-3, 0
+    config.ema_decay = 0.9
+    stage = make_stage(config, 1)
+    stage.load_frozen()
+    state = jax.jit(stage.init)(jax.random.key(0))
+    step = jax.jit(stage.train_step)
+    losses = []
+    for i in range(40):
+        state, metrics = step(state, frozen, batch, jax.random.key(i))
+        losses.append(float(metrics["loss"]))
+    assert losses[0] == pytest.approx(1.0, abs=0.2)  # the last layer starts at zero
+    assert np.mean(losses[-10:]) < 0.8 * losses[0]
+    weights = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, state.ema)
+    assert 0 < max(jax.tree.leaves(weights)) < 0.1
+
+
+def test_a_dropped_condition_is_the_empty_prompt(config, frozen, batch):
+    config = config.copy_and_resolve_references()
+    losses = {}
+    for probability in (0.0, 1.0):
+        config.uncond_probability = probability
+        stage = make_stage(config, 1)
+        stage.load_frozen()
+        state = jax.jit(stage.init)(jax.random.key(0))
+        # A last layer that is not zero, so that the condition reaches the output.
+        out = state.params["unet"]["conv_out"]
+        out["kernel"] = jax.random.normal(jax.random.key(9), out["kernel"].shape)
+        step, key = jax.jit(stage.train_step), jax.random.key(0)
+        empty = batch | {"tokens": np.repeat(frozen["empty"], 8, 0)}
+        losses[probability] = [
+            float(step(state, frozen, b, key)[1]["loss"]) for b in (batch, empty)
+        ]
+    assert losses[0.0][0] != losses[0.0][1]
+    assert losses[1.0][0] == losses[1.0][1] == losses[0.0][1]
+
+
+def test_microbatches_give_the_gradient_of_their_examples(config, frozen, batch):
+    config = config.copy_and_resolve_references()
+    config.accumulate = 4
+    stage = make_stage(config, 1)
+    stage.load_frozen()
+    state = jax.jit(stage.init)(jax.random.key(0))
+    state, metrics = jax.jit(stage.train_step)(state, frozen, batch, jax.random.key(0))
+    assert np.isfinite(metrics["loss"]) and int(state.step) == 1
+
+
+def test_scores_are_one_an_example_and_summaries_are_images_and_sound(stage, frozen, batch):
+    state = jax.jit(stage.init)(jax.random.key(0))
+    assert jax.jit(stage.eval_step)(state, frozen, batch, jax.random.key(0))["loss"].shape == (8,)
+    summary = jax.jit(stage.summarize)(state, frozen, batch, jax.random.key(0))
+    assert summary["image/sample"].shape == (5, 80, 32, 1)
+    assert summary["audio/sample"].shape == (5, 8192, 1)
+    assert 0 <= summary["image/sample"].min() and summary["image/sample"].max() <= 1
+
+
+def test_the_exported_folder_is_whole_and_holds_the_scale(stage, frozen, batch, tmp_path):
+    state = jax.jit(stage.init)(jax.random.key(0))
+    state = jax.jit(stage.prepare)(state, frozen, batch, jax.random.key(1))
+    stage.export(jax.device_get(state.weights()), jax.device_get(state.extra), tmp_path)
+    index = bundle.load_index(tmp_path)
+    assert {"unet", "vae", "vocoder", "text_encoder", "tokenizer", "scheduler"} <= set(index)
+    assert index["max_duration"] == pytest.approx(8192 / 16000)
+    scale = bundle.load_config(tmp_path, "vae").scaling_factor
+    assert scale == pytest.approx(float(state.extra["latents"]["scale"]))
+    _, params = bundle.load_network(tmp_path, "unet")
+    expected = state.ema["unet"]["conv_in"]["kernel"]
+    np.testing.assert_array_equal(params["conv_in"]["kernel"], expected)

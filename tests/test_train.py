@@ -1,0 +1,225 @@
+"""The training loop, with every stage, on real data, real checkpoints and real processes."""
+
+import importlib
+import pathlib
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from maa_jax import train
+from maa_jax.training import checkpoint
+from tests.subprocesses import run_python, start_python
+
+STAGES = ("clap", "autoencoder", "vocoder", "t2a")
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """The bundled recordings, built once for this session."""
+    return str(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture
+def make_config(data_dir, tiny_model):
+    """Returns the `:runlocal` config of a file in configs/, over the tiny model's networks."""
+
+    def make(name):
+        config = importlib.import_module(f"configs.{name}").get_config("runlocal")
+        config.data.data_dir = data_dir
+        if name == "t2a":
+            config.autoencoder = config.text_encoder = str(tiny_model)
+            config.unet.cross_attention_dim = 24
+        return config
+
+    return make
+
+
+def _flags(config, **more):
+    """Command-line flags that make the same run as `make_config`."""
+    keys = {"data.data_dir": config.data.data_dir, **more}
+    if config.stage == "diffusion":
+        keys |= {"autoencoder": config.autoencoder, "text_encoder": config.text_encoder}
+        keys |= {"unet.cross_attention_dim": 24}
+    return [f"--config.{key}={value}" for key, value in keys.items()]
+
+
+def _arrays(config, workdir, step):
+    """Every array of a checkpoint, by path."""
+    stage = train.make_stage(config, 1)
+    shapes = jax.eval_shape(stage.init, jax.random.key(0))
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one), shapes)
+    with checkpoint.Checkpoints(str(workdir)) as checkpoints:
+        state = checkpoints.restore(step, target)
+    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(state)}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name, make_config, tmp_path):
+    config = make_config(name)
+    config.total_steps, config.eval_every, config.summary_every = 4, 4, 4
+    whole = train.train(config, str(tmp_path / "whole"))
+    assert all(np.isfinite(value) for value in whole.values()), whole
+    assert list(tmp_path.glob("whole/events.*"))
+
+    config.total_steps = 2
+    train.train(config, str(tmp_path / "parts"))
+    config.total_steps = 4
+    parts = train.train(config, str(tmp_path / "parts"))
+
+    expected = _arrays(config, tmp_path / "whole", 4)
+    found = _arrays(config, tmp_path / "parts", 4)
+    assert expected.keys() == found.keys()
+    differ = [k for k in expected if not np.array_equal(expected[k], found[k])]
+    assert not differ
+    assert whole["validation/loss"] == parts["validation/loss"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_it_needs(make_config, tmp_path):
+    config = make_config("t2a")
+    config.total_steps, config.optimizer.base_lr, config.optimizer.warmup_steps = 9, 1e30, 0
+    with pytest.raises(FloatingPointError, match="not finite at step 2"):
+        train.train(config, str(tmp_path))
+    failure = tmp_path / "failure" / "2"
+    with np.load(failure / "batch_0.npz") as batch:
+        assert batch["audio"].shape == (config.batch_size, config.data.samples)
+    assert (failure / "state").is_dir()
+
+
+@pytest.fixture
+def sharded_config(make_config):
+    """A U-Net with kernels that are large enough to be split, and a batch for 8 devices."""
+    config = make_config("t2a")
+    config.total_steps, config.batch_size, config.log_every = 3, 8, 1
+    config.unet.block_out_channels = (32, 64)
+    return config
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_eight_devices_give_the_losses_of_one(fsdp, sharded_config, tmp_path):
+    one = train.train(sharded_config, str(tmp_path / "one"))
+    output = run_python(
+        f"""
+        import jax, json, ml_collections
+        from maa_jax import train
+        config = ml_collections.ConfigDict(json.loads('''{sharded_config.to_json()}'''))
+        config.mesh.fsdp = {fsdp}
+        print("RESULT", json.dumps(train.train(config, {str(tmp_path / "eight")!r})))
+        """,
+        devices=8,
+    )
+    _assert_same_losses(one, output)
+
+
+def test_two_processes_train_together_and_give_the_losses_of_one(sharded_config, tmp_path):
+    one = train.train(sharded_config, str(tmp_path / "one"))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    code = f"""
+import json, ml_collections
+from maa_jax import train
+from maa_jax.training import sharding
+sharding.initialize_distributed()
+config = ml_collections.ConfigDict(json.loads('''{sharded_config.to_json()}'''))
+print("RESULT", json.dumps(train.train(config, {str(tmp_path / "two")!r})))
+"""
+    processes = [
+        start_python(
+            "-c",
+            code,
+            devices=2,
+            JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(i),
+        )
+        for i in range(2)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, output
+        _assert_same_losses(one, output)
+    assert checkpoint.read_config(tmp_path / "two").batch_size == 8
+
+
+def _assert_same_losses(expected, output):
+    import json
+
+    line = next(x for x in output.splitlines() if x.startswith("RESULT "))
+    found = json.loads(line.removeprefix("RESULT "))
+    for name, value in expected.items():
+        if name.startswith(("train/", "validation/")):
+            np.testing.assert_allclose(found[name], value, rtol=2e-4, err_msg=name)
+
+
+def test_sigterm_saves_and_exits_with_0(make_config, tmp_path):
+    config = make_config("clap")
+    flags = _flags(config, total_steps=100_000, checkpoint_every=100_000, log_every=1)
+    workdir = tmp_path / "run"
+    process = start_python(
+        "-m", "maa_jax.train", "--config=configs/clap.py:runlocal", f"--workdir={workdir}", *flags
+    )
+    deadline = time.monotonic() + 300
+    while not list(workdir.glob("events.*")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.5)
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    with checkpoint.Checkpoints(str(workdir)) as checkpoints:
+        assert checkpoints.latest_step() > 0
+
+
+def _error(*flags):
+    process = start_python("-m", "maa_jax.train", *flags)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0, output
+    return output
+
+
+def test_a_wrong_key_is_named_with_the_nearest_right_one(tmp_path):
+    output = _error(
+        "--config=configs/clap.py:runlocal", f"--workdir={tmp_path}", "--config.batch_sise=3"
+    )
+    assert "batch_sise" in output and "batch_size" in output.replace("batch_sise", "")
+
+
+def test_a_workdir_of_another_config_is_refused(make_config, tmp_path):
+    config = make_config("clap")
+    checkpoint.write_config(tmp_path, config)
+    output = _error(
+        "--config=configs/clap.py:runlocal",
+        f"--workdir={tmp_path}",
+        *_flags(config, seed=7),
+    )
+    assert "config.seed: 0 there, 7 here" in output
+
+
+def test_a_missing_model_folder_is_named_with_the_remedy(make_config, tmp_path):
+    config = make_config("t2a")
+    config.autoencoder = str(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"config.autoencoder=.*absent.*maa_jax.convert"):
+        train.train(config, str(tmp_path / "run"))
+
+
+def test_disagreeing_widths_are_named(make_config, tmp_path):
+    config = make_config("t2a")
+    config.unet.cross_attention_dim = 32
+    with pytest.raises(ValueError, match=r"cross_attention_dim=32.*gives 24"):
+        train.train(config, str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("path", sorted(pathlib.Path("configs").glob("[!_]*.py")))
+def test_every_config_has_its_arguments(path):
+    if path.stem == "common":
+        return
+    get_config = importlib.import_module(f"configs.{path.stem}").get_config
+    for arg in (None, "demo", "runlocal", "bundled"):
+        assert get_config(arg).stage
+    with pytest.raises(ValueError, match="choose from"):
+        get_config("nonsense")
