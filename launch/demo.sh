@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# Sentences to sound, then the same with a model trained on this machine:
+#
+#   bash launch/demo.sh [workdir]        workdir is "demo" unless given
+#
+# Under 12 minutes after installation and 8 GB of memory on 2 cores; no network once installed.
+# Start it again after an interruption: what is finished stays, training goes on where it was.
+set -euo pipefail
+if [ $# -gt 1 ] || [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then
+  sed -n '2,8s/^# \{0,1\}//p' "$0"
+  exit $(($# > 1 ? 2 : 0))
+fi
+mkdir -p "${1:-$(dirname "$0")/../demo}"
+demo=$(cd "${1:-$(dirname "$0")/../demo}" && pwd)
+cd "$(dirname "$0")/.."
+. launch/environment.sh
+
+use_environment
+install -e .
+# Nothing below needs the network, and nothing may wait for it.
+export HF_HUB_OFFLINE=1 NO_GCE_CHECK=true
+export TF_CPP_MIN_LOG_LEVEL=2  # TensorFlow only writes events; its start-up notes say nothing here.
+
+prompts="$demo/prompts.txt"
+cat >"$prompts" <<'END'
+a crow caws
+a deep kick drum
+a cymbal is struck and rings
+a guitar chord
+vinyl crackle and hiss
+END
+
+steps=8
+number=0
+again=""
+running=""
+SECONDS=0
+
+# A step's time is kept even where it is interrupted; the report adds up what a step took.
+keep_time() {
+  if [ -n "$running" ]; then printf '%s\t%s\n' "$running" $((SECONDS - began)) >>"$demo/times.tsv"; fi
+  running=""
+}
+trap keep_time EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
+
+# step NAME TITLE RESULT COMMAND...: runs the command unless it finished before, its result is there
+# still and no step before it was run again. The mark of a finished step is made last of all.
+step() {
+  local name=$1 title=$2 result=$demo/$3
+  shift 3
+  number=$((number + 1))
+  printf '\n=== %d/%d  %s  (%s since the start)\n' "$number" "$steps" "$title" "$(clock $SECONDS)"
+  if [ -z "$again" ] && [ -e "$demo/done/$name" ] && [ -e "$result" ]; then
+    echo "Done before: $result"
+    return
+  fi
+  again=yes
+  rm -f "$demo/done/$name"
+  running=$name
+  began=$SECONDS
+  "$@"
+  keep_time
+  mkdir -p "$demo/done"
+  touch "$demo/done/$name"
+  echo "Took $(clock $((SECONDS - began)))"
+}
+
+sample() {  # sample MODEL FOLDER
+  python -m maa_jax.sample --model="$1" --prompts_file="$prompts" --out="$demo/$2"
+}
+
+build() {
+  python -c 'import sys; from maa_jax.data import input_pipeline as data
+print(data.prepare(data.DataConfig(dataset="sonic_sounds", data_dir=sys.argv[1])))' "$demo/data"
+}
+
+train() {  # train STAGE FLAGS...
+  local stage=$1
+  shift
+  python -m maa_jax.train --config="configs/$stage.py:demo" --workdir="$demo/$stage" \
+    --config.data.data_dir="$demo/data" "$@"
+  # A run that is told to stop saves and ends well; its last step tells whether it is finished.
+  if [ ! -e "$demo/$stage/checkpoints/$(last_step "$stage")" ]; then
+    echo "Training stopped early; start this command again to go on." >&2
+    exit 1
+  fi
+  python -m maa_jax.convert --from=workdir --workdir="$demo/$stage" --out="$demo/models/$stage"
+}
+
+last_step() {
+  python -c 'import json, sys; print(json.load(open(sys.argv[1]))["total_steps"])' \
+    "$demo/$1/config.json"
+}
+
+models=$demo/models
+step bundled "Sound from the bundled model" bundled/samples.jsonl sample bundled bundled
+step data "Build the bundled dataset" data/sonic_sounds build
+step clap "Train clap: which caption belongs to which sound" models/clap train clap
+step autoencoder "Train the spectrogram autoencoder" models/autoencoder train autoencoder
+step vocoder "Train the vocoder: spectrogram to sound" models/vocoder train vocoder
+step t2a "Train text-to-audio diffusion" models/t2a/model_index.json train t2a \
+  --config.text_encoder="$models/clap" \
+  --config.autoencoder="$models/autoencoder" \
+  --config.vocoder="$models/vocoder"
+step trained "Sound from the model trained here" trained/samples.jsonl sample "$models/t2a" trained
+step report "Write the report" report.html python launch/report.py --workdir="$demo"
+
+where=$demo/report.html
+printf '\nAll done in %s. The page with everything to hear and see:\n\n  file://%s\n\n' \
+  "$(clock $SECONDS)" "$where"
+if [ "$(uname)" = Darwin ]; then opener=open; player=afplay; else opener=xdg-open; player=aplay; fi
+echo "Open it in a browser ($opener '$where'), or play the sounds here:"
+echo "  $player '$demo'/bundled/*.wav"
