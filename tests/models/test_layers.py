@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
+from maa_jax.models import layers
 from maa_jax.models.layers import Conv, GroupNorm, attention, conv2d
 
 
@@ -39,12 +40,16 @@ CASES = {  # kernel, channels in, out, stride, padding, dilation, groups
     "period": ((5, 1), 8, 6, (3, 1), (2, 0), (1, 1), 1),
     "dilated": ((3, 3), 8, 6, (1, 1), (2, 4), (2, 4), 1),
     "even kernel": ((4, 2), 8, 6, (1, 1), (1, 1), (1, 1), 1),
+    "dilated with stride": ((3, 3), 8, 6, (2, 3), (2, 4), (2, 4), 1),
+    "one channel out, dilated": ((3, 3), 8, 1, (1, 1), (1, 3), (1, 2), 1),
     "groups": ((3, 3), 8, 6, (1, 1), (1, 1), (1, 1), 2),
 }
 
 
+@pytest.mark.parametrize("chunk", [30, 1024])
 @pytest.mark.parametrize("case", CASES)
-def test_convolution_and_gradients_equal_xlas(case):
+def test_convolution_and_gradients_equal_xlas(case, chunk, monkeypatch):
+    monkeypatch.setattr(layers, "_CHUNK", chunk)  # bands of a few rows, or all at once
     size, width_in, width, *how = CASES[case]
     x, kernel = random(2, 11, 14, width_in), random(*size, width_in // how[-1], width, seed=1)
 
