@@ -1,5 +1,3 @@
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,7 @@ from maa_jax.interop.torch_layout import from_torch, to_torch
 from maa_jax.interop.vocoders import hifigan_name
 from maa_jax.models.hifigan import HifiGan, HifiGanConfig, fold_weight_norm
 from maa_jax.models.layers1d import Conv1d, ConvTranspose1d
-from tests.parity.named_weights import reference, state_dict
+from tests.parity.named_weights import full_size, reference, state_dict
 
 SMALL = HifiGanConfig(upsample_initial_channel=64)
 TINY = HifiGanConfig(
@@ -46,12 +44,9 @@ def test_agrees_with_the_reference():
 
 
 @pytest.mark.full
+@full_size
 def test_v1_agrees_with_the_reference():
-    folder = pathlib.Path(__file__).parents[3] / "shared" / "parity"
-    if not (folder / "hifigan_v1.npz").exists():
-        pytest.skip(f"{folder}/hifigan_v1.npz is not here")
-    with np.load(folder / "hifigan_v1.npz") as arrays:
-        check_parity("v1", HifiGanConfig(), state_dict("hifigan_v1"), dict(arrays))
+    check_parity("v1", HifiGanConfig(), state_dict("hifigan_v1"), reference("hifigan_v1"))
 
 
 def test_v1_has_the_papers_parameter_count():

@@ -1,0 +1,234 @@
+"""BigVGAN's generator (Lee et al. 2023), mel to waveform, with the names of its release.
+
+HiFi-GAN's shape with periodic activations, each at twice the rate so that the harmonics it makes
+do not fold back.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from maa_jax.models.hifigan import check_upsampling
+from maa_jax.models.layers1d import Conv1d, ConvTranspose1d
+
+
+@dataclasses.dataclass(frozen=True)
+class BigVGANConfig:
+    """Sizes of the generator; the defaults are those of the released 16 kHz vocoder.
+
+    Attributes:
+      model_in_dim: mel bins.
+      sampling_rate: of the output, in Hz.
+      upsample_initial_channel: channels before the first upsampling; halved by each.
+      upsample_rates: their product is the number of samples a frame.
+      upsample_kernel_sizes: kernel of each upsampling; kernel - rate must be even.
+      resblock_kernel_sizes: one residual block for each, summed, after every upsampling.
+      resblock_dilation_sizes: dilations of each residual block's convolutions.
+      log: compression of the mels that the weights expect, "log10" or "log".
+    """
+
+    model_in_dim: int = 80
+    sampling_rate: int = 16000
+    upsample_initial_channel: int = 1536
+    upsample_rates: tuple[int, ...] = (4, 4, 2, 2, 2, 2)
+    upsample_kernel_sizes: tuple[int, ...] = (8, 8, 4, 4, 4, 4)
+    resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5),) * 3
+    log: str = "log10"
+
+    def __post_init__(self):
+        check_upsampling(self)
+
+    @property
+    def hop_length(self) -> int:
+        """Samples a frame."""
+        return math.prod(self.upsample_rates)
+
+    def to_hf(self) -> dict:
+        """Returns the content of config.json, a layout of its own."""
+        return {"_class_name": "BigVGAN", "snake": "snakebeta"} | _plain(dataclasses.asdict(self))
+
+    @classmethod
+    def from_hf(cls, d: dict) -> "BigVGANConfig":
+        """Reads config.json.
+
+        Raises:
+          ValueError: if it describes another network, or lacks a size.
+        """
+        fixed = {"_class_name": "BigVGAN", "snake": "snakebeta"}
+        wrong = [f"{k} = {d[k]!r}: expected {v!r}" for k, v in fixed.items() if d.get(k, v) != v]
+        names = [f.name for f in dataclasses.fields(cls)]
+        wrong += [f"{name} is missing" for name in names if name not in d]
+        if wrong:
+            raise ValueError("config.json of a BigVGAN vocoder: " + "; ".join(wrong) + ".")
+        return cls(**{name: _tuples(d[name]) for name in names})
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _tuples(value):
+    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def kaiser_sinc(cutoff: float, half_width: float, size: int) -> np.ndarray:
+    """Returns a low-pass filter of even `size` and unit sum, a sinc under a Kaiser window.
+
+    Args:
+      cutoff: in cycles a sample, at most 0.5.
+      half_width: of the transition band, in cycles a sample.
+      size: number of taps.
+    """
+    attenuation = 2.285 * (size // 2 - 1) * math.pi * 4 * half_width + 7.95
+    if attenuation > 50:
+        beta = 0.1102 * (attenuation - 8.7)
+    elif attenuation >= 21:
+        beta = 0.5842 * (attenuation - 21) ** 0.4 + 0.07886 * (attenuation - 21)
+    else:
+        beta = 0.0
+    time = np.arange(-size // 2, size // 2) + 0.5
+    taps = 2 * cutoff * np.kaiser(size, beta) * np.sinc(2 * cutoff * time)
+    return (taps / taps.sum()).astype(np.float32)
+
+
+# Half the rate that samples have between the two filters, as BigVGAN sets it for ratio 2.
+_TAPS = kaiser_sinc(0.25, 0.3, 12)
+
+
+class SnakeBeta(nnx.Module):
+    """x + sin^2(exp(alpha) x) / exp(beta), for each channel."""
+
+    def __init__(self, channels: int):
+        self.alpha = nnx.Param(jnp.zeros(channels))
+        self.beta = nnx.Param(jnp.zeros(channels))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., channels] to the same shape."""
+        alpha = jnp.exp(self.alpha[...]).astype(x.dtype)
+        gain = (1 / (jnp.exp(self.beta[...]) + 1e-9)).astype(x.dtype)
+        return x + gain * jnp.square(jnp.sin(alpha * x))
+
+
+class AntiAliased(nnx.Module):
+    """SnakeBeta at twice the rate: upsample by 2, activate, low-pass, keep every second sample.
+
+    The even and the odd samples at the higher rate are kept as two arrays: each is a filter of
+    half the taps over x, and the output is the sum of a filter over each. So nothing is multiplied
+    by the zeros between samples, and no sample is made that would be thrown away.
+    """
+
+    def __init__(self, channels: int):
+        self.act = SnakeBeta(channels)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [b, t, channels] to the same shape."""
+        length, half = x.shape[1], len(_TAPS) // 2
+        even, odd = (float(2) * _TAPS[i::2] for i in (0, 1))
+        padded = jnp.pad(x, ((0, 0), (half // 2, half // 2), (0, 0)), mode="edge")
+        # High-rate sample 2 t is sum_j taps[2 j + 1] x[t + 2 - j], and 2 t + 1 is
+        # sum_j taps[2 j] x[t + 3 - j].
+        first = self.act(_filter(padded, odd[::-1], 0, length))
+        second = self.act(_filter(padded, even[::-1], 1, length))
+        # Output t is sum_k taps[k] y[2 t + k - 5], y continued by its first and last sample.
+        lead, tail = first[:, :1], second[:, -1:]
+        first = jnp.concatenate([*[lead] * 2, first, *[tail] * 3], axis=1)
+        second = jnp.concatenate([*[lead] * 3, second, *[tail] * 2], axis=1)
+        return _filter(second, _TAPS[0::2], 0, length) + _filter(first, _TAPS[1::2], 0, length)
+
+
+def _filter(x, taps, start, length):
+    """Returns sum_i taps[i] x[:, start + i + t] for t < length: a filter of every channel alike."""
+    slices = (lax.slice_in_dim(x, start + i, start + i + length, axis=1) for i in range(len(taps)))
+    return sum(float(tap) * part for tap, part in zip(taps, slices, strict=True))
+
+
+class ResidualBlock(nnx.Module):
+    """BigVGAN's AMPBlock1: pairs of a dilated and a plain convolution, each after an activation."""
+
+    def __init__(self, channels, kernel_size, dilations, **kwargs):
+        self.convs1 = nnx.List(
+            Conv1d(
+                channels,
+                channels,
+                kernel_size,
+                padding=dilation * (kernel_size - 1) // 2,
+                dilation=dilation,
+                **kwargs,
+            )
+            for dilation in dilations
+        )
+        self.convs2 = nnx.List(
+            Conv1d(channels, channels, kernel_size, padding=(kernel_size - 1) // 2, **kwargs)
+            for _ in dilations
+        )
+        self.activations = nnx.List(AntiAliased(channels) for _ in range(2 * len(dilations)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [b, t, channels] to the same shape."""
+        for i, (conv1, conv2) in enumerate(zip(self.convs1, self.convs2, strict=True)):
+            y = conv1(self.activations[2 * i](x))
+            x = x + conv2(self.activations[2 * i + 1](y))
+        return x
+
+
+class BigVGAN(nnx.Module):
+    """BigVGAN generator."""
+
+    def __init__(
+        self,
+        config: BigVGANConfig,
+        *,
+        weight_norm: bool = False,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+          config: its sizes.
+          weight_norm: keep weights as `weight_g`, `weight_v` pairs, as in training; a model folder
+            holds them folded into kernels.
+          dtype: of the computation; parameters are float32.
+          rngs: of the initial weights.
+        """
+        kwargs = {"weight_norm": weight_norm, "dtype": dtype, "rngs": rngs}
+        channels = config.upsample_initial_channel
+        self.conv_pre = Conv1d(config.model_in_dim, channels, 7, padding=3, **kwargs)
+        ups, resblocks = [], []
+        for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):
+            padding = (kernel - rate) // 2
+            up = ConvTranspose1d(
+                channels, channels // 2, kernel, stride=rate, padding=padding, **kwargs
+            )
+            ups.append(nnx.List([up]))  # the release wraps each in a list
+            channels //= 2
+            resblocks += [
+                ResidualBlock(channels, size, dilations, **kwargs)
+                for size, dilations in zip(
+                    config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True
+                )
+            ]
+        self.ups = nnx.List(ups)
+        self.resblocks = nnx.List(resblocks)
+        self.activation_post = AntiAliased(channels)
+        self.conv_post = Conv1d(channels, 1, 7, padding=3, **kwargs)
+        self.config = config
+
+    def __call__(self, mel: jax.Array) -> jax.Array:
+        """Returns the waveform [b, frames * hop_length] in [-1, 1] of a mel [b, frames, n_mels]."""
+        x = self.conv_pre(mel)
+        kinds = len(self.config.resblock_kernel_sizes)
+        for i, (upsample,) in enumerate(self.ups):
+            x = upsample(x)
+            blocks = self.resblocks[kinds * i : kinds * (i + 1)]
+            x = sum(block(x) for block in blocks) / kinds
+        x = self.conv_post(self.activation_post(x))
+        return jnp.tanh(x[..., 0].astype(jnp.float32))

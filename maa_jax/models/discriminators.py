@@ -1,0 +1,431 @@
+"""Discriminators of waveforms (HiFi-GAN, BigVGAN) and of mel images (the autoencoder's).
+
+Each call returns a list with one `(logits, features)` pair a sub-discriminator: logits of any
+shape, high for recordings, and the list of inner activations for feature matching.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from maa_jax.models.layers import Conv, conv2d
+from maa_jax.models.layers1d import Conv1d, NormConv, conv1d
+
+Outputs = list[tuple[jax.Array, list[jax.Array]]]
+
+
+class Conv2d(NormConv):
+    """Two-dimensional convolution with weight norm, as torch.nn.Conv2d; its bias starts uniform."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: tuple[int, int],
+        *,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        shape = (*kernel_size, in_features, out_features)
+        super().__init__(shape, out_features, True, True, dtype, rngs)
+        self.stride, self.padding = stride, padding
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Convolves x [b, h, w, in]."""
+        y = conv2d(x.astype(self.dtype), self._kernel(), self.stride, self.padding)
+        return self._add_bias(y)
+
+
+class SpectralState(nnx.Variable):
+    """The left singular vector that spectral norm keeps from call to call."""
+
+
+class SpectralConv1d(NormConv):
+    """Conv1d whose kernel is divided by its largest singular value (Miyato et al. 2018).
+
+    One step of power iteration a call; its vector is kept in `u`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        shape = (kernel_size, in_features // groups, out_features)
+        super().__init__(shape, out_features, True, False, dtype, rngs)
+        u = jax.random.normal(rngs.params(), (out_features,))
+        self.u = SpectralState(u / jnp.linalg.norm(u))
+        self.stride, self.padding, self.groups = stride, padding, groups
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Convolves x [b, t, in] and moves `u` on by one iteration."""
+        kernel = self.kernel[...]
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        frozen = lax.stop_gradient(matrix)
+        v = frozen @ self.u[...]
+        v /= jnp.linalg.norm(v) + 1e-12
+        u = v @ frozen
+        u /= jnp.linalg.norm(u) + 1e-12
+        self.u[...] = u
+        kernel = (kernel / (v @ matrix @ u)).astype(self.dtype)
+        x = x.astype(self.dtype)
+        y = conv1d(x, kernel, stride=self.stride, padding=self.padding, groups=self.groups)
+        return self._add_bias(y)
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiPeriodConfig:
+    """Multi-period discriminator (HiFi-GAN section 2.3); the defaults are HiFi-GAN's."""
+
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
+    channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
+
+
+class PeriodDiscriminator(nnx.Module):
+    """Judges every `period`-th sample: each phase is a sequence of its own."""
+
+    def __init__(self, period: int, channels: tuple[int, ...], **kwargs):
+        widths = (1, *channels)
+        self.convs = nnx.List(
+            Conv1d(
+                widths[i],
+                widths[i + 1],
+                5,
+                # The original's last layer does not stride.
+                stride=3 if i < len(channels) - 1 else 1,
+                padding=2,
+                weight_norm=True,
+                **kwargs,
+            )
+            for i in range(len(channels))
+        )
+        self.conv_post = Conv1d(channels[-1], 1, 3, padding=1, weight_norm=True, **kwargs)
+        self.period = period
+
+    def __call__(self, wav: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        """Judges waveforms [b, samples]; features are [b * period, t, channels]."""
+        batch, length = wav.shape
+        wav = jnp.pad(wav, ((0, 0), (0, -length % self.period)), mode="reflect")
+        x = (
+            wav.reshape(batch, -1, self.period)
+            .transpose(0, 2, 1)
+            .reshape(-1, wav.shape[1] // self.period, 1)
+        )
+        features = []
+        for conv in self.convs:
+            x = nnx.leaky_relu(conv(x), 0.1)
+            features.append(x)
+        x = self.conv_post(x)
+        # [b, t * period], as the original flattens its images [t, period].
+        logits = x.reshape(batch, self.period, -1).transpose(0, 2, 1).reshape(batch, -1)
+        return logits, [*features, x]
+
+
+class MultiPeriodDiscriminator(nnx.Module):
+    """One PeriodDiscriminator a period. Names of the original, whose kernels have one axis more."""
+
+    def __init__(
+        self,
+        config: MultiPeriodConfig = MultiPeriodConfig(),
+        *,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.discriminators = nnx.List(
+            PeriodDiscriminator(period, config.channels, dtype=dtype, rngs=rngs)
+            for period in config.periods
+        )
+
+    def __call__(self, wav: jax.Array, *, rngs: nnx.Rngs | None = None) -> Outputs:
+        """Judges waveforms [b, samples]; nothing is random."""
+        return [discriminator(wav) for discriminator in self.discriminators]
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiScaleConfig:
+    """Multi-scale discriminator (HiFi-GAN section 2.3, after MelGAN); defaults are HiFi-GAN's.
+
+    Attributes:
+      scales: how many; each is half the rate of the one before.
+      channels, kernel_sizes, strides, groups: of each convolution.
+    """
+
+    scales: int = 3
+    channels: tuple[int, ...] = (128, 128, 256, 512, 1024, 1024, 1024)
+    kernel_sizes: tuple[int, ...] = (15, 41, 41, 41, 41, 41, 5)
+    strides: tuple[int, ...] = (1, 2, 2, 4, 4, 1, 1)
+    groups: tuple[int, ...] = (1, 4, 16, 16, 16, 16, 1)
+
+    def __post_init__(self):
+        lists = (self.channels, self.kernel_sizes, self.strides, self.groups)
+        if len({len(values) for values in lists}) > 1:
+            raise ValueError(
+                f"channels = {self.channels}, kernel_sizes = {self.kernel_sizes}, strides ="
+                f" {self.strides}, groups = {self.groups}: give lists of one length."
+            )
+
+
+class ScaleDiscriminator(nnx.Module):
+    """Grouped, strided convolutions over the waveform."""
+
+    def __init__(self, config: MultiScaleConfig, conv, conv_post):
+        widths = (1, *config.channels)
+        self.convs = nnx.List(
+            conv(
+                widths[i],
+                widths[i + 1],
+                size,
+                stride=config.strides[i],
+                padding=size // 2,
+                groups=config.groups[i],
+            )
+            for i, size in enumerate(config.kernel_sizes)
+        )
+        self.conv_post = conv_post(widths[-1], 1, 3, padding=1)
+
+    def __call__(self, wav: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        """Judges waveforms [b, samples]; features are [b, t, channels]."""
+        x, features = wav[..., None], []
+        for conv in self.convs:
+            x = nnx.leaky_relu(conv(x), 0.1)
+            features.append(x)
+        x = self.conv_post(x)
+        return x[..., 0], [*features, x]
+
+
+class MultiScaleDiscriminator(nnx.Module):
+    """The raw waveform with spectral norm, and averages of it with weight norm."""
+
+    def __init__(
+        self, config: MultiScaleConfig = MultiScaleConfig(), *, dtype=jnp.float32, rngs: nnx.Rngs
+    ):
+        def spectral(*args, **kwargs):
+            return SpectralConv1d(*args, **kwargs, dtype=dtype, rngs=rngs)
+
+        def weight(*args, **kwargs):
+            return Conv1d(*args, **kwargs, weight_norm=True, dtype=dtype, rngs=rngs)
+
+        self.discriminators = nnx.List(
+            ScaleDiscriminator(config, conv, conv)
+            for conv in [spectral] + [weight] * (config.scales - 1)
+        )
+
+    def __call__(self, wav: jax.Array, *, rngs: nnx.Rngs | None = None) -> Outputs:
+        """Judges waveforms [b, samples]; nothing is random."""
+        outputs = []
+        for i, discriminator in enumerate(self.discriminators):
+            if i:
+                # torch.nn.AvgPool1d(4, 2, padding=2), which counts its padding.
+                wav = lax.reduce_window(wav, 0.0, lax.add, (1, 4), (1, 2), ((0, 0), (2, 2))) / 4
+            outputs.append(discriminator(wav))
+        return outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiResolutionConfig:
+    """Multi-resolution discriminator (BigVGAN, after UnivNet); the defaults are BigVGAN's.
+
+    Attributes:
+      resolutions: (n_fft, hop_length, window_length) of each spectrogram.
+      channels: of all convolutions.
+    """
+
+    resolutions: tuple[tuple[int, int, int], ...] = (
+        (1024, 120, 600),
+        (2048, 240, 1200),
+        (512, 50, 240),
+    )
+    channels: int = 32
+
+
+class ResolutionDiscriminator(nnx.Module):
+    """Judges the magnitudes of one short-time Fourier transform, as an image [bins, frames]."""
+
+    def __init__(self, resolution: tuple[int, int, int], channels: int, **kwargs):
+        wide = {"kernel_size": (3, 9), "padding": (1, 4), **kwargs}
+        self.convs = nnx.List(
+            [
+                Conv2d(1, channels, **wide),
+                *(Conv2d(channels, channels, stride=(1, 2), **wide) for _ in range(3)),
+                Conv2d(channels, channels, (3, 3), padding=(1, 1), **kwargs),
+            ]
+        )
+        self.conv_post = Conv2d(channels, 1, (3, 3), padding=(1, 1), **kwargs)
+        self.resolution = resolution
+
+    def __call__(self, wav: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        """Judges waveforms [b, samples]; features are [b, bins, frames, channels]."""
+        x, features = magnitudes(wav, *self.resolution).swapaxes(1, 2)[..., None], []
+        for conv in self.convs:
+            x = nnx.leaky_relu(conv(x), 0.1)
+            features.append(x)
+        x = self.conv_post(x)
+        return x[..., 0], [*features, x]
+
+
+def magnitudes(wav: jax.Array, n_fft: int, hop_length: int, window_length: int) -> jax.Array:
+    """Returns the magnitudes of a short-time Fourier transform, [b, frames, n_fft / 2 + 1].
+
+    BigVGAN's: reflect padding of (n_fft - hop_length) / 2 samples and, as there, a window of ones.
+    """
+    pad = (n_fft - hop_length) // 2
+    wav = jnp.pad(wav, ((0, 0), (pad, pad)), mode="reflect")
+    # A window shorter than n_fft stands in its middle, so it reads no more than its own samples.
+    start = (n_fft - window_length) // 2
+    count = (wav.shape[1] - n_fft) // hop_length + 1
+    index = start + hop_length * jnp.arange(count)[:, None] + jnp.arange(window_length)
+    # Where in the transform the window stands changes the phase alone.
+    spectrum = jnp.fft.rfft(wav[:, index], n=n_fft)
+    # The root's gradient at silence is infinite.
+    return jnp.sqrt(jnp.square(spectrum.real) + jnp.square(spectrum.imag) + 1e-9)
+
+
+class MultiResolutionDiscriminator(nnx.Module):
+    """One ResolutionDiscriminator a resolution."""
+
+    def __init__(
+        self,
+        config: MultiResolutionConfig = MultiResolutionConfig(),
+        *,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.discriminators = nnx.List(
+            ResolutionDiscriminator(resolution, config.channels, dtype=dtype, rngs=rngs)
+            for resolution in config.resolutions
+        )
+
+    def __call__(self, wav: jax.Array, *, rngs: nnx.Rngs | None = None) -> Outputs:
+        """Judges waveforms [b, samples]; nothing is random."""
+        return [discriminator(wav) for discriminator in self.discriminators]
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiWindowConfig:
+    """Multi-window discriminator of mels (paper, Table 6).
+
+    Attributes:
+      windows: lengths in frames of the crops that are judged.
+      channels: of the convolutions.
+      layers: strided 3 x 3 convolutions of each window's discriminator.
+      dropout: rate after each of them.
+    """
+
+    windows: tuple[int, ...] = (32, 64, 128)
+    channels: int = 128
+    layers: int = 3
+    dropout: float = 0.25
+
+
+class WindowDiscriminator(nnx.Module):
+    """Strided convolutions over one crop of a mel image."""
+
+    def __init__(self, config: MultiWindowConfig, dtype, rngs):
+        self.convs = nnx.List(
+            Conv(
+                config.channels if i else 1,
+                config.channels,
+                3,
+                stride=2,
+                padding=1,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for i in range(config.layers)
+        )
+        self.conv_post = Conv(config.channels, 1, 3, padding=1, dtype=dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(config.dropout)
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, list[jax.Array]]:
+        """Judges images [b, n_mels, frames, 1]."""
+        features = []
+        for conv in self.convs:
+            x = nnx.leaky_relu(conv(x), 0.2)
+            features.append(x)
+            x = self.dropout(x, deterministic=rngs is None, rngs=rngs)
+        return self.conv_post(x)[..., 0], features
+
+
+class MultiWindowDiscriminator(nnx.Module):
+    """Judges random crops of mel images, one length of crop a sub-discriminator."""
+
+    def __init__(
+        self, config: MultiWindowConfig = MultiWindowConfig(), *, dtype=jnp.float32, rngs: nnx.Rngs
+    ):
+        self.discriminators = nnx.List(
+            WindowDiscriminator(config, dtype, rngs) for _ in config.windows
+        )
+        self.config = config
+
+    def __call__(self, mel: jax.Array, *, rngs: nnx.Rngs | None = None) -> Outputs:
+        """Judges mel images [b, n_mels, frames, 1].
+
+        Crops and dropout are drawn from `rngs`' stream "dropout"; two calls with equal keys see the
+        same crops of recording and reconstruction. Without `rngs` the crops are the middles and
+        nothing is dropped. A window longer than the image sees all of it.
+        """
+        outputs = []
+        for window, discriminator in zip(self.config.windows, self.discriminators, strict=True):
+            room = max(mel.shape[2] - window, 0)
+            start = room // 2
+            if rngs is not None:
+                start = jax.random.randint(rngs.dropout(), (), 0, room + 1)
+            crop = lax.dynamic_slice_in_dim(mel, start, min(window, mel.shape[2]), axis=2)
+            outputs.append(discriminator(crop, rngs))
+        return outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchConfig:
+    """PatchGAN discriminator of the release (latent diffusion's NLayerDiscriminator)."""
+
+    channels: int = 64
+    layers: int = 3
+
+
+class PatchDiscriminator(nnx.Module):
+    """Judges overlapping patches of a mel image; batch norm by the batch's own statistics."""
+
+    def __init__(self, config: PatchConfig = PatchConfig(), *, dtype=jnp.float32, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(0.02)
+        kwargs = {"padding": 1, "kernel_init": init, "dtype": dtype, "rngs": rngs}
+        widths = [config.channels * min(2**i, 8) for i in range(config.layers + 1)]
+        convs = [Conv(1, widths[0], 4, stride=2, **kwargs)]
+        norms = []
+        for i in range(1, config.layers + 1):
+            stride = 2 if i < config.layers else 1
+            convs.append(Conv(widths[i - 1], widths[i], 4, stride=stride, use_bias=False, **kwargs))
+            norms.append(
+                nnx.BatchNorm(
+                    widths[i],
+                    use_running_average=False,
+                    momentum=0.9,
+                    epsilon=1e-5,
+                    scale_init=lambda key, shape, dtype: 1 + 0.02 * jax.random.normal(key, shape),
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+            )
+        self.convs, self.norms = nnx.List(convs), nnx.List(norms)
+        self.conv_post = Conv(widths[-1], 1, 4, **kwargs)
+
+    def __call__(self, mel: jax.Array, *, rngs: nnx.Rngs | None = None) -> Outputs:
+        """Judges mel images [b, n_mels, frames, 1]; nothing is random."""
+        x = nnx.leaky_relu(self.convs[0](mel), 0.2)
+        features = [x]
+        for conv, norm in zip(self.convs[1:], self.norms, strict=True):
+            x = nnx.leaky_relu(norm(conv(x)), 0.2)
+            features.append(x)
+        return [(self.conv_post(x)[..., 0], features)]
