@@ -1,0 +1,140 @@
+"""Scores a model.
+
+    python -m maa_jax.evaluate --model=bundled --dataset=sonic_sounds --split=train --out=scores
+
+For each caption of the split a sound is made, and the label of the recording nearest to it compared
+with the caption's. Prints a table and writes it to OUT/scores.json. A run of several processes
+shares the prompts among them.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags
+
+from maa_jax.sample import file_names, make_folder
+
+
+def define_flags() -> None:
+    """Defines the flags; by this module as a program alone, or two programs' flags would clash."""
+    flags.DEFINE_string("model", "bundled", 'Path of a model folder, or "bundled".')
+    flags.DEFINE_string("clap", "bundled", "Model folder whose audio tower measures.")
+    flags.DEFINE_string("dataset", "sonic_sounds", "Dataset with labels.")
+    flags.DEFINE_string("data_dir", None, "Where TFDS keeps datasets; TFDS's own place by default.")
+    flags.DEFINE_string("split", "train", "Whose captions and recordings are taken.")
+    flags.DEFINE_string("out", None, "Folder for scores.json.", required=True)
+    flags.DEFINE_integer("num_prompts", 0, "Prompts taken, evenly over the captions; 0 for all.")
+    flags.DEFINE_integer("captions_per_recording", 1, "Captions that become prompts; 0 for all.")
+    flags.DEFINE_integer("steps", 100, "DDIM steps, 1 to 1000.")
+    flags.DEFINE_float("guidance_scale", 3.0, "1 is none; larger follows the prompt more closely.")
+    flags.DEFINE_integer("seed", 0, "Of the noise; the same seed gives the same sounds.")
+    flags.DEFINE_boolean("keep_wavs", False, "Whether the sounds are written, to OUT/wavs.")
+
+
+def evaluate(
+    out: str,
+    *,
+    model: str = "bundled",
+    dataset: str = "sonic_sounds",
+    data_dir: str | None = None,
+    split: str = "train",
+    keep_wavs: bool = False,
+    **settings: Any,
+) -> dict[str, float]:
+    """Scores a model, prints the table and writes `out/scores.json`.
+
+    Args:
+        out: folder for the results.
+        model: path of a model folder, or "bundled".
+        dataset: a dataset with labels.
+        data_dir: where TFDS keeps datasets.
+        split: whose captions and recordings are taken.
+        keep_wavs: whether the sounds are written to `out/wavs`.
+        **settings: of `evaluators.label_accuracy.run`.
+
+    Returns:
+        The scores by name.
+
+    Raises:
+        ValueError: naming the argument, its value and the remedy.
+    """
+    # After the flags, so that --help and a mistake in them answer at once.
+    import jax
+
+    import maa_jax
+    from maa_jax import bundle
+    from maa_jax.audio import io
+    from maa_jax.data.input_pipeline import DataConfig
+    from maa_jax.evaluators import label_accuracy
+    from maa_jax.pipeline import Pipeline, check_request
+
+    request = {k: settings[k] for k in ("steps", "guidance_scale", "seed") if k in settings}
+    check_request(**request)
+    folder = make_folder(out)
+    path = bundle.resolve(model)
+    pipe = Pipeline.from_pretrained(model)
+
+    def keep(number: int, prompt: str, wav: Any) -> None:
+        wavs = folder / "wavs"
+        wavs.mkdir(exist_ok=True)
+        name = file_names([prompt])[0].partition("_")[2]
+        io.write_wav(wavs / f"{number:04d}_{name}", wav, pipe.sample_rate)
+
+    start = time.perf_counter()
+    data = DataConfig(dataset=dataset, data_dir=data_dir, split=split)
+    scores = dict(label_accuracy.run(pipe, data, keep=keep if keep_wavs else None, **settings))
+    if jax.process_index() == 0:
+        result = {
+            "model": model if model == "bundled" else str(path.resolve()),
+            "model_sha256": bundle.content_hash(path),
+            "dataset": dataset,
+            "split": split,
+            "settings": settings,
+            "maa_jax": maa_jax.__version__,
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
+            "seconds": round(time.perf_counter() - start, 1),
+            "scores": scores,
+        }
+        (folder / "scores.json").write_text(json.dumps(result, indent=2) + "\n")
+        print(table(scores))
+        print(f"{scores['prompts']:.0f} prompts; all scores: {folder / 'scores.json'}")
+    return scores
+
+
+def table(scores: dict[str, float]) -> str:
+    """Returns label accuracies as text: a line a kind of feature and k, beside chance."""
+    lines = [f"{'right label within':<22}{'generated':>11}{'recordings':>12}{'chance':>9}"]
+    for name, value in scores.items():
+        features, _, k = name.rpartition("/")
+        if features and not k.endswith("_recordings"):
+            line = f"{features + ', ' + k.replace('_', ' '):<22}{value:>10.1%} "
+            line += f"{scores[f'{name}_recordings']:>11.1%} {scores[f'{k}_chance']:>8.1%}"
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the program that this module's docstring describes."""
+    if len(argv) > 1:
+        raise app.UsageError(f"{argv[1]!r} is not a flag")
+    f = flags.FLAGS
+    from maa_jax.bundle import enable_compilation_cache
+    from maa_jax.training.sharding import initialize_distributed
+
+    enable_compilation_cache()
+    initialize_distributed()
+    names = ("model", "clap", "dataset", "data_dir", "split", "num_prompts", "seed", "steps")
+    names += ("captions_per_recording", "guidance_scale", "keep_wavs")
+    try:
+        evaluate(f.out, **{name: f[name].value for name in names})
+    except (ValueError, FileNotFoundError) as e:
+        sys.exit(f"maa_jax.evaluate: {e}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)
