@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from maa_jax.models.hifigan import check_upsampling
+from maa_jax.models.hifigan import check_vocoder
 from maa_jax.models.layers1d import Conv1d, ConvTranspose1d
 
 
@@ -42,7 +42,7 @@ class BigVGANConfig:
     log: str = "log10"
 
     def __post_init__(self):
-        check_upsampling(self)
+        check_vocoder(self)
 
     @property
     def hop_length(self) -> int:
@@ -51,7 +51,7 @@ class BigVGANConfig:
 
     def to_hf(self) -> dict:
         """Returns the content of config.json, a layout of its own."""
-        return {"_class_name": "BigVGAN", "snake": "snakebeta"} | _plain(dataclasses.asdict(self))
+        return {"_class_name": "BigVGAN", "snake": "snakebeta", **dataclasses.asdict(self)}
 
     @classmethod
     def from_hf(cls, d: dict) -> "BigVGANConfig":
@@ -66,17 +66,7 @@ class BigVGANConfig:
         wrong += [f"{name} is missing" for name in names if name not in d]
         if wrong:
             raise ValueError("config.json of a BigVGAN vocoder: " + "; ".join(wrong) + ".")
-        return cls(**{name: _tuples(d[name]) for name in names})
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def _tuples(value):
-    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+        return cls(**{name: d[name] for name in names})
 
 
 def kaiser_sinc(cutoff: float, half_width: float, size: int) -> np.ndarray:

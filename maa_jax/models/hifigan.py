@@ -43,7 +43,7 @@ class HifiGanConfig:
     log: str = "log10"
 
     def __post_init__(self):
-        check_upsampling(self)
+        check_vocoder(self)
 
     @property
     def hop_length(self) -> int:
@@ -53,7 +53,7 @@ class HifiGanConfig:
     def to_hf(self) -> dict:
         """Returns the content of config.json, as transformers writes it."""
         return {
-            **{name: _listed(value) for name, value in dataclasses.asdict(self).items()},
+            **dataclasses.asdict(self),
             "architectures": ["SpeechT5HifiGan"],
             "model_type": "speecht5_hifigan",
             "initializer_range": 0.01,
@@ -77,11 +77,14 @@ class HifiGanConfig:
             )
         # Where config.json is silent, transformers' defaults hold, which are not V1's.
         d = {"upsample_rates": (4,) * 4, "upsample_kernel_sizes": (8,) * 4} | d
-        return cls(**{f.name: _tupled(d[f.name]) for f in dataclasses.fields(cls) if f.name in d})
+        return cls(**{f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d})
 
 
-def check_upsampling(config) -> None:
-    """Raises ValueError if a vocoder config's lists do not fit each other."""
+def check_vocoder(config) -> None:
+    """Makes tuples of a vocoder config's lists, and raises ValueError unless they fit together."""
+    for field in dataclasses.fields(config):
+        # Frozen: what came as lists, from JSON, must be hashable inside a graph definition.
+        object.__setattr__(config, field.name, _tupled(getattr(config, field.name)))
     rates, kernels = config.upsample_rates, config.upsample_kernel_sizes
     if len(rates) != len(kernels):
         raise ValueError(
@@ -108,10 +111,6 @@ def check_upsampling(config) -> None:
 
 def _tupled(value):
     return tuple(_tupled(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def _listed(value):
-    return [_listed(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 class ResidualBlock(nnx.Module):

@@ -1,0 +1,171 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import common
+from maa_jax import bundle
+from maa_jax.audio.mel import log_mel
+from maa_jax.stages import make_stage, vocoder
+
+SAMPLES = 4096
+
+
+def tiny_config(name="hifigan"):
+    config = common.small_run(common.base("vocoder"), steps=4)
+    config.batch_size = 2
+    config.data.samples = SAMPLES
+    tiny = dict(
+        upsample_initial_channel=32,
+        upsample_rates=(8, 8, 4),
+        upsample_kernel_sizes=(16, 16, 8),
+        resblock_kernel_sizes=(3,),
+        resblock_dilation_sizes=((1, 3),),
+    )
+    config.generator = common.block(
+        name=name, hifigan=common.block(**tiny), bigvgan=common.block(**tiny)
+    )
+    config.discriminator = common.block(
+        start=0,
+        period=common.block(periods=(2, 3), channels=(4, 8)),
+        scale=common.block(
+            scales=2, channels=(4, 8), kernel_sizes=(15, 5), strides=(1, 4), groups=(1, 2)
+        ),
+        resolution=common.block(resolutions=((128, 32, 64),), channels=4),
+    )
+    config.mel_weight, config.feature_weight = 45.0, 2.0
+    config.optimizer.base_lr = 2e-4
+    config.optimizer.b1, config.optimizer.b2 = 0.8, 0.99
+    config.optimizer.weight_decay = 0.01
+    return config
+
+
+@pytest.fixture(scope="module")
+def batch():
+    time = np.arange(SAMPLES) / 16000
+    tones = np.stack([np.sin(2 * np.pi * f * time) for f in (220, 1760)])
+    noise = np.random.default_rng(0).normal(size=tones.shape)
+    return {"audio": (0.3 * tones + 0.02 * noise).astype(np.float32)}
+
+
+def largest_change(before, after):
+    changes = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - b).max()), before, after)
+    return max(jax.tree.leaves(changes))
+
+
+@pytest.mark.parametrize("name", ["hifigan", "bigvgan"])
+def test_discriminators_rest_until_their_start(name, batch):
+    config = tiny_config(name)
+    config.discriminator.start = 1
+    stage = make_stage(config, 1)
+    step = jax.jit(stage.train_step)
+    first = jax.jit(stage.init)(jax.random.key(0))
+    second, scores = step(first, {}, batch, jax.random.key(1))
+    assert scores["discriminator_loss"] == scores["feature_loss"] == 0
+    assert scores["loss"] == pytest.approx(45 * scores["mel_l1"])
+    third, scores = step(second, {}, batch, jax.random.key(2))
+    assert all(np.isfinite(x) for x in scores.values())
+    assert scores["discriminator_loss"] > 0 and scores["feature_loss"] > 0
+    for network in first.params:
+        resting = network != "vocoder"
+        assert (largest_change(first.params[network], second.params[network]) == 0) == resting
+        assert largest_change(second.params[network], third.params[network]) > 0
+
+
+def test_the_mel_distance_falls_and_the_average_follows(batch):
+    config = tiny_config()
+    config.discriminator.start = 100
+    config.optimizer.base_lr = 2e-3
+    config.ema_decay = 0.9
+    stage = make_stage(config, 1)
+    train = jax.jit(stage.init)(jax.random.key(0))
+    step, distances = jax.jit(stage.train_step, donate_argnums=0), []
+    for i in range(20):
+        train, scores = step(train, {}, batch, jax.random.key(i))
+        distances.append(float(scores["mel_l1"]))
+    assert distances[-1] < 0.7 * distances[0]
+    assert 0 < largest_change(train.params["vocoder"], train.ema["vocoder"]) < 1
+
+
+def test_gradients_are_those_of_the_written_out_losses(batch):
+    """The step forms them in parts; here each loss is differentiated as a whole."""
+    config = tiny_config()
+    config.optimizer.weight_decay = 0.0
+    stage = make_stage(config, 1)
+    seen = {}
+    record = lambda name: lambda grads, *_: seen.update({name: grads}) or (grads, ())
+    train = jax.jit(stage.init)(jax.random.key(0))
+    for name in stage._txs:
+        stage._txs[name] = _Recorder(record(name))
+    stage.train_step(train, {}, batch, jax.random.key(0))
+
+    mel = log_mel(batch["audio"], stage.mel)
+    judged = {name: train.params[name] for name in ("period", "scale")}
+
+    def outputs(params, judged):
+        fake = nnx.merge(stage._graphs["vocoder"], params)(mel)
+        real, extra = stage._judge(judged, train.extra, jnp.asarray(batch["audio"]))
+        return fake, real, stage._judge(judged, extra, fake)[0]
+
+    def generator(params):
+        fake, real, false = outputs(params, judged)
+        distance = jnp.abs(log_mel(fake, stage.mel) - mel).mean()
+        features = vocoder.feature_distance(real, false)
+        return 45 * distance + vocoder.generator_loss(false) + 2 * features
+
+    def discriminator(judged):
+        return vocoder.discriminator_loss(*outputs(train.params["vocoder"], judged)[1:])
+
+    expected = {"vocoder": jax.jit(jax.grad(generator))(train.params["vocoder"])}
+    expected |= jax.jit(jax.grad(discriminator))(judged)
+    for name, grads in expected.items():
+        for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(seen[name]), strict=True):
+            np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-3 * np.abs(a).max())
+
+
+class _Recorder:
+    def __init__(self, update):
+        self.update = update
+
+
+def test_microbatches_are_taken_in_turn(batch):
+    config = tiny_config()
+    config.accumulate = 2
+    stage = make_stage(config, 1)
+    train = jax.jit(stage.init)(jax.random.key(0))
+    train, scores = jax.jit(stage.train_step)(train, {}, batch, jax.random.key(0))
+    assert all(np.isfinite(x) for x in scores.values()) and int(train.step) == 1
+
+
+def test_scores_summaries_and_the_exported_folder(batch, tmp_path):
+    stage = make_stage(tiny_config(), 1)
+    train = jax.jit(stage.init)(jax.random.key(0))
+    score = jax.jit(stage.eval_step)(train, {}, batch, jax.random.key(0))["loss"]
+    assert score.shape == (2,)
+    summary = jax.jit(stage.summarize)(train, {}, batch, jax.random.key(0))
+    assert summary["image/reconstruction"].shape == (2, 80, 16, 1)
+    assert summary["audio/reconstruction"].shape == (2, SAMPLES, 1)
+
+    stage.export(jax.device_get(train.weights()), train.extra, tmp_path)
+    assert bundle.load_index(tmp_path, networks=("vocoder",))["mel"]["log"] == "log10"
+    graphdef, params = bundle.load_network(tmp_path, "vocoder")
+    mel = log_mel(batch["audio"], stage.mel)
+    wav = jax.jit(lambda p, mel: bundle.build(graphdef, p)(mel))(params, mel)
+    np.testing.assert_allclose(wav, summary["audio/reconstruction"][..., 0], atol=1e-5)
+
+
+def test_refuses_what_does_not_fit():
+    config = tiny_config()
+    config.generator.name = "wavenet"
+    with pytest.raises(ValueError, match="hifigan, bigvgan"):
+        make_stage(config, 1)
+    config = tiny_config()
+    config.generator.hifigan.upsample_rates = (8, 8, 2)
+    config.generator.hifigan.upsample_kernel_sizes = (16, 16, 4)
+    with pytest.raises(ValueError, match=r"hop_length is 256"):
+        make_stage(config, 1)
+    config = tiny_config()
+    config.data.samples = 1000
+    with pytest.raises(ValueError, match=r"config\.data\.samples=1000"):
+        make_stage(config, 1)
