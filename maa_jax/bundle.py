@@ -56,6 +56,29 @@ _OTHERS = {
 _REMEDY = "write the folder again (python -m maa_jax.convert), or point to a whole one"
 
 
+class InitRngs:
+    """Stands in for `nnx.Rngs` where the making of a network is traced, eight times faster.
+
+    `nnx.Rngs` counts in a traced array and asks it, at every key, for a sharding it does not have;
+    the error message of that grows with the program, and is most of the time (flax 0.12: 2.2 s of
+    2.5 for the full-size U-Net). This one counts in Python. Any stream gives the next key.
+    """
+
+    def __init__(self, seed: int | jax.Array):
+        self._key = jax.random.key(seed) if isinstance(seed, int) else seed
+        self._count = 0
+
+    def __getattr__(self, stream: str) -> "InitRngs":
+        if stream.startswith("_"):
+            raise AttributeError(stream)
+        return self
+
+    def __call__(self) -> jax.Array:
+        """Returns the next key."""
+        self._count += 1
+        return jax.random.fold_in(self._key, self._count)
+
+
 class BundleError(ValueError):
     """A model folder that cannot be read: what is wrong, in which file, and the remedy."""
 
@@ -196,7 +219,7 @@ def load_network(
         raise BundleError(f"{path} is broken or cut short ({e}); {_REMEDY}") from e
     try:
         config = config_class.from_hf(config)
-        abstract = nnx.eval_shape(lambda: network(config, dtype=dtype, rngs=nnx.Rngs(0)))
+        abstract = nnx.eval_shape(lambda: network(config, dtype=dtype, rngs=InitRngs(0)))
         graphdef, state = nnx.split(abstract)
         tensors = {
             k: v.astype(np.float32, copy=False) if v.dtype.kind not in "iub" else v

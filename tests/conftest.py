@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from maa_jax.bundle import InitRngs
+
 CAPTIONS = ("a crow caws", "rain falls on a tin roof", "a dog barks twice, then a door slams")
 
 
@@ -27,7 +29,7 @@ def random_network(make, seed):
             return 0.05 * noise
         return noise / np.float32(np.sqrt(np.prod(x.shape[:-1])))
 
-    state = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: make(nnx.Rngs(0)))))
+    state = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: make(InitRngs(0)))))
     return jax.tree_util.tree_map_with_path(leaf, state)
 
 

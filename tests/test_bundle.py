@@ -4,6 +4,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from maa_jax import bundle
@@ -83,6 +84,17 @@ def test_index_lists_the_parts_and_keeps_what_was_said(model):
     index = bundle.load_index(model)
     assert (index["max_duration"], index["sample_rate"]) == (1.0, 16000)
     assert "audio_encoder" not in index
+
+
+def test_init_rngs_give_every_parameter_its_own_key():
+    def make(key):
+        rngs = bundle.InitRngs(key)
+        return nnx.state(nnx.List([nnx.Linear(3, 3, rngs=rngs) for _ in range(2)]))
+
+    a, b = (jax.tree.leaves(jax.jit(make)(jax.random.key(seed))) for seed in (0, 1))
+    kernels = [x for x in a + b if x.ndim == 2]
+    assert len(kernels) == 4
+    assert len({np.asarray(x).tobytes() for x in kernels}) == 4
 
 
 def test_resolve(tiny_model, monkeypatch):
