@@ -89,6 +89,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
     with Checkpoints(workdir, keep=config.keep, best=config.best) as checkpoints:
         first = checkpoints.latest_step() or 0
+        if first >= total_steps:
+            _say(f"Step {first} is there already: nothing to do.")
+            return {}
         if first:
             target = jax.tree.map(
                 lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
@@ -135,7 +138,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             metrics.add(scalars)
             last = step == total_steps
             stopping = stop(step)
-            while behind and (last or stopping or len(behind) > _LAG):
+            saving = step % config.checkpoint_every == 0 or last or stopping
+            while len(behind) > (0 if saving else _LAG):  # only good states are saved
                 bad_step, bad, bad_batch = behind.popleft()
                 if bad:
                     _keep_failure(workdir, bad_step, state, bad_batch)
@@ -153,7 +157,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                 if step % config.summary_every == 0 or last:
                     summary = jax.device_get(summarize(state, frozen, on_device, eval_key))
                     metrics.write_summary(step, summary, config.mel.sample_rate)
-                if step % config.checkpoint_every == 0 or last or stopping:
+                if saving:
                     _save(checkpoints, workdir, step, state, iterator, validation)
             if stopping and not last:
                 checkpoints.wait()

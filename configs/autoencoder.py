@@ -1,0 +1,81 @@
+"""The spectrogram autoencoder (paper section 3.4, Table 6; losses as in the release).
+
+    python -m maa_jax.train --config=configs/autoencoder.py --workdir=runs/autoencoder
+
+Arguments: none, the paper's 68,984,037 parameters against the multi-window discriminator; `demo`
+and `runlocal` as in common.py; `bundled`, the autoencoder inside the package. The release's
+PatchGAN is `--config.discriminator.name=patch`. The learning rate is latent diffusion's for this
+network, 4.5e-6 times the batch; the paper gives none.
+"""
+
+from configs import common
+
+
+def get_config(arg: str | None = None):
+    """Returns the configuration of an argument: none, demo, runlocal or bundled."""
+    return common.pick(arg, full=full, demo=demo, runlocal=runlocal, bundled=bundled)()
+
+
+def full():
+    config = common.base("autoencoder")
+    config.batch_size = 16
+    config.total_steps = 500_000
+    config.autoencoder = common.block(
+        in_channels=1,
+        out_channels=1,
+        latent_channels=4,  # 32 and 128 in the paper's Table 7
+        block_out_channels=(128, 256, 256, 512),
+        layers_per_block=2,
+        norm_num_groups=32,
+    )
+    config.kl_weight = 1e-6
+    config.discriminator = common.block(
+        name="multi_window",
+        multi_window=common.block(windows=(32, 64, 128), channels=128, layers=3, dropout=0.25),
+        patch=common.block(channels=64, layers=3),
+        start=50_001,
+        weight=0.5,
+        r1_weight=5.0,
+    )
+    config.optimizer.base_lr = 4.5e-6
+    config.optimizer.scale_lr = True
+    config.optimizer.b1, config.optimizer.b2 = 0.5, 0.9
+    return config
+
+
+def bundled():
+    """The autoencoder in the package: trained on the bundled recordings."""
+    config = common.small_run(full(), steps=1_200)
+    config.batch_size = 8
+    config.data.samples = 64 * 256
+    config.ema_decay = 0.99
+    config.autoencoder.block_out_channels = (24, 48, 64, 96)
+    config.autoencoder.layers_per_block = 1
+    config.autoencoder.norm_num_groups = 8
+    config.discriminator.multi_window.windows = (32, 64)
+    config.discriminator.multi_window.channels = 32
+    config.discriminator.start = 900
+    config.optimizer.base_lr = 1e-3
+    config.optimizer.scale_lr = False
+    config.optimizer.warmup_steps = 50
+    config.optimizer.cosine_steps = config.total_steps
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.b2 = 0.99
+    return config
+
+
+def demo():
+    config = common.small_run(bundled(), steps=150)
+    config.optimizer.cosine_steps = config.total_steps
+    config.discriminator.start = 100
+    return config
+
+
+def runlocal():
+    config = common.small_run(bundled(), steps=2)
+    config.batch_size = 2
+    config.data.samples = 32 * 256
+    config.autoencoder.block_out_channels = (8, 8, 16, 16)
+    config.discriminator.multi_window.windows = (32,)
+    config.discriminator.start = 1
+    return config

@@ -1,0 +1,113 @@
+"""The vocoder: mel to waveform (paper section 5.2; HiFi-GAN, Kong et al. 2020).
+
+    python -m maa_jax.train --config=configs/vocoder.py --workdir=runs/vocoder
+
+Arguments: none, HiFi-GAN V1 as in the paper, 13,936,130 parameters with weight norm, on segments of
+8,192 samples; `bigvgan`, the release's BigVGAN of 112,231,250 against a multi-resolution
+discriminator; `demo` and `runlocal` as in common.py; `bundled`, the vocoder inside the package.
+"""
+
+from configs import common
+
+
+def get_config(arg: str | None = None):
+    """Returns the configuration of an argument: none, bigvgan, demo, runlocal or bundled."""
+    return common.pick(
+        arg, full=full, bigvgan=bigvgan, demo=demo, runlocal=runlocal, bundled=bundled
+    )()
+
+
+def full():
+    config = common.base("vocoder")
+    config.batch_size = 16
+    config.total_steps = 2_500_000
+    config.data.samples = 8_192
+    config.dtype = "float32"  # waveforms need more than bfloat16's 8 bits
+    config.generator = common.block(
+        name="hifigan",
+        hifigan=common.block(
+            upsample_initial_channel=512,
+            upsample_rates=(8, 8, 2, 2),
+            upsample_kernel_sizes=(16, 16, 4, 4),
+            resblock_kernel_sizes=(3, 7, 11),
+            resblock_dilation_sizes=((1, 3, 5), (1, 3, 5), (1, 3, 5)),
+        ),
+        bigvgan=common.block(
+            upsample_initial_channel=1536,
+            upsample_rates=(4, 4, 2, 2, 2, 2),
+            upsample_kernel_sizes=(8, 8, 4, 4, 4, 4),
+            resblock_kernel_sizes=(3, 7, 11),
+            resblock_dilation_sizes=((1, 3, 5), (1, 3, 5), (1, 3, 5)),
+        ),
+    )
+    config.discriminator = common.block(
+        start=0,
+        period=common.block(periods=(2, 3, 5, 7, 11), channels=(32, 128, 512, 1024, 1024)),
+        scale=common.block(
+            scales=3,
+            channels=(128, 128, 256, 512, 1024, 1024, 1024),
+            kernel_sizes=(15, 41, 41, 41, 41, 41, 5),
+            strides=(1, 2, 2, 4, 4, 1, 1),
+            groups=(1, 4, 16, 16, 16, 16, 1),
+        ),
+        resolution=common.block(
+            resolutions=((1024, 120, 600), (2048, 240, 1200), (512, 50, 240)), channels=32
+        ),
+    )
+    config.mel_weight = 45.0
+    config.feature_weight = 2.0
+    config.optimizer.base_lr = 2e-4
+    config.optimizer.b1, config.optimizer.b2 = 0.8, 0.99
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.decay_per_epoch = 0.999
+    return config
+
+
+def bigvgan():
+    config = full()
+    config.generator.name = "bigvgan"
+    config.batch_size = 32
+    config.total_steps = 1_000_000
+    config.optimizer.base_lr = 1e-4
+    config.optimizer.clip_norm = 1_000.0
+    return config
+
+
+def bundled():
+    """The vocoder in the package: trained on the bundled recordings."""
+    config = common.small_run(full(), steps=1_000)
+    config.ema_decay = 0.99
+    generator = config.generator.hifigan
+    generator.upsample_initial_channel = 128
+    generator.resblock_kernel_sizes = (3, 7)
+    generator.resblock_dilation_sizes = ((1, 3), (1, 3))
+    config.discriminator.start = 750  # the mel's distance alone goes far, at a third of the time
+    config.discriminator.period.periods = (2, 3, 5)
+    config.discriminator.period.channels = (8, 16, 32, 64)
+    scale = config.discriminator.scale
+    scale.scales = 1
+    scale.channels = (16, 32, 64, 64)
+    scale.kernel_sizes, scale.strides, scale.groups = (15, 41, 41, 5), (1, 4, 4, 1), (1, 4, 4, 1)
+    config.optimizer.base_lr = 1e-3
+    config.optimizer.decay_per_epoch = 1.0
+    config.optimizer.warmup_steps = 50
+    config.optimizer.cosine_steps = config.total_steps
+    return config
+
+
+def demo():
+    config = common.small_run(bundled(), steps=150)
+    config.optimizer.cosine_steps = config.total_steps
+    config.discriminator.start = 120
+    return config
+
+
+def runlocal():
+    config = common.small_run(bundled(), steps=2)
+    config.batch_size = 2
+    config.data.samples = 4_096
+    config.generator.hifigan.upsample_initial_channel = 16
+    config.discriminator.start = 1
+    config.discriminator.period.periods = (2,)
+    config.discriminator.scale.channels = (4, 8, 8, 8)
+    return config

@@ -1,0 +1,58 @@
+"""The full-size configurations: their networks have the sizes that the paper and release state."""
+
+import importlib
+
+import jax
+import pytest
+from flax import nnx
+
+from maa_jax.models.unet import UNet, UNetConfig
+from maa_jax.stages import make_stage
+
+
+def _count(tree):
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def _networks(name, **changes):
+    """Parameter counts of a full-size stage by network, from shapes alone."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    for key, value in changes.items():
+        config[key] = value
+    stage = make_stage(config, 1)
+    shapes = jax.eval_shape(stage.init, jax.random.key(0))
+    return {name: _count(tree) for name, tree in shapes.params.items()}
+
+
+def test_the_unet_has_the_papers_size():
+    config = importlib.import_module("configs.t2a").get_config()
+    # Not through the stage, which would read a full-size autoencoder and text encoder.
+    unet = nnx.eval_shape(lambda: UNet(UNetConfig(**config.unet), rngs=nnx.Rngs(0)))
+    assert _count(nnx.state(unet, nnx.Param)) == 160_223_684
+
+
+@pytest.mark.parametrize("discriminator", ["multi_window", "patch"])
+def test_the_autoencoder_has_the_papers_size(discriminator):
+    config = importlib.import_module("configs.autoencoder").get_config()
+    config.discriminator.name = discriminator
+    counts = _networks("autoencoder", discriminator=config.discriminator)
+    assert counts["vae"] == 68_984_037
+
+
+@pytest.mark.parametrize(("arg", "count"), [(None, 13_936_130), ("bigvgan", 112_231_250)])
+def test_the_vocoders_have_the_published_sizes(arg, count):
+    config = importlib.import_module("configs.vocoder").get_config(arg)
+    stage = make_stage(config, 1)
+    shapes = jax.eval_shape(stage.init, jax.random.key(0))
+    assert _count(shapes.params["vocoder"]) == count
+
+
+def test_clap_has_the_size_of_bert_base_and_cnn14(tiny_model):
+    counts = _networks("clap", tokenizer=str(tiny_model / "tokenizer"))
+    # BERT-base without its pooler, Cnn14 with its classifier, two projections, the temperature.
+    assert counts["clap"] == 194_459_000
+
+
+def test_the_paper_trains_with_a_rate_scaled_by_the_batch():
+    config = importlib.import_module("configs.autoencoder").get_config()
+    assert config.optimizer.scale_lr and config.optimizer.base_lr == 4.5e-6
