@@ -93,7 +93,15 @@ class Pipeline:
     def __init__(self, path: pathlib.Path, dtype: Any = jnp.float32):
         index = bundle.load_index(
             path,
-            parts=("unet", "vae", "vocoder", "text_encoder", "tokenizer", "scheduler"),
+            parts=(
+                "unet",
+                "vae",
+                "vocoder",
+                "text_encoder",
+                "text_projection",
+                "tokenizer",
+                "scheduler",
+            ),
             meta=("sample_rate", "max_duration", "mel"),
         )
         unet, vae, vocoder = (bundle.load_config(path, n) for n in ("unet", "vae", "vocoder"))
