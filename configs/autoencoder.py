@@ -45,7 +45,7 @@ def full():
 
 def bundled():
     """The autoencoder in the package: trained on the bundled recordings."""
-    config = common.small_run(full(), steps=1_200)
+    config = common.small_run(full(), steps=900)
     config.batch_size = 8
     config.data.samples = 64 * 256
     config.ema_decay = 0.99
@@ -54,11 +54,11 @@ def bundled():
     config.autoencoder.norm_num_groups = 8
     config.discriminator.multi_window.windows = (32, 64)
     config.discriminator.multi_window.channels = 32
-    config.discriminator.start = 900
+    config.discriminator.start = 900  # never: without the adversary, for the time it takes
     config.optimizer.base_lr = 1e-3
     config.optimizer.scale_lr = False
     config.optimizer.warmup_steps = 50
-    config.optimizer.cosine_steps = config.total_steps
+    config.optimizer.cosine_steps = 1_200
     config.optimizer.clip_norm = 1.0
     config.optimizer.b2 = 0.99
     return config

@@ -26,6 +26,7 @@ def full():
     config.total_steps = 2_000_000
     config.ema_decay = 0.9999
     config.uncond_probability = 0.2
+    config.noise_draws = 1  # noisy copies of each latent a step, to pay less for the encoder
     # Model folders: where `vae/`, `text_encoder/` with `tokenizer/`, and `vocoder/` are read.
     config.autoencoder = "models/autoencoder"
     config.text_encoder = "models/clap"
@@ -59,12 +60,14 @@ def full():
 
 def bundled():
     """The U-Net in the package: trained on the bundled recordings, clips of 4.1 s."""
-    config = common.small_run(full(), steps=3_000)
-    config.batch_size = 32
+    config = common.small_run(full(), steps=1_300)
+    config.batch_size = 6
+    config.noise_draws = 4
     config.data.samples = 65_536
-    config.ema_decay = 0.999
+    config.ema_decay = 0.995
     config.uncond_probability = 0.1
-    config.unet.block_out_channels = (48, 96)
+    config.unet.block_out_channels = (64, 128)
+    config.unet.layers_per_block = 1
     config.unet.num_heads = 4
     config.unet.cross_attention_dim = 128
     config.unet.norm_num_groups = 8
@@ -76,9 +79,7 @@ def bundled():
 
 
 def demo():
-    config = bundled()
-    config.batch_size = 8
-    config = common.small_run(config, steps=200)
+    config = common.small_run(bundled(), steps=150)
     config.optimizer.cosine_steps = config.total_steps
     return config
 

@@ -130,7 +130,7 @@ class ClapStage:
         ]
         if different:
             raise ValueError(f"config.init_from.{network}={str(folder)!r}: {'; '.join(different)}")
-        abstract = nnx.eval_shape(lambda: self._make(nnx.Rngs(0)))
+        abstract = nnx.eval_shape(lambda: self._make(bundle.InitRngs(0)))
         return torch_layout.from_torch(getattr(abstract, network), rename(load_file(path)))
 
     def init(self, key: jax.Array) -> state.TrainState:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
 from maa_jax import bundle, conditioning
 from maa_jax.audio import mel as mel_lib
@@ -107,31 +108,33 @@ class DiffusionStage:
         z = mean + jnp.exp(0.5 * logvar) * noise
         return jax.lax.stop_gradient(z.astype(jnp.float32))
 
-    def _errors(self, module, frozen, scale, batch, tokens, timesteps, key) -> jax.Array:
-        """Returns the mean squared error of the predicted noise, [b]."""
-        key_z, key_noise = jax.random.split(key)
-        z = self._encode(frozen, batch["audio"], key_z) * scale
-        noise = jax.random.normal(key_noise, z.shape)
+    def _errors(self, module, z, context, timesteps, key) -> jax.Array:
+        """Returns the mean squared error of the noise predicted in scaled latents, [b]."""
+        noise = jax.random.normal(key, z.shape)
         noisy = self.schedule.add_noise(z, noise, timesteps)
-        context = jax.lax.stop_gradient(self._text.encode(frozen["text"], tokens))
         eps = module(noisy, timesteps, context).astype(jnp.float32)
         return jnp.mean(jnp.square(eps - noise), axis=(1, 2, 3))
+
+    def _context(self, frozen: Tree, tokens: jax.Array) -> jax.Array:
+        return jax.lax.stop_gradient(self._text.encode(frozen["text"], tokens))
 
     def train_step(
         self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
     ) -> tuple[state.TrainState, dict[str, jax.Array]]:
         """One step on the noise of uniformly drawn timesteps; conditions dropped by chance."""
-        scale = train.extra["latents"]["scale"]
+        scale, draws = train.extra["latents"]["scale"], self.config.noise_draws
 
         def loss_fn(params, batch, key):
-            size = len(batch["audio"])
-            key_t, key_drop, key_rest = jax.random.split(key, 3)
-            timesteps = jax.random.randint(key_t, (size,), 0, self.schedule.num_train_timesteps)
-            drop = jax.random.bernoulli(key_drop, self.config.uncond_probability, (size, 1))
-            tokens = jnp.where(drop, frozen["empty"], batch["tokens"])
+            key_z, key_t, key_drop, key_noise = jax.random.split(key, 4)
+            z = self._encode(frozen, batch["audio"], key_z) * scale
+            z, context = (
+                jnp.repeat(x, draws, 0) for x in (z, self._context(frozen, batch["tokens"]))
+            )
+            timesteps = jax.random.randint(key_t, len(z), 0, self.schedule.num_train_timesteps)
+            drop = jax.random.bernoulli(key_drop, self.config.uncond_probability, (len(z), 1, 1))
+            context = jnp.where(drop, self._context(frozen, frozen["empty"]), context)
             module = state.merge(self._graph, params)
-            errors = self._errors(module, frozen, scale, batch, tokens, timesteps, key_rest)
-            return errors.mean(), {}
+            return self._errors(module, z, context, timesteps, key_noise).mean(), {}
 
         grad_fn = optim.accumulated_grad(loss_fn, self.config.accumulate)
         (loss, _), grads = grad_fn(train.params["unet"], batch, key)
@@ -143,27 +146,27 @@ class DiffusionStage:
             opt={"unet": opt},
             ema=state.average(train.ema, params, self.config.ema_decay, train.step),
         )
-        norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
-        return new, {"loss": loss, "grad_norm": norm}
+        return new, {"loss": loss, "grad_norm": optax.global_norm(grads)}
 
     def eval_step(
         self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
     ) -> dict[str, jax.Array]:
         """Returns each example's loss [b], over timesteps spread evenly."""
+        key_z, key_noise = jax.random.split(key)
         size, total = len(batch["audio"]), self.schedule.num_train_timesteps
         timesteps = ((jnp.arange(size) + 0.5) * total / size).astype(jnp.int32)
+        z = self._encode(frozen, batch["audio"], key_z) * train.extra["latents"]["scale"]
         module = state.merge(self._graph, train.weights()["unet"])
-        scale = train.extra["latents"]["scale"]
-        errors = self._errors(module, frozen, scale, batch, batch["tokens"], timesteps, key)
-        return {"loss": errors}
+        context = self._context(frozen, batch["tokens"])
+        return {"loss": self._errors(module, z, context, timesteps, key_noise)}
 
     def summarize(
         self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
     ) -> dict[str, jax.Array]:
         """Samples the fixed prompts: spectrograms, and sound where a vocoder is given."""
         prompts, empty = frozen["prompts"], frozen["empty"]
-        context = self._text.encode(frozen["text"], prompts)
-        without = self._text.encode(frozen["text"], jnp.broadcast_to(empty, prompts.shape))
+        context = self._context(frozen, prompts)
+        without = self._context(frozen, jnp.broadcast_to(empty, prompts.shape))
         frames = batch["audio"].shape[1] // self.mel.hop_length
         shape = (self.mel.n_mels // 8, frames // 8, self.unet_config.in_channels)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(prompts)))

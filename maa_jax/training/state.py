@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from maa_jax.bundle import InitRngs
+
 Tree = Any
 
 
@@ -42,7 +44,7 @@ class TrainState:
 
 def define(make: Callable[[nnx.Rngs], nnx.Module]) -> nnx.GraphDef:
     """Returns the graph definition of `make(rngs)` without allocating any array."""
-    return nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    return nnx.graphdef(nnx.eval_shape(lambda: make(InitRngs(0))))
 
 
 def split(module: nnx.Module) -> tuple[Tree, Tree]:
@@ -72,7 +74,7 @@ def start(
     """
     params, extra = {}, {}
     for i, (name, make) in enumerate(networks.items()):
-        params[name], extra[name] = split(make(nnx.Rngs(jax.random.fold_in(key, i))))
+        params[name], extra[name] = split(make(InitRngs(jax.random.fold_in(key, i))))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
