@@ -40,9 +40,35 @@ def conv1d(
     groups: int = 1,
 ) -> jax.Array:
     """Returns the convolution of x `[b, t, in]` with a kernel `[k, in / groups, out]`."""
-    if stride == 1 and groups == 1 and jax.default_backend() == "cpu":
-        return _cpu(x, kernel, padding, dilation)
-    return _convolve(x, kernel, stride, padding, dilation, groups)
+    if jax.default_backend() != "cpu":
+        return _convolve(x, kernel, stride, padding, dilation, groups)
+    if groups > 1:
+        parts = zip(jnp.split(x, groups, axis=2), jnp.split(kernel, groups, axis=2), strict=True)
+        return jnp.concatenate(
+            [
+                conv1d(part, w, stride=stride, padding=padding, dilation=dilation)
+                for part, w in parts
+            ],
+            axis=2,
+        )
+    if stride > 1 and dilation == 1:
+        return _strided(x, kernel, stride, padding)
+    if stride > 1:
+        return _convolve(x, kernel, stride, padding, dilation)
+    return _cpu(x, kernel, padding, dilation)
+
+
+def _strided(x, kernel, stride, padding):
+    # `stride` neighbouring samples become the channels of one. XLA's CPU gradients of strided and
+    # of grouped convolutions are plain loops, hundreds of times slower than those of others.
+    size, channels, features = kernel.shape
+    taps = math.ceil(size / stride)
+    length = (x.shape[1] + 2 * padding - size) // stride + 1
+    after = (length + taps - 1) * stride - x.shape[1] - padding
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (padding, after, 0), (0, 0, 0)))
+    x = x.reshape(x.shape[0], -1, stride * channels)
+    kernel = jnp.pad(kernel, ((0, taps * stride - size), (0, 0), (0, 0)))
+    return _cpu(x, kernel.reshape(taps, stride * channels, features), 0, 1)
 
 
 def _convolve(x, kernel, stride, padding, dilation, groups=1):

@@ -92,6 +92,8 @@ def test_config_refuses_what_it_cannot_be():
         (6, 8, 5, {"padding": 1}),
         (6, 80, 3, {"padding": 3, "dilation": 3}),
         (6, 8, 4, {"stride": 3, "padding": 2}),
+        (6, 8, 5, {"stride": 4}),
+        (6, 4, 5, {"stride": 2, "padding": 2, "groups": 2}),
         (6, 4, 3, {"groups": 2}),
     ],
 )
