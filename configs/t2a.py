@@ -87,6 +87,7 @@ def demo():
 def runlocal():
     config = common.small_run(bundled(), steps=2)
     config.batch_size = 2
+    config.data.samples = 8_192
     config.autoencoder = config.text_encoder = "bundled"
     config.unet.block_out_channels = (16, 16)
     return config

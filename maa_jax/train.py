@@ -76,10 +76,11 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     iterator = make_iterator()
 
     whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    frozen = jax.device_put(stage.load_frozen(), whole)
-    init_key, step_key, eval_key = (
-        jax.device_put(jax.random.fold_in(jax.random.key(config.seed), i), whole) for i in range(3)
-    )
+    frozen = sharding.put_replicated(stage.load_frozen(), mesh)
+    init_key, step_key, eval_key, halted = jax.jit(
+        lambda: (*jax.random.split(jax.random.key(config.seed), 3), jnp.zeros((), bool)),
+        out_shardings=whole,
+    )()
     shapes = jax.eval_shape(stage.init, init_key)
     shardings = sharding.state_sharding(shapes, mesh)
     for name, tree in shapes.params.items():
@@ -101,7 +102,10 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             state = checkpoints.restore(first, target, iterator)
             _say(f"Goes on from step {first}.")
         else:
-            state = jax.jit(stage.init, out_shardings=shardings)(init_key)
+            # It runs once: on a CPU, where compiling is slow, it is not worth optimising.
+            options = {"xla_backend_optimization_level": 0} if kind == "cpu" else None
+            init = jax.jit(stage.init, out_shardings=shardings, compiler_options=options)
+            state = init(init_key)
             state = _prepare(stage, state, frozen, make_iterator(), step_key, mesh, shardings)
 
         guarded = jax.jit(
@@ -119,7 +123,6 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             eval_key,
         )
         summarize = jax.jit(stage.summarize, out_shardings=whole)
-        halted = jax.device_put(jnp.zeros((), bool), whole)
         rate = optim.learning_rate(config.optimizer, config.batch_size, steps_per_epoch)
         metrics = Metrics(
             workdir, first_step=first, total_steps=total_steps, batch_size=config.batch_size

@@ -94,8 +94,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_it_needs(make_co
 def sharded_config(make_config):
     """A U-Net with kernels that are large enough to be split, and a batch for 8 devices."""
     config = make_config("t2a")
-    config.total_steps, config.batch_size, config.log_every = 3, 8, 1
-    config.unet.block_out_channels = (32, 64)
+    config.total_steps, config.batch_size, config.log_every = 2, 8, 1
+    config.unet.block_out_channels = (16, 64)
     return config
 
 

@@ -146,7 +146,7 @@ class DiffusionStage:
             opt={"unet": opt},
             ema=state.average(train.ema, params, self.config.ema_decay, train.step),
         )
-        return new, {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return new, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
     def eval_step(
         self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array

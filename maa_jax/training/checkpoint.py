@@ -53,7 +53,10 @@ class Checkpoints:
         if best:
             policies.append(
                 checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics[best], reverse=True, n=1
+                    get_metric_fn=lambda metrics: metrics[best],
+                    reverse=True,
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
                 )
             )
         self._best = best

@@ -75,7 +75,7 @@ def check_batch(batch_size: int, microbatches: int, mesh: Mesh) -> None:
         )
 
 
-def state_sharding(shapes: Tree, mesh: Mesh, min_size: int = 2**16) -> Tree:
+def state_sharding(shapes: Tree, mesh: Mesh, min_size: int = 2**14) -> Tree:
     """Returns a sharding for each array: split over `fsdp` where it is large, else replicated.
 
     The largest dimension that the axis divides is split; arrays below `min_size` elements stay
@@ -107,3 +107,11 @@ def put_batch(batch: Tree, mesh: Mesh) -> Tree:
     """Returns global arrays made of each process's own rows."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def put_replicated(tree: Tree, mesh: Mesh) -> Tree:
+    """Returns global arrays that every device holds whole; each process gives the same values."""
+    sharding = replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
+    )

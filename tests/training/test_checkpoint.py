@@ -39,14 +39,14 @@ def test_a_checkpoint_brings_back_state_average_and_iterator(tmp_path, ema):
 
 
 def test_the_best_step_outlives_newer_ones(tmp_path):
-    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 4.0}
+    losses = {1: 3.0, 2: 1.0, 3: None, 4: 2.0, 5: None, 6: 4.0}
     with checkpoint.Checkpoints(tmp_path, keep=2, best="validation/loss") as checkpoints:
         for step, loss in losses.items():
             metrics = None if loss is None else {"validation/loss": loss}
             checkpoints.save(step, _state(step), _dataset_iterator(), metrics)
         checkpoints.wait()
     with checkpoint.Checkpoints(tmp_path, keep=2, best="validation/loss") as checkpoints:
-        assert checkpoints.all_steps() == [2, 4, 5]
+        assert checkpoints.all_steps() == [2, 5, 6]
 
 
 def test_a_full_disk_leaves_the_step_before_whole(tmp_path):
