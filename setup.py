@@ -38,6 +38,7 @@ setuptools.setup(
         "matplotlib>=3.8",  # spectrograms in the demo's report
         # Data.
         "tensorflow-datasets>=4.9.7",
+        "importlib_resources>=6.0",  # tensorflow-datasets imports it without asking for it
         "grain>=0.2.10",
         # TFDS writes and clu logs with TensorFlow; training and sampling never compute with it.
         # The CPU wheel is a third of the size and keeps TensorFlow off the accelerators.
