@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from maa_jax.models import layers
+from maa_jax.models import cpu
 from maa_jax.models.layers import Conv, GroupNorm, attention, conv2d
 
 
@@ -46,10 +46,17 @@ CASES = {  # kernel, channels in, out, stride, padding, dilation, groups
 }
 
 
-@pytest.mark.parametrize("chunk", [30, 1024])
+# Bands of a few rows or all at once; Winograd's way for all that it can do, or for none.
+WAYS = {"bands": (30, 8, 1), "at once": (1024, 256, 1), "direct": (1024, 256, 1000)}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", CASES)
-def test_convolution_and_gradients_equal_xlas(case, chunk, monkeypatch):
-    monkeypatch.setattr(layers, "_CHUNK", chunk)  # bands of a few rows, or all at once
+def test_convolution_and_gradients_equal_xlas(case, way, monkeypatch):
+    names = ("_POSITIONS", "_TILES", "_WINOGRAD_CHANNELS")
+    for name, value in zip(names, WAYS[way], strict=True):
+        monkeypatch.setattr(cpu, name, value)
+    monkeypatch.setattr(cpu, "_WINOGRAD_POSITIONS", 1)
     size, width_in, width, *how = CASES[case]
     x, kernel = random(2, 11, 14, width_in), random(*size, width_in // how[-1], width, seed=1)
 
@@ -108,9 +115,21 @@ def test_group_norm_refuses_groups_that_do_not_divide():
         GroupNorm(12, num_groups=5, epsilon=1e-3, rngs=nnx.Rngs(0))
 
 
-def test_attention_equals_its_definition():
-    q, k, v = random(2, 5, 3, 4), random(2, 6, 3, 4, seed=1), random(2, 6, 3, 4, seed=2)
-    scores = np.einsum("bqhd,bkhd->bhqk", q, k) / 2
-    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-    wanted = np.einsum("bhqk,bkhd->bqhd", weights, v)
-    np.testing.assert_allclose(attention(q, k, v), wanted, atol=1e-5)
+@pytest.mark.parametrize("scores", [2 * 7, 2 * 4 * 7, 2**18])  # 1, 4 or all queries at once
+def test_attention_and_gradients_equal_their_definition(scores, monkeypatch):
+    monkeypatch.setattr(cpu, "_SCORES", scores)
+    q, k, v = random(2, 6, 3, 4), random(2, 7, 3, 4, seed=1), random(2, 7, 3, 4, seed=2)
+
+    def plain(q, k, v):
+        weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / 2)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+    def results(attend):
+        out, pull = jax.vjp(attend, 10 * q, k, v)
+        return out, *pull(random(*out.shape, seed=3))
+
+    for mine, wanted in zip(jax.jit(lambda: results(attention))(), results(plain), strict=True):
+        np.testing.assert_allclose(mine, wanted, atol=1e-5 * np.abs(wanted).max())
+    half = attention(*(x.astype(jnp.bfloat16) for x in (q, k, v)))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half, plain(q, k, v), atol=0.05)

@@ -1,0 +1,352 @@
+"""Convolution and attention for CPUs, where XLA's own are slow.
+
+XLA's CPU gradients of a convolution run far below the speed of its forward pass, and its attention
+writes and reads every score several times. What is here is made of matrix products on pieces that
+stay in the processor's cache. It holds for other devices too, which have no need of it. All of it
+is ordinary operations, so a gradient can be differentiated again; loops never run over the batch,
+which may be spread over devices.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Pair = tuple[int, int]
+Pads = tuple[Pair, Pair]
+
+# Output positions for which the input of a kernel's gradient is gathered at once, tiles that
+# Winograd's transforms cover at once, and scores that attention makes at once: few enough to stay
+# in cache, enough for a matrix product to be worth starting. Measured on 2 cores with AVX-512.
+_POSITIONS = 1024
+_TILES = 256
+_SCORES = 2**18
+# Fewer channels, and Winograd's transforms cost more than the products that they save; fewer
+# positions, and transforming the kernel does.
+_WINOGRAD_CHANNELS = 128
+_WINOGRAD_POSITIONS = 512
+
+
+def plain_conv2d(
+    x: jax.Array, kernel: jax.Array, stride: Pair, padding: Pads, dilation: Pair, groups: int = 1
+) -> jax.Array:
+    """XLA's convolution of [b, h, w, in] with [kh, kw, in / groups, out]."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        stride,
+        padding,
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def conv2d(
+    x: jax.Array, kernel: jax.Array, stride: Pair, padding: Pads, dilation: Pair
+) -> jax.Array:
+    """Convolution of [b, h, w, in] with [kh, kw, in, out], and gradients as quick as it is."""
+    b, h, w, _ = x.shape
+    if _suits_winograd(x, kernel, stride, dilation) and b * h * w >= _WINOGRAD_POSITIONS:
+        return winograd(x, kernel, padding)
+    return plain_conv2d(x, kernel, stride, padding, dilation)
+
+
+def _forward(x, kernel, stride, padding, dilation):
+    return conv2d(x, kernel, stride, padding, dilation), (x, kernel)
+
+
+def _backward(stride, padding, dilation, saved, grad):
+    x, kernel = saved
+    if stride == (1, 1):
+        # The flipped kernel leads back from output to input.
+        back = _reversed_padding(kernel.shape, padding, dilation)
+        dx = conv2d(grad, kernel[::-1, ::-1].swapaxes(2, 3), stride, back, dilation)
+    elif dilation == (1, 1):
+        dx = strided_input_gradient(grad, kernel, x.shape, stride, padding)
+    else:
+        (dx,) = jax.vjp(lambda x: plain_conv2d(x, kernel, stride, padding, dilation), x)[1](grad)
+    if _suits_winograd(x, kernel, stride, dilation):
+        return dx, winograd_kernel_gradient(x, grad, padding)
+    return dx, kernel_gradient(x, grad, kernel.shape, stride, padding, dilation)
+
+
+conv2d.defvjp(_forward, _backward)
+
+
+def _reversed_padding(shape, padding, dilation):
+    reach = [d * (k - 1) for d, k in zip(dilation, shape[:2], strict=True)]
+    return tuple((r - lo, r - hi) for r, (lo, hi) in zip(reach, padding, strict=True))
+
+
+def strided_input_gradient(
+    grad: jax.Array, kernel: jax.Array, shape: tuple[int, ...], stride: Pair, padding: Pads
+) -> jax.Array:
+    """Returns the gradient [b, h, w, in] of the input, whose shape is given.
+
+    Input positions with the same remainder by the stride meet the same taps of the kernel, so one
+    convolution gives the gradients of all remainders side by side.
+    """
+    (sh, sw), (_, h, w, width_in) = stride, shape
+    th, tw = (-(-k // s) for k, s in zip(kernel.shape, stride, strict=False))
+    kernel = jnp.pad(
+        kernel, ((0, th * sh - kernel.shape[0]), (0, tw * sw - kernel.shape[1]), (0, 0), (0, 0))
+    )
+    kernel = kernel.reshape(th, sh, tw, sw, width_in, -1)[::-1, :, ::-1]
+    kernel = kernel.transpose(0, 2, 5, 1, 3, 4).reshape(th, tw, -1, sh * sw * width_in)
+    dx = conv2d(grad, kernel, (1, 1), ((th - 1, th - 1), (tw - 1, tw - 1)), (1, 1))
+    b, rows, columns, _ = dx.shape
+    dx = dx.reshape(b, rows, columns, sh, sw, width_in).transpose(0, 1, 3, 2, 4, 5)
+    dx = dx.reshape(b, rows * sh, columns * sw, width_in)
+    (top, _), (left, _) = padding
+    end = [(0, max(0, n - have)) for n, have in ((top + h, rows * sh), (left + w, columns * sw))]
+    return jnp.pad(dx, ((0, 0), *end, (0, 0)))[:, top : top + h, left : left + w]
+
+
+def kernel_gradient(
+    x: jax.Array, grad: jax.Array, shape: tuple[int, ...], stride: Pair, padding: Pads,
+    dilation: Pair,
+) -> jax.Array:  # fmt: skip
+    """Returns the gradient of a kernel of the given shape [kh, kw, in, out].
+
+    One matrix product for a band of output rows: what every tap of the kernel sees, channels
+    first, times the output's gradient.
+    """
+    kh, kw, width_in, width_out = shape
+    if 4 * width_out <= width_in and stride == (1, 1):
+        # What is gathered is kh * kw times its size: gather the slimmer side.
+        back = _reversed_padding(shape, padding, dilation)
+        swapped = (kh, kw, width_out, width_in)
+        return kernel_gradient(grad, x, swapped, stride, back, dilation)[::-1, ::-1].swapaxes(2, 3)
+    b, h, w, _ = grad.shape
+    rows = max(1, min(h, _POSITIONS // (b * w)))
+    bands = -(-h // rows)
+    seen = lambda n, i: (n - 1) * stride[i] + (shape[i] - 1) * dilation[i] + 1  # by n outputs
+    x = _extend(x, padding, seen(bands * rows, 0), seen(w, 1)).transpose(3, 0, 1, 2)
+    grad = jnp.pad(grad, ((0, 0), (0, bands * rows - h), (0, 0), (0, 0)))
+
+    def band(i):
+        part = lax.dynamic_slice_in_dim(x, i * rows * stride[0], seen(rows, 0), axis=2)
+        taps = [
+            part[
+                :,
+                :,
+                top : top + (rows - 1) * stride[0] + 1 : stride[0],
+                left : left + (w - 1) * stride[1] + 1 : stride[1],
+            ]
+            for top in range(0, kh * dilation[0], dilation[0])
+            for left in range(0, kw * dilation[1], dilation[1])
+        ]
+        out = lax.dynamic_slice_in_dim(grad, i * rows, rows, axis=1)
+        return jnp.stack(taps).reshape(-1, b * rows * w) @ out.reshape(-1, width_out)
+
+    return _sum_over(band, bands).reshape(shape)
+
+
+def _extend(x, padding, height, width):
+    """Pads [b, h, w, c] with zeros at its low ends, and pads or crops it to height and width."""
+    (top, _), (left, _) = padding
+    low_high = ((top, height - top - x.shape[1]), (left, width - left - x.shape[2]))
+    edges = ((0, 0, 0), *((lo, hi, 0) for lo, hi in low_high), (0, 0, 0))
+    return lax.pad(x, jnp.zeros((), x.dtype), edges)
+
+
+def _sum_over(term, count):
+    """Returns the sum of term(i), a tree, for i < count."""
+    if count == 1:
+        return term(0)
+    zeros = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), jax.eval_shape(term, 0))
+    add = lambda total, i: (jax.tree.map(jnp.add, total, term(i)), None)
+    return lax.scan(add, zeros, jnp.arange(count))[0]
+
+
+# Winograd's F(2 x 2, 3 x 3) (Lavin and Gray 2016, "Fast algorithms for convolutional neural
+# networks"): an output tile of 2 x 2 from 4 x 4 inputs takes 16 products a pair of channels
+# instead of 36. Each transform is linear, along one axis, and a few additions; in the gradient of
+# the kernel the output's and the kernel's are transposed.
+
+
+def _suits_winograd(x, kernel, stride, dilation):
+    return (
+        kernel.shape[:2] == (3, 3)
+        and stride == dilation == (1, 1)
+        and min(kernel.shape[2:]) >= _WINOGRAD_CHANNELS
+        and x.dtype == jnp.float32  # transforms cost less precise numbers too much
+    )
+
+
+def _transform_input(x, axis):
+    tiles = (x.shape[axis] - 2) // 2
+    a, b, c, d = (lax.slice_in_dim(x, i, i + 2 * tiles - 1, 2, axis) for i in range(4))
+    return a - c, b + c, c - b, b - d
+
+
+def _transform_kernel(kernel):
+    a, b, c = kernel
+    return a, 0.5 * (a + b + c), 0.5 * (a - b + c), c
+
+
+def _transform_output(products):
+    a, b, c, d = products
+    return a + b + c, b - c - d
+
+
+def _transposed_output(pair):
+    a, b = pair
+    return a, a + b, a - b, -b
+
+
+def _transposed_kernel(products):
+    a, b, c, d = products
+    return a + 0.5 * (b + c), 0.5 * (b - c), 0.5 * (b + c) + d
+
+
+def _both_axes(transform, grid):
+    """Applies a transform to a list of lists of arrays, along the inner and then the outer axis."""
+    rows = [transform(row) for row in grid]
+    columns = [transform(column) for column in zip(*rows, strict=True)]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _bands(b, h, w):
+    """Returns tiles across, tile rows a band and bands for an output [b, h, w]."""
+    down, across = -(-h // 2), -(-w // 2)
+    if b * down * across <= 2 * _TILES:
+        return across, down, 1
+    rows = max(1, min(down, _TILES // (b * across)))
+    return across, rows, -(-down // rows)
+
+
+def _input_tiles(x, i, rows):
+    """Returns the 16 transformed inputs [tiles, in] of band i of an extended [b, h, w, in]."""
+    band = lax.dynamic_slice_in_dim(x, 2 * rows * i, 2 * rows + 2, axis=1)
+    tiles = [t for row in _transform_input(band, 1) for t in _transform_input(row, 2)]
+    return [t.reshape(-1, x.shape[-1]) for t in tiles]
+
+
+def winograd(x: jax.Array, kernel: jax.Array, padding: Pads) -> jax.Array:
+    """Convolution of [b, h, w, in] with [3, 3, in, out]."""
+    b, width = x.shape[0], kernel.shape[-1]
+    h, w = (n + lo + hi - 2 for n, (lo, hi) in zip(x.shape[1:3], padding, strict=True))
+    across, rows, bands = _bands(b, h, w)
+    x = _extend(x, padding, 2 * rows * bands + 2, 2 * across + 2)
+    kernels = _both_axes(_transform_kernel, [list(row) for row in kernel])
+
+    def band(i):
+        tiles = iter(_input_tiles(x, i, rows))
+        shape = (b, rows, across, width)
+        products = [[(next(tiles) @ k).reshape(shape) for k in row] for row in kernels]
+        grid = _both_axes(_transform_output, products)
+        out = jnp.stack([jnp.stack(row, axis=3) for row in grid], axis=2)
+        return out.reshape(b, 2 * rows, 2 * across, width)
+
+    if bands == 1:
+        return band(0)[:, :h, :w]
+    out = lax.map(band, jnp.arange(bands)).swapaxes(0, 1)
+    return out.reshape(b, 2 * rows * bands, 2 * across, width)[:, :h, :w]
+
+
+def winograd_kernel_gradient(x: jax.Array, grad: jax.Array, padding: Pads) -> jax.Array:
+    """Returns the gradient of the kernel [3, 3, in, out] of `winograd`."""
+    b, h, w, width = grad.shape
+    across, rows, bands = _bands(b, h, w)
+    x = _extend(x, padding, 2 * rows * bands + 2, 2 * across + 2)
+    grad = jnp.pad(grad, ((0, 0), (0, 2 * rows * bands - h), (0, 2 * across - w), (0, 0)))
+
+    def band(i):
+        tiles = iter(_input_tiles(x, i, rows))
+        part = lax.dynamic_slice_in_dim(grad, 2 * rows * i, 2 * rows, axis=1)
+        pixels = [[part[:, top::2, left::2] for left in range(2)] for top in range(2)]
+        slopes = _both_axes(_transposed_output, pixels)
+        return [[next(tiles).T @ s.reshape(-1, width) for s in row] for row in slopes]
+
+    grid = _both_axes(_transposed_kernel, _sum_over(band, bands))
+    return jnp.stack([jnp.stack(row) for row in grid])
+
+
+def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Scaled dot-product attention of [b, q, heads, d] to [b, k, heads, d], softmax in float32.
+
+    Head by head and by pieces of the queries; the backward pass computes the scores anew.
+    """
+    heads_first = lambda x: x.transpose(2, 0, 1, 3)
+    out = _attend(*(heads_first(x) for x in (query, key, value)))
+    return out.transpose(1, 2, 0, 3)
+
+
+@jax.custom_vjp
+def _attend(query, key, value):
+    return _attend_forward(query, key, value)[0]
+
+
+def _pieces(x, keys):
+    """Cuts the queries [heads, b, q, ...] into [heads, pieces, b, size, ...], zeros at the end."""
+    heads, b, n = x.shape[:3]
+    pieces = min(n, -(-b * n * keys // _SCORES))
+    size = -(-n // pieces)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, pieces * size - n), *[(0, 0)] * (x.ndim - 3)))
+    return jnp.moveaxis(x.reshape(heads, b, pieces, size, *x.shape[3:]), 2, 1)
+
+
+def _joined(x, n):
+    """Undoes `_pieces` for n queries."""
+    x = jnp.moveaxis(x, 1, 2)
+    return x.reshape(*x.shape[:2], -1, *x.shape[4:])[:, :, :n]
+
+
+def _scores(query, key):
+    """Returns [b, k, q]: queries last, along which XLA's reductions over keys are vectorised."""
+    query = query * query.shape[-1] ** -0.5
+    return jnp.einsum("bkd,bqd->bkq", key, query, preferred_element_type=jnp.float32)
+
+
+def _attend_forward(query, key, value):
+    def head(args):
+        queries, key, value = args
+
+        def piece(query):
+            scores = _scores(query, key)
+            largest = scores.max(1, keepdims=True)
+            weights = jnp.exp(scores - largest)
+            total = weights.sum(1)
+            out = jnp.einsum("bkq,bkd->bqd", weights.astype(value.dtype), value)
+            return (out / total[..., None]).astype(value.dtype), largest[:, 0] + jnp.log(total)
+
+        return lax.map(piece, queries)
+
+    out, normalizer = lax.map(head, (_pieces(query, key.shape[2]), key, value))
+    n = query.shape[2]
+    out, normalizer = _joined(out, n), _joined(normalizer, n)
+    return out, (query, key, value, out, normalizer)
+
+
+def _attend_backward(saved, grad):
+    query, key, value, out, normalizer = saved
+    shift = jnp.sum(grad * out, axis=-1, dtype=jnp.float32)
+
+    def head(args):
+        key, value, *rest = args
+
+        def piece(total, args):
+            query, grad, normalizer, shift = args
+            weights = jnp.exp(_scores(query, key) - normalizer[:, None])
+            slope = jnp.einsum("bkd,bqd->bkq", value, grad, preferred_element_type=jnp.float32)
+            slope = (weights * (slope - shift[:, None])).astype(key.dtype) * key.shape[-1] ** -0.5
+            add = (
+                jnp.einsum("bkq,bqd->bkd", slope, query),
+                jnp.einsum("bkq,bqd->bkd", weights.astype(grad.dtype), grad),
+            )
+            return jax.tree.map(jnp.add, total, add), jnp.einsum("bkq,bkd->bqd", slope, key)
+
+        zeros = (jnp.zeros_like(key), jnp.zeros_like(value))
+        (dkey, dvalue), dquery = lax.scan(piece, zeros, tuple(rest))
+        return dquery, dkey, dvalue
+
+    pieces = (_pieces(x, key.shape[2]) for x in (query, grad, normalizer, shift))
+    dquery, dkey, dvalue = lax.map(head, (key, value, *pieces))
+    return _joined(dquery, query.shape[2]), dkey, dvalue
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
