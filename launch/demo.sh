@@ -19,7 +19,8 @@ use_environment
 install -e .
 # Nothing below needs the network, and nothing may wait for it.
 export HF_HUB_OFFLINE=1 NO_GCE_CHECK=true
-export TF_CPP_MIN_LOG_LEVEL=2  # TensorFlow only writes events; its start-up notes say nothing here.
+# TensorFlow only writes events: its notes on start-up say nothing here.
+export TF_CPP_MIN_LOG_LEVEL=2 TF_ENABLE_ONEDNN_OPTS=0
 
 prompts="$demo/prompts.txt"
 cat >"$prompts" <<'END'

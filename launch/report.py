@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 STAGES = {
     "clap": ("CLAP", "which caption belongs to which sound"),
@@ -184,8 +184,7 @@ def reconstructions(workdir: pathlib.Path, config) -> str:
     folder = workdir / "models" / "t2a"
     data = read_config(str(workdir / "t2a")).data
     examples = input_pipeline.metadata(data, data.eval_split)
-    # Spread over the split, whose order goes by class.
-    chosen = np.unique(np.linspace(0, len(examples) - 1, RECORDINGS).round().astype(int))
+    chosen = longest_of_each_class(examples)[:RECORDINGS]
     audio = np.concatenate(
         [batch["audio"] for batch in input_pipeline.eval_batches(data, batch_size=1)]
     )[chosen]
@@ -216,6 +215,15 @@ def reconstructions(workdir: pathlib.Path, config) -> str:
         ]
         rows.append(row(f"“{captions[i]}”", examples[index]["id"], figures))
     return "".join(rows)
+
+
+def longest_of_each_class(examples: list[dict]) -> list[int]:
+    """Returns indices, the longest recording first: the shortest ones show and tell little."""
+    order = sorted(range(len(examples)), key=lambda i: -examples[i]["seconds"])
+    classes = {}
+    for i in order:
+        classes.setdefault(tuple(examples[i]["labels"]) or examples[i]["id"], i)
+    return list(classes.values())
 
 
 def read_scalars(run: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
@@ -367,8 +375,9 @@ figure { margin: .6rem 0 0; flex: 1 1 260px; min-width: 0; max-width: 480px }
 figcaption { font-size: .88rem; color: var(--soft) }
 img { display: block; width: 100%; height: auto }
 audio { display: block; width: 100%; height: 40px; margin-top: .3rem }
-.curves { display: flex; flex-wrap: wrap; gap: .6rem; margin-top: .6rem }
-.curves picture { flex: 1 1 240px; max-width: 330px }
+.curves { display: grid; gap: .6rem; margin-top: .6rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 280px), 1fr)) }
+.curves picture { max-width: 420px }
 .tables { display: flex; flex-wrap: wrap; gap: 1rem }
 .tables article { flex: 1 1 300px }
 table { width: 100%; border-collapse: collapse; font-size: .92rem }
@@ -417,9 +426,9 @@ what they can do.</p>
 {sentences(workdir, config)}
 
 <h2>Recording, reconstruction, sample</h2>
-<p>Recordings that training did not see; what remains of them after the autoencoder and the vocoder,
-which bounds how good a sample can sound; and what diffusion makes of the caption alone. All by the
-model trained here.</p>
+<p>The longest recordings that training did not see, one a class; what remains of them after the
+autoencoder and the vocoder, which bounds how good a sample can sound; and what diffusion makes of
+the caption alone. All by the model trained here.</p>
 {reconstructions(workdir, config)}
 
 <h2>Training</h2>
@@ -454,6 +463,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"{argv[1]!r} is not a flag")
     from maa_jax.bundle import enable_compilation_cache
 
+    logging.set_verbosity(logging.WARNING)  # TensorBoard and TFDS tell of every file they open.
     enable_compilation_cache()
     try:
         path = write_report(pathlib.Path(flags.FLAGS.workdir))

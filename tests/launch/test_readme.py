@@ -101,15 +101,15 @@ def test_scripts_exist():
 
 def mapped():
     block = README.split("<!-- MAP -->")[1].split("```")[1]
-    paths, parent = set(), ""
+    paths, folder = set(), ""
     for line in block.strip("\n").splitlines():
+        # An entry begins at most two places in; a line further in goes on with the one before.
         name, _, about = line.strip().partition(" ")
-        parent = "maa_jax/" if line.startswith("  ") else ""
-        paths.add(parent + name)
-        if name.endswith("/"):
-            files = re.findall(r"[\w]+(?:\.(?:py|sh|yaml)|/(?= ))", about)
-            if name not in ("tests/",):
-                paths |= {parent + name + file for file in files}
+        if not line.startswith("   "):
+            folder = ("maa_jax/" if line.startswith("  ") else "") + name
+            paths.add(folder)
+        if folder.endswith("/") and folder != "tests/":
+            paths |= {folder + f for f in re.findall(r"\w+(?:\.(?:py|sh|yaml)|/(?= ))", about)}
     return paths
 
 

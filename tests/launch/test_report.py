@@ -109,6 +109,15 @@ def test_tells_what_was_made(page):
     assert "1 min 01 s" in text and "12 s" in text and "1 min 33 s" in text
 
 
+def test_shows_the_longest_recording_of_each_class():
+    examples = [("drum", 1.0), ("bell", 2.0), ("drum", 3.0), (None, 0.5), (None, 0.7)]
+    examples = [
+        {"id": str(i), "seconds": seconds, "labels": [label] if label else []}
+        for i, (label, seconds) in enumerate(examples)
+    ]
+    assert report.longest_of_each_class(examples) == [2, 1, 4, 3]
+
+
 def test_reads_scalars_of_both_splits(workdir):
     scalars = report.read_scalars(workdir / "clap")
     assert scalars["validation/loss"] == [
