@@ -140,7 +140,8 @@ def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
     """
     path = epath.Path(workdir) / "config.json"
     if path.exists():
-        old, new = _flatten(json.loads(path.read_text())), _flatten(config.to_dict())
+        # Both through JSON, which knows no tuples.
+        old, new = (_flatten(json.loads(x)) for x in (path.read_text(), config.to_json()))
         differ = [
             f"  config.{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
             for key in sorted(old | new)
@@ -155,7 +156,7 @@ def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
             )
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        path.write_text(config.to_json(indent=2) + "\n")
 
 
 def read_config(workdir: str) -> ml_collections.ConfigDict:
@@ -178,5 +179,5 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+            flat[prefix + key] = value
     return flat

@@ -99,7 +99,7 @@ def trained(tokenizer):
 def test_the_loss_falls_on_a_fixed_batch(trained):
     _, train, losses, _ = trained
     assert int(train.step) == 40
-    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
 
 def test_scores_are_given_for_each_example(trained, tokenizer):
