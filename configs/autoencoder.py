@@ -44,7 +44,12 @@ def full():
 
 
 def bundled():
-    """The autoencoder in the package: trained on the bundled recordings."""
+    """The autoencoder in the package, 2,001,213 parameters.
+
+    Trained on the 104 training recordings of sonic_sounds in half an hour of two shared cores of an
+    Intel Xeon, without the adversary, whose steps cost more than double; validation L1 0.173 of
+    base-10 log mels (TensorBoard of that run). The schedule is that of 1,200 steps, cut short.
+    """
     config = common.small_run(full(), steps=900)
     config.batch_size = 8
     config.data.samples = 64 * 256
@@ -54,7 +59,7 @@ def bundled():
     config.autoencoder.norm_num_groups = 8
     config.discriminator.multi_window.windows = (32, 64)
     config.discriminator.multi_window.channels = 32
-    config.discriminator.start = 900  # never: without the adversary, for the time it takes
+    config.discriminator.start = 900  # never felt
     config.optimizer.base_lr = 1e-3
     config.optimizer.scale_lr = False
     config.optimizer.warmup_steps = 50
@@ -65,9 +70,9 @@ def bundled():
 
 
 def demo():
-    config = common.small_run(bundled(), steps=150)
+    config = common.small_run(bundled(), steps=100)
     config.optimizer.cosine_steps = config.total_steps
-    config.discriminator.start = 100
+    config.discriminator.start = 80
     return config
 
 

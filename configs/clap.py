@@ -60,7 +60,12 @@ def full():
 
 
 def bundled():
-    """The CLAP in the package: trained on the bundled recordings, clips of 4.1 s."""
+    """The CLAP in the package, 0.73 M parameters.
+
+    Trained on the 104 training recordings of sonic_sounds, clips of 4.1 s, in six minutes of two
+    shared cores of an Intel Xeon. It knows them by heart: of the training captions 95 % in a batch
+    of 32 find their recording, of the validation's 13 recordings 38 % (TensorBoard of that run).
+    """
     config = common.small_run(full(), steps=1_000)
     config.batch_size = 32
     config.data.samples = 65_536
@@ -88,7 +93,7 @@ def bundled():
 
 
 def demo():
-    config = common.small_run(bundled(), steps=150)
+    config = common.small_run(bundled(), steps=100)
     config.optimizer.cosine_steps = config.total_steps
     return config
 

@@ -59,8 +59,13 @@ def full():
 
 
 def bundled():
-    """The U-Net in the package: trained on the bundled recordings, clips of 4.1 s."""
-    config = common.small_run(full(), steps=1_300)
+    """The U-Net in the package, 4,283,012 parameters.
+
+    Trained on the 104 training recordings of sonic_sounds, clips of 4.1 s, in an hour of two shared
+    cores of an Intel Xeon; validation loss 0.013 (TensorBoard of that run). The schedule is that of
+    1,300 steps, cut short. Scores: README, "Results".
+    """
+    config = common.small_run(full(), steps=800)
     config.batch_size = 6
     config.noise_draws = 4
     config.data.samples = 65_536
@@ -73,13 +78,13 @@ def bundled():
     config.unet.norm_num_groups = 8
     config.optimizer.base_lr = 1e-3
     config.optimizer.warmup_steps = 100
-    config.optimizer.cosine_steps = config.total_steps
+    config.optimizer.cosine_steps = 1_300
     config.optimizer.clip_norm = 1.0
     return config
 
 
 def demo():
-    config = common.small_run(bundled(), steps=150)
+    config = common.small_run(bundled(), steps=120)
     config.optimizer.cosine_steps = config.total_steps
     return config
 

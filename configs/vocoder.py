@@ -74,14 +74,19 @@ def bigvgan():
 
 
 def bundled():
-    """The vocoder in the package: trained on the bundled recordings."""
+    """The vocoder in the package.
+
+    Trained on the 104 training recordings of sonic_sounds in eleven minutes of two shared cores of
+    an Intel Xeon, on the mel's distance alone; validation L1 0.240 of base-10 log mels (TensorBoard
+    of that run). The schedule is that of 1,000 steps, cut short.
+    """
     config = common.small_run(full(), steps=750)
     config.ema_decay = 0.99
     generator = config.generator.hifigan
     generator.upsample_initial_channel = 128
     generator.resblock_kernel_sizes = (3, 7)
     generator.resblock_dilation_sizes = ((1, 3), (1, 3))
-    config.discriminator.start = 750  # never: the mel distance alone, for the time it takes
+    config.discriminator.start = 750  # never felt
     config.discriminator.period.periods = (2, 3, 5)
     config.discriminator.period.channels = (8, 16, 32, 64)
     scale = config.discriminator.scale
