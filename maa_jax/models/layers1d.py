@@ -3,7 +3,6 @@
 Arrays are `[batch, time, channels]`; padding is PyTorch's: an integer, the same on both sides.
 """
 
-import functools
 import math
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-_LAYOUT = ("NWC", "WIO", "NWC")
+from maa_jax.models import cpu1d
 
 
 def weight_norm(weight_v: jax.Array, weight_g: jax.Array) -> jax.Array:
@@ -42,96 +41,21 @@ def conv1d(
     groups: int = 1,
 ) -> jax.Array:
     """Returns the convolution of x `[b, t, in]` with a kernel `[k, in / groups, out]`."""
-    if jax.default_backend() != "cpu":
-        return _convolve(x, kernel, stride, padding, dilation, groups)
-    if groups > 1:
-        parts = zip(jnp.split(x, groups, axis=2), jnp.split(kernel, groups, axis=2), strict=True)
-        return jnp.concatenate(
-            [
-                conv1d(part, w, stride=stride, padding=padding, dilation=dilation)
-                for part, w in parts
-            ],
-            axis=2,
-        )
-    if stride > 1 and dilation == 1:
-        return _strided(x, kernel, stride, padding)
-    if stride > 1:
-        return _convolve(x, kernel, stride, padding, dilation)
-    return _cpu(x, kernel, padding, dilation)
-
-
-def _strided(x, kernel, stride, padding):
-    # `stride` neighbouring samples become the channels of one. XLA's CPU gradients of strided and
-    # of grouped convolutions are plain loops, hundreds of times slower than those of others.
-    size, channels, features = kernel.shape
-    taps = math.ceil(size / stride)
-    length = (x.shape[1] + 2 * padding - size) // stride + 1
-    after = (length + taps - 1) * stride - x.shape[1] - padding
-    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (padding, after, 0), (0, 0, 0)))
-    x = x.reshape(x.shape[0], -1, stride * channels)
-    kernel = jnp.pad(kernel, ((0, taps * stride - size), (0, 0), (0, 0)))
-    return _cpu(x, kernel.reshape(taps, stride * channels, features), 0, 1)
-
-
-def _convolve(x, kernel, stride, padding, dilation, groups=1):
+    if jax.default_backend() == "cpu" and 1 in (stride, dilation):
+        if stride > 1:
+            convolve = lambda x, kernel: cpu1d.strided_conv(x, kernel, padding, stride)
+        else:
+            convolve = lambda x, kernel: cpu1d.conv(x, kernel, padding, dilation)
+        return cpu1d.grouped(convolve, x, kernel, groups) if groups > 1 else convolve(x, kernel)
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride,),
         [(padding, padding)],
         rhs_dilation=(dilation,),
-        dimension_numbers=_LAYOUT,
+        dimension_numbers=("NWC", "WIO", "NWC"),
         feature_group_count=groups,
     )
-
-
-def _forward(x, kernel, padding, dilation):
-    # With few channels XLA's CPU convolution is 1.2 to 1.5 times as quick over an image one pixel
-    # high as over a sequence (2 cores, 32 and 64 channels, kernels 3 to 11).
-    if kernel.shape[2] > 64:
-        return _convolve(x, kernel, 1, padding, dilation)
-    return lax.conv_general_dilated(
-        x[:, None],
-        kernel[None],
-        (1, 1),
-        [(0, 0), (padding, padding)],
-        rhs_dilation=(1, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )[:, 0]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _cpu(x, kernel, padding, dilation):
-    return _forward(x, kernel, padding, dilation)
-
-
-def _cpu_forward(x, kernel, padding, dilation):
-    return _forward(x, kernel, padding, dilation), (x, kernel)
-
-
-def _cpu_backward(padding, dilation, saved, grad):
-    x, kernel = saved
-    flipped = kernel[::-1].transpose(0, 2, 1)
-    grad_x = _forward(grad, flipped, dilation * (kernel.shape[0] - 1) - padding, dilation)
-    return grad_x, _kernel_gradient(x, grad, kernel, padding, dilation)
-
-
-_cpu.defvjp(_cpu_forward, _cpu_backward)
-
-
-def _kernel_gradient(x, grad, kernel, padding, dilation):
-    # One correlation of x's channels with grad's, over a single sequence: XLA transposes one twenty
-    # times as quickly as a batch. Zeros in `grad` keep neighbours apart. Written out, because XLA's
-    # own form of this gradient becomes a plain loop, hundreds of times slower, where the kernel is
-    # even or the gradient is taken inside a conditional.
-    gap = dilation * (kernel.shape[0] - 1)
-    x = jnp.pad(x, ((0, 0), (padding, padding), (0, 0))).reshape(-1, x.shape[2])
-    grad = jnp.pad(grad, ((0, 0), (0, gap), (0, 0))).reshape(-1, grad.shape[2])
-    grad = grad[: len(grad) - gap]
-    products = lax.conv_general_dilated(
-        x.T[:, :, None], grad[:, None], (dilation,), "VALID", dimension_numbers=_LAYOUT
-    )
-    return products.transpose(1, 0, 2)
 
 
 def conv_transpose1d(

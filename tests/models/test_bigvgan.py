@@ -7,7 +7,13 @@ from flax import nnx
 from maa_jax import bundle
 from maa_jax.interop.torch_layout import from_torch
 from maa_jax.interop.vocoders import bigvgan_tensors
-from maa_jax.models.bigvgan import AntiAliased, BigVGAN, BigVGANConfig, kaiser_sinc
+from maa_jax.models.bigvgan import (
+    AntiAliased,
+    BigVGAN,
+    BigVGANConfig,
+    kaiser_sinc,
+    sin_squared,
+)
 from maa_jax.models.layers1d import fold_weight_norm
 from tests.parity.named_weights import full_size, reference, state_dict
 
@@ -62,6 +68,13 @@ def test_anti_aliased_activation_is_upsampling_then_downsampling():
     expected = np.correlate(np.pad(high, (5, 6), mode="edge"), taps)[::2]
     ours = AntiAliased(1)(jnp.asarray(x, jnp.float32)[None, :, None])[0, :, 0]
     np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_sin_squared_and_its_slope():
+    x = jnp.linspace(-20, 20, 4001)
+    np.testing.assert_allclose(sin_squared(x), np.sin(x) ** 2, atol=2e-6)
+    slope = jax.vmap(jax.grad(sin_squared))(x)
+    np.testing.assert_allclose(slope, np.sin(2 * x), atol=5e-6)
 
 
 def test_a_folder_gives_the_trained_network_back(tmp_path):

@@ -6,6 +6,7 @@ from flax import nnx
 
 from maa_jax.interop.torch_layout import from_torch, to_torch
 from maa_jax.interop.vocoders import hifigan_name
+from maa_jax.models import cpu1d
 from maa_jax.models.hifigan import HifiGan, HifiGanConfig, fold_weight_norm
 from maa_jax.models.layers1d import Conv1d, ConvTranspose1d
 from tests.parity.named_weights import full_size, reference, state_dict
@@ -111,6 +112,19 @@ def test_conv_transpose1d_and_its_gradients_are_pytorchs(size, options):
     torch = pytest.importorskip("torch", reason="compares with torch.nn.ConvTranspose1d")
     theirs = torch.nn.ConvTranspose1d(6, 4, size, **options)
     check_layer(theirs, ConvTranspose1d(6, 4, size, **options, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("size", [3, 4, 7, 11])
+@pytest.mark.parametrize(("padding", "dilation"), [(0, 1), (5, 1), (9, 3)])
+def test_halved_convolution_is_the_plain_one(size, padding, dilation):
+    x, kernel = (
+        jax.random.normal(jax.random.key(i), shape)
+        for i, shape in enumerate([(2, 37, 3), (size, 3, 4)])
+    )
+    expected = cpu1d.plain(x, kernel, padding, dilation)
+    for depth in (1, 2):
+        halved = cpu1d.halved(x, kernel, padding, dilation, depth)
+        np.testing.assert_allclose(halved, expected, atol=1e-5)
 
 
 def check_layer(theirs, ours):
