@@ -108,6 +108,8 @@ def mapped():
         if not line.startswith("   "):
             folder = ("maa_jax/" if line.startswith("  ") else "") + name
             paths.add(folder)
+        else:
+            about = line
         if folder.endswith("/") and folder != "tests/":
             paths |= {folder + f for f in re.findall(r"\w+(?:\.(?:py|sh|yaml)|/(?= ))", about)}
     return paths
