@@ -20,6 +20,7 @@ TINY = UNetConfig(
     cross_attention_dim=5,
     norm_num_groups=4,
 )
+ONE_LEVEL = dataclasses.replace(TINY, block_out_channels=(8,))
 
 
 def weights(case, config):
@@ -61,8 +62,7 @@ def test_full_size_has_the_papers_number_of_parameters():
 def test_a_fresh_network_predicts_zero_and_every_parameter_is_float32():
     @jax.jit
     def fresh():
-        config = dataclasses.replace(TINY, block_out_channels=(8,))
-        model = UNet(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+        model = UNet(ONE_LEVEL, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
         noise = model(jnp.ones((1, 4, 4, 4)), jnp.array([3]), jnp.ones((1, 2, 5)))
         return noise, nnx.state(model)
 
@@ -76,7 +76,7 @@ def test_rematerialised_gradient_is_the_same():
     x, context = rng.standard_normal((1, 4, 6, 4)), rng.standard_normal((1, 3, 5))
 
     def grads(remat):
-        abstract = nnx.eval_shape(lambda: UNet(TINY, remat=remat, rngs=nnx.Rngs(0)))
+        abstract = nnx.eval_shape(lambda: UNet(ONE_LEVEL, remat=remat, rngs=nnx.Rngs(0)))
         graphdef, params = nnx.split(abstract)
         rng = np.random.default_rng(1)
         params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype("f") / 4, params)

@@ -19,15 +19,15 @@ def make_config(name="multi_window"):
     config.data.samples = 32 * 256
     config.kl_weight = 1e-6
     config.autoencoder = common.block(
-        block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4
+        block_out_channels=(8,), layers_per_block=1, norm_num_groups=4
     )
     config.discriminator = common.block(
         name=name,
         start=0,
         weight=0.5,
         r1_weight=5.0,
-        multi_window=common.block(windows=(8, 16), channels=4, layers=2, dropout=0.25),
-        patch=common.block(channels=4, layers=2),
+        multi_window=common.block(windows=(8, 16), channels=4, layers=1, dropout=0.25),
+        patch=common.block(channels=4, layers=1),
     )
     config.optimizer.base_lr = 3e-3
     return config
@@ -171,6 +171,7 @@ def test_bad_configs_are_named():
     with pytest.raises(ValueError, match=r"config\.discriminator\.name='windows'"):
         make_stage(config, 1)
     config = make_config()
+    config.autoencoder.block_out_channels = (8, 8)
     config.data.samples = 33 * 256
     with pytest.raises(ValueError, match=r"config\.data\.samples=8448 are 33 frames"):
         make_stage(config, 1)
