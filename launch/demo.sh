@@ -3,7 +3,7 @@
 #
 #   bash launch/demo.sh [workdir]        workdir is "demo" unless given
 #
-# Under 12 minutes after installation and 8 GB of memory on 2 cores; no network once installed.
+# Meant for 2 cores and 8 GB of memory; no network once installed.
 # Start it again after an interruption: what is finished stays, training goes on where it was.
 set -euo pipefail
 if [ $# -gt 1 ] || [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the package with what its tests need, then checks style and runs every test.
 #
-#   bash launch/test.sh                       all of it, under 20 minutes on 2 cores
+#   bash launch/test.sh                       all of it
 #   bash launch/test.sh tests/models -k unet  what follows goes to pytest
 #
 # The parity tests compare with PyTorch's classes on the CPU. Outside Linux on x86, or to keep CUDA

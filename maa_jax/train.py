@@ -84,7 +84,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     shapes = jax.eval_shape(stage.init, init_key)
     shardings = sharding.state_sharding(shapes, mesh)
     for name, tree in shapes.params.items():
-        _say(f"{name}: {parameter_overview.count_parameters(tree):,} parameters")
+        _say(f"{name}: {int(parameter_overview.count_parameters(tree)):,} parameters")
         logging.info("%s", parameter_overview.get_parameter_overview(tree, include_stats=False))
     _say(f"{examples} examples, {steps_per_epoch} steps an epoch, {total_steps} steps")
 
