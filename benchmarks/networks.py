@@ -67,7 +67,11 @@ class Pair:
         torch.manual_seed(0)
         module = self.there()
         graphdef, state = nnx.split(nnx.eval_shape(lambda: self.here(nnx.Rngs(0))))
-        tensors = {k: v.detach().numpy() for k, v in module.state_dict().items()}
+        tensors = {
+            name: value.detach().numpy()
+            for name, value in module.state_dict().items()
+            if not HifiGan.UNUSED.fullmatch(name)
+        }
         params = torch_layout.from_torch(state, tensors, rename=_weight_norm_name)
         return graphdef, jax.device_put(params), module.to(device)
 
@@ -358,6 +362,7 @@ def _numpy(outputs):
 
 
 def _seconds(run: Callable, wait: Callable) -> float:
+    time.sleep(0.5)
     begin = time.perf_counter()
     wait(run())
     return time.perf_counter() - begin

@@ -178,6 +178,7 @@ def save_network(
     content = config.to_hf()
     library = _lookup(content, pathlib.Path(folder, name))[0]
     tensors = torch_layout.to_torch(jax.device_get(params))
+    tensors |= getattr(config, "unused_tensors", dict)()
     with np.errstate(over="ignore"):  # reported below, by name
         tensors = {k: v.astype(dtype) if v.dtype.kind == "f" else v for k, v in tensors.items()}
     overflowed = [k for k, v in tensors.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
@@ -221,9 +222,11 @@ def load_network(
         config = config_class.from_hf(config)
         abstract = nnx.eval_shape(lambda: network(config, dtype=dtype, rngs=InitRngs(0)))
         graphdef, state = nnx.split(abstract)
+        unused = getattr(network, "UNUSED", None)
         tensors = {
             k: v.astype(np.float32, copy=False) if v.dtype.kind not in "iub" else v
             for k, v in tensors.items()
+            if not (unused and unused.fullmatch(k))
         }
         params = torch_layout.from_torch(state, tensors)
     except ValueError as e:

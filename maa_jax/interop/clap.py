@@ -1,14 +1,17 @@
 """Names of Microsoft's `CLAP_weights_2022.pth`, of PANNs and of BERT checkpoints, to and from ours.
 
 Everything here maps {name: array} to {name: array} in PyTorch's layouts; `torch_layout` does the
-rest. What the released files hold beside weights, or hold and nothing uses, is listed in `_UNUSED`;
-any other name that is not known is an error.
+rest. What the released files hold beside weights, or hold and nothing uses, the networks' `UNUSED`
+names; any other name that is not known is an error.
 """
 
 import re
 from collections.abc import Mapping
 
 import numpy as np
+
+from maa_jax.models.bert import Bert
+from maa_jax.models.cnn14 import Cnn14
 
 # Folder of a model -> prefix in CLAP_weights_2022.pth.
 PREFIXES = {
@@ -18,14 +21,7 @@ PREFIXES = {
     "audio_projection": "audio_encoder.projection.",
 }
 
-_UNUSED = {
-    # The pooler serves BERT's own pre-training; position ids are 0, 1, 2, ...
-    "text_encoder": re.compile(r"pooler\.dense\.(weight|bias)|embeddings\.position_ids"),
-    # Fourier and mel matrices of the front end, computed here; a counter that no result reads.
-    "audio_encoder": re.compile(
-        r"spectrogram_extractor\..*|logmel_extractor\..*|.*\.num_batches_tracked"
-    ),
-}
+_UNUSED = {"text_encoder": Bert.UNUSED, "audio_encoder": Cnn14.UNUSED}
 
 
 def without_unused(network: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

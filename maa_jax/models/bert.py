@@ -1,6 +1,7 @@
 """BERT text encoder (Devlin et al. 2018), with the parameter names of transformers' `BertModel`."""
 
 import dataclasses
+import re
 from typing import Any, Self
 
 import jax
@@ -186,6 +187,9 @@ class Encoder(nnx.Module):
 
 class Bert(nnx.Module):
     """BERT without its pooler, which neither CLAP nor the denoiser uses."""
+
+    # The pooler serves BERT's own pre-training; position ids are 0, 1, 2, ...
+    UNUSED = re.compile(r"pooler\.dense\.(weight|bias)|embeddings\.position_ids")
 
     def __init__(self, config: BertConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         self.config = config

@@ -6,9 +6,11 @@ name in a folder that `SpeechT5HifiGan.from_pretrained` opens.
 
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from maa_jax.models.layers1d import Conv1d, ConvTranspose1d, fold_weight_norm
@@ -58,6 +60,13 @@ class HifiGanConfig:
             "model_type": "speecht5_hifigan",
             "initializer_range": 0.01,
             "normalize_before": False,
+        }
+
+    def unused_tensors(self) -> dict[str, np.ndarray]:
+        """Returns what transformers' class wants in the file although nothing reads it."""
+        return {
+            "mean": np.zeros(self.model_in_dim, np.float32),
+            "scale": np.ones(self.model_in_dim, np.float32),
         }
 
     @classmethod
@@ -144,6 +153,9 @@ class ResidualBlock(nnx.Module):
 
 class HifiGan(nnx.Module):
     """HiFi-GAN generator: transposed convolutions, each followed by residual blocks."""
+
+    # What transformers' class would normalise its input by, if its configuration asked for it.
+    UNUSED = re.compile("mean|scale")
 
     def __init__(
         self,
