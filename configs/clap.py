@@ -22,7 +22,8 @@ def full():
     config.batch_size = 128
     config.total_steps = 100_000
     config.tokenizer = "models/bert-base-uncased"  # a folder, or "captions"
-    config.init_from = common.block(text_encoder="", audio_encoder="")
+    with config.ignore_type():  # here a folder for either tower
+        config.init_from = common.block(text_encoder="", audio_encoder="")
     config.augment = common.block(gain_db=0.0, shift=0.0)
     config.clap = common.block(
         embedding_size=1024,

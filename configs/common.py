@@ -20,6 +20,7 @@ def base(stage: str) -> ml_collections.ConfigDict:
     config.dtype = "bfloat16"  # of the computation; parameters are float32
     config.remat = False  # compute activations twice instead of keeping them
     config.ema_decay = 0.0  # 0 keeps no average
+    config.init_from = ""  # a model folder ("bundled") whose weights training goes on from
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1})
 
     config.data = ml_collections.ConfigDict()

@@ -241,6 +241,35 @@ def load_config(folder: str | os.PathLike[str], name: str) -> Any:
     return _lookup(config, where)[1].from_hf(config)
 
 
+def load_weights(
+    folder: str | os.PathLike[str], name: str, config: Any, *, key: str
+) -> dict[str, Any]:
+    """Returns the weights in `folder/name/` for a network of the given configuration.
+
+    Args:
+      folder: the model folder, or "bundled".
+      name: the network's place.
+      config: what its configuration must be; scaling factors of latents may differ.
+      key: of the training config that named the folder, for errors.
+
+    Raises:
+      ValueError: there is no such folder, or its network has other sizes; all are listed.
+    """
+    try:
+        folder = resolve(folder)
+        given = vars(load_config(folder, name))
+    except ValueError as e:
+        raise ValueError(f"{key}: {e}") from e
+    different = [
+        f"{field}: {given.get(field)!r} there, {value!r} here"
+        for field, value in vars(config).items()
+        if given.get(field) != value and field != "scaling_factor"
+    ]
+    if different:
+        raise ValueError(f"{key}={str(folder)!r}: another {name}, {'; '.join(different)}")
+    return load_network(folder, name)[1]
+
+
 def build(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
     """Returns the module of `load_network`'s two parts; cheap, and may be called under jit."""
     return nnx.merge(graphdef, params)

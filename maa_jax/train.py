@@ -26,6 +26,7 @@ from maa_jax.stages import make_stage
 from maa_jax.training import optim, sharding
 from maa_jax.training.checkpoint import Checkpoints, write_config
 from maa_jax.training.metrics import Metrics
+from maa_jax.training.state import begin_with
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "configs/STAGE.py[:arg]", lock_config=True
@@ -105,7 +106,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             # It runs once: on a CPU, where compiling is slow, it is not worth optimising.
             options = {"xla_backend_optimization_level": 0} if kind == "cpu" else None
             init = jax.jit(stage.init, out_shardings=shardings, compiler_options=options)
-            state = init(init_key)
+            state = begin_with(init(init_key), stage.start_weights())
             state = _prepare(stage, state, frozen, make_iterator(), step_key, mesh, shardings)
 
         guarded = jax.jit(

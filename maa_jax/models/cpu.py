@@ -11,6 +11,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Pair = tuple[int, int]
@@ -43,27 +44,35 @@ def plain_conv2d(
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def conv2d(
     x: jax.Array, kernel: jax.Array, stride: Pair, padding: Pads, dilation: Pair
 ) -> jax.Array:
     """Convolution of [b, h, w, in] with [kh, kw, in, out], and gradients as quick as it is."""
+    return _conv2d(x, kernel, stride, padding, dilation, False)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _conv2d(x, kernel, stride, padding, dilation, flipped):
+    """Convolves; with `flipped`, by the kernel that leads back from output to input."""
     b, h, w, _ = x.shape
     if _suits_winograd(x, kernel, stride, dilation) and b * h * w >= _WINOGRAD_POSITIONS:
-        return winograd(x, kernel, padding)
+        return winograd(x, kernel, padding, flipped)
+    if flipped:
+        kernel = kernel[::-1, ::-1].swapaxes(2, 3)
     return plain_conv2d(x, kernel, stride, padding, dilation)
 
 
-def _forward(x, kernel, stride, padding, dilation):
-    return conv2d(x, kernel, stride, padding, dilation), (x, kernel)
+def _forward(x, kernel, stride, padding, dilation, flipped):
+    return _conv2d(x, kernel, stride, padding, dilation, flipped), (x, kernel)
 
 
-def _backward(stride, padding, dilation, saved, grad):
+def _backward(stride, padding, dilation, flipped, saved, grad):
     x, kernel = saved
     if stride == (1, 1):
-        # The flipped kernel leads back from output to input.
         back = _reversed_padding(kernel.shape, padding, dilation)
-        dx = conv2d(grad, kernel[::-1, ::-1].swapaxes(2, 3), stride, back, dilation)
+        dx = _conv2d(grad, kernel, stride, back, dilation, not flipped)
+        if flipped:
+            x, grad, padding = grad, x, back
     elif dilation == (1, 1):
         dx = strided_input_gradient(grad, kernel, x.shape, stride, padding)
     else:
@@ -73,7 +82,7 @@ def _backward(stride, padding, dilation, saved, grad):
     return dx, kernel_gradient(x, grad, kernel.shape, stride, padding, dilation)
 
 
-conv2d.defvjp(_forward, _backward)
+_conv2d.defvjp(_forward, _backward)
 
 
 def _reversed_padding(shape, padding, dilation):
@@ -164,8 +173,13 @@ def _sum_over(term, count):
 
 # Winograd's F(2 x 2, 3 x 3) (Lavin and Gray 2016, "Fast algorithms for convolutional neural
 # networks"): an output tile of 2 x 2 from 4 x 4 inputs takes 16 products a pair of channels
-# instead of 36. Each transform is linear, along one axis, and a few additions; in the gradient of
-# the kernel the output's and the kernel's are transposed.
+# instead of 36. Each transform is linear: those of tiles a few additions along either axis, that of
+# the kernel a thin matrix product, as it is bound by memory. In the gradient of the kernel the
+# output's and the kernel's are transposed.
+_KERNEL_TRANSFORM = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
+_KERNEL_TRANSFORM = np.kron(_KERNEL_TRANSFORM, _KERNEL_TRANSFORM)  # [16, 9]
+# Where the transformed taps of a kernel go as it is turned upside down and left to right.
+_FLIPPED = [4 * row + column for row in (3, 1, 2, 0) for column in (3, 1, 2, 0)]
 
 
 def _suits_winograd(x, kernel, stride, dilation):
@@ -183,11 +197,6 @@ def _transform_input(x, axis):
     return a - c, b + c, c - b, b - d
 
 
-def _transform_kernel(kernel):
-    a, b, c = kernel
-    return a, 0.5 * (a + b + c), 0.5 * (a - b + c), c
-
-
 def _transform_output(products):
     a, b, c, d = products
     return a + b + c, b - c - d
@@ -196,11 +205,6 @@ def _transform_output(products):
 def _transposed_output(pair):
     a, b = pair
     return a, a + b, a - b, -b
-
-
-def _transposed_kernel(products):
-    a, b, c, d = products
-    return a + 0.5 * (b + c), 0.5 * (b - c), 0.5 * (b + c) + d
 
 
 def _both_axes(transform, grid):
@@ -226,19 +230,22 @@ def _input_tiles(x, i, rows):
     return [t.reshape(-1, x.shape[-1]) for t in tiles]
 
 
-def winograd(x: jax.Array, kernel: jax.Array, padding: Pads) -> jax.Array:
-    """Convolution of [b, h, w, in] with [3, 3, in, out]."""
-    b, width = x.shape[0], kernel.shape[-1]
+def winograd(x: jax.Array, kernel: jax.Array, padding: Pads, flipped: bool = False) -> jax.Array:
+    """Convolution of [b, h, w, in] with [3, 3, in, out]; flipped, of [b, h, w, out]."""
+    b, width = x.shape[0], kernel.shape[2 if flipped else 3]
     h, w = (n + lo + hi - 2 for n, (lo, hi) in zip(x.shape[1:3], padding, strict=True))
     across, rows, bands = _bands(b, h, w)
     x = _extend(x, padding, 2 * rows * bands + 2, 2 * across + 2)
-    kernels = _both_axes(_transform_kernel, [list(row) for row in kernel])
+    kernels = jnp.tensordot(_KERNEL_TRANSFORM, kernel.reshape(9, *kernel.shape[2:]), 1)
 
     def band(i):
-        tiles = iter(_input_tiles(x, i, rows))
-        shape = (b, rows, across, width)
-        products = [[(next(tiles) @ k).reshape(shape) for k in row] for row in kernels]
-        grid = _both_axes(_transform_output, products)
+        tiles = _input_tiles(x, i, rows)
+        if flipped:
+            products = [tile @ kernels[k].T for tile, k in zip(tiles, _FLIPPED, strict=True)]
+        else:
+            products = [tile @ kernel for tile, kernel in zip(tiles, kernels, strict=True)]
+        products = [p.reshape(b, rows, across, width) for p in products]
+        grid = _both_axes(_transform_output, [products[4 * i : 4 * i + 4] for i in range(4)])
         out = jnp.stack([jnp.stack(row, axis=3) for row in grid], axis=2)
         return out.reshape(b, 2 * rows, 2 * across, width)
 
@@ -260,10 +267,11 @@ def winograd_kernel_gradient(x: jax.Array, grad: jax.Array, padding: Pads) -> ja
         part = lax.dynamic_slice_in_dim(grad, 2 * rows * i, 2 * rows, axis=1)
         pixels = [[part[:, top::2, left::2] for left in range(2)] for top in range(2)]
         slopes = _both_axes(_transposed_output, pixels)
-        return [[next(tiles).T @ s.reshape(-1, width) for s in row] for row in slopes]
+        return jnp.stack([next(tiles).T @ s.reshape(-1, width) for row in slopes for s in row])
 
-    grid = _both_axes(_transposed_kernel, _sum_over(band, bands))
-    return jnp.stack([jnp.stack(row) for row in grid])
+    products = _sum_over(band, bands)
+    grad_kernel = jnp.tensordot(_KERNEL_TRANSFORM.T, products, 1)
+    return grad_kernel.reshape(3, 3, *products.shape[1:])
 
 
 def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -185,6 +186,16 @@ class ConvTranspose1d(NormConv):
             x.astype(self.dtype), self._kernel(), stride=self.stride, padding=self.padding
         )
         return self._add_bias(y)
+
+
+def split_weight_norm(params: dict) -> dict:
+    """Returns a nested dict in which each `kernel` is a pair `weight_g`, `weight_v`."""
+    if not isinstance(params, dict):
+        return params
+    if "kernel" not in params:
+        return {name: split_weight_norm(value) for name, value in params.items()}
+    rest = {k: v for k, v in params.items() if k != "kernel"}
+    return {**rest, "weight_v": params["kernel"], "weight_g": np.asarray(_norm(params["kernel"]))}
 
 
 def fold_weight_norm(params: dict) -> dict:

@@ -5,6 +5,7 @@ A stage is built from a config and offers what the one training loop needs:
     tokenize                                 texts to tokens [n, 77], or None
     load_frozen() -> tree                    weights of the networks that it only reads
     init(key) -> TrainState                  pure
+    start_weights() -> {network: tree}       weights to begin with in the place of random ones
     prepare(state, frozen, batch, key)       on the first batches of a fresh run -> state
     train_step(state, frozen, batch, key)    pure -> (state, {name: scalar})
     eval_step(state, frozen, batch, key)     pure -> {name: [batch] values, one an example}

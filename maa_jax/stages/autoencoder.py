@@ -93,6 +93,15 @@ class AutoencoderStage:
         """Returns {}: this stage reads no other network."""
         return {}
 
+    def start_weights(self) -> dict[str, Tree]:
+        """Returns the autoencoder to go on from, {} for none."""
+        if not self.config.init_from:
+            return {}
+        weights = bundle.load_weights(
+            self.config.init_from, "vae", self.vae_config, key="config.init_from"
+        )
+        return {"vae": weights}
+
     def init(self, key: jax.Array) -> state.TrainState:
         """Returns the state of step 0."""
         averaged = ("vae",) if self.config.ema_decay else ()

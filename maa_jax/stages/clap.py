@@ -98,17 +98,17 @@ class ClapStage:
             )
 
     def load_frozen(self) -> Tree:
-        """Returns the weights to begin with, {} where there are none.
+        """Returns {}: this stage reads no other network."""
+        return {}
 
-        They are an argument of `prepare`: large weights inside a compiled `init` would be constants
-        of the program.
-        """
-        begin = {}
+    def start_weights(self) -> dict[str, Tree]:
+        """Returns the towers to begin with, {} for none."""
+        towers = {}
         if self.config.init_from.text_encoder:
-            begin["text_encoder"] = self._start_weights("text_encoder", names.from_bert)
+            towers["text_encoder"] = self._start_weights("text_encoder", names.from_bert)
         if self.config.init_from.audio_encoder:
-            begin["audio_encoder"] = self._start_weights("audio_encoder", names.from_panns)
-        return begin
+            towers["audio_encoder"] = self._start_weights("audio_encoder", names.from_panns)
+        return {"clap": towers} if towers else {}
 
     def _start_weights(self, network: str, rename) -> Tree:
         folder = pathlib.Path(self.config.init_from[network])
@@ -137,20 +137,6 @@ class ClapStage:
         """Returns the state of step 0, with random weights."""
         averaged = ("clap",) if self.config.ema_decay else ()
         return state.start({"clap": self._make}, {"clap": self._tx}, averaged, key)
-
-    def prepare(
-        self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
-    ) -> state.TrainState:
-        """Puts the weights of `init_from` in place."""
-        del batch, key
-        if not frozen:
-            return train
-        put = lambda tree: _overlay(tree, frozen)
-        return train.replace(
-            params={"clap": put(train.params["clap"])},
-            extra={"clap": put(train.extra["clap"])},
-            ema={name: jax.tree.map(jnp.copy, put(tree)) for name, tree in train.ema.items()},
-        )
 
     def train_step(
         self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
@@ -274,13 +260,6 @@ def augment(wav: jax.Array, key: jax.Array, *, gain_db: float, shift: float) -> 
     reach = round(shift * samples)
     moves = jax.random.randint(key_shift, (size,), -reach, reach + 1)
     return gain * jax.vmap(jnp.roll)(wav, moves)
-
-
-def _overlay(tree: Tree, new: Tree) -> Tree:
-    """Returns `tree` with the leaves that `new` has too taken from it."""
-    if not isinstance(tree, dict):
-        return jnp.asarray(new, tree.dtype)
-    return {k: _overlay(v, new[k]) if k in new else v for k, v in tree.items()}
 
 
 def _union(a: Tree, b: Tree) -> Tree:

@@ -82,6 +82,15 @@ class DiffusionStage:
             self._vocoder, frozen["vocoder"] = bundle.load_network(folder, "vocoder", dtype=dtype)
         return frozen
 
+    def start_weights(self) -> dict[str, Tree]:
+        """Returns the denoiser to go on from, {} for none."""
+        if not self.config.init_from:
+            return {}
+        weights = bundle.load_weights(
+            self.config.init_from, "unet", self.unet_config, key="config.init_from"
+        )
+        return {"unet": weights}
+
     def init(self, key: jax.Array) -> state.TrainState:
         """Returns the state of step 0; the latent scale is 1 until `prepare` measures it."""
         averaged = ("unet",) if self.config.ema_decay else ()

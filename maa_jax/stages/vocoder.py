@@ -17,7 +17,7 @@ import optax
 from maa_jax import bundle
 from maa_jax.audio import mel as mel_lib
 from maa_jax.models import bigvgan, discriminators, hifigan
-from maa_jax.models.layers1d import fold_weight_norm
+from maa_jax.models.layers1d import fold_weight_norm, split_weight_norm
 from maa_jax.training import optim, state
 from maa_jax.training.metrics import spectrogram_image
 
@@ -104,6 +104,15 @@ class VocoderStage:
     def load_frozen(self) -> Tree:
         """Returns {}: this stage reads no other network."""
         return {}
+
+    def start_weights(self) -> dict[str, Tree]:
+        """Returns the generator to go on from, {} for none."""
+        if not self.config.init_from:
+            return {}
+        weights = bundle.load_weights(
+            self.config.init_from, "vocoder", self.vocoder_config, key="config.init_from"
+        )
+        return {"vocoder": split_weight_norm(weights)}
 
     def init(self, key: jax.Array) -> state.TrainState:
         """Returns the state of step 0."""

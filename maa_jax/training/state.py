@@ -85,6 +85,24 @@ def start(
     )
 
 
+def begin_with(train: TrainState, weights: dict[str, Tree]) -> TrainState:
+    """Returns the state of step 0 with given weights in the place of random ones.
+
+    Args:
+      train: as `start` made it, already where it will be trained.
+      weights: {network: nested dict of numpy arrays}, parameters and other variables together;
+        what it lacks stays as it is. Averages begin with the same weights.
+    """
+
+    def put(old: Any, new: Any) -> Any:
+        if not isinstance(old, dict):
+            return jax.make_array_from_callback(old.shape, old.sharding, lambda i: new[i])
+        return {k: put(v, new[k]) if k in new else v for k, v in old.items()}
+
+    part = lambda tree: {k: put(v, weights[k]) if k in weights else v for k, v in tree.items()}
+    return train.replace(params=part(train.params), extra=part(train.extra), ema=part(train.ema))
+
+
 def average(ema: dict[str, Tree], params: dict[str, Tree], decay: float, step: jax.Array):
     """Returns the moving average after a step.
 

@@ -9,6 +9,7 @@ from configs import common
 from maa_jax import bundle
 from maa_jax.audio.mel import log_mel
 from maa_jax.stages import make_stage, vocoder
+from maa_jax.training import state
 
 SAMPLES = 4096
 
@@ -161,3 +162,25 @@ def test_refuses_what_does_not_fit():
     config.data.samples = 1000
     with pytest.raises(ValueError, match=r"config\.data\.samples=1000"):
         make_stage(config, 1)
+
+
+def test_training_goes_on_from_a_model_folder(tmp_path):
+    config = tiny_config()
+    config.ema_decay = 0.9
+    stage = make_stage(config, 1)
+    train = jax.jit(stage.init)(jax.random.key(0))
+    stage.export(train.weights(), train.extra, str(tmp_path))
+    config.init_from = str(tmp_path)
+    stage = make_stage(config, 1)
+    ready = state.begin_with(jax.jit(stage.init)(jax.random.key(1)), stage.start_weights())
+    for weights in (ready.params, ready.ema):
+        # The length and direction of a kernel are split anew, within rounding.
+        assert largest_change(train.params["vocoder"], weights["vocoder"]) < 1e-6
+    assert largest_change(train.params["period"], ready.params["period"]) > 0
+
+    config.generator.hifigan.upsample_initial_channel = 64
+    with pytest.raises(ValueError, match=r"config\.init_from.*upsample_initial_channel: 32 there"):
+        make_stage(config, 1).start_weights()
+    config.init_from = "nowhere"
+    with pytest.raises(ValueError, match=r"config\.init_from: .*nowhere"):
+        make_stage(config, 1).start_weights()
