@@ -52,6 +52,8 @@ setuptools.setup(
         "safetensors>=0.5",
         "tokenizers>=0.21",
         "transformers>=5.0",
+        "huggingface_hub>=1.0",
+        "pillow>=10.1",  # CLIP's images
     ],
     extras_require={
         "cuda": ["jax[cuda13]>=0.10"],

@@ -4,7 +4,22 @@
         --config.autoencoder=models/autoencoder --config.text_encoder=models/clap
 
 Arguments: none, the paper's U-Net of 160,223,684 parameters on clips of 624 frames; `demo` and
-`runlocal` as in common.py; `bundled`, the U-Net inside the package.
+`runlocal` as in common.py; `bundled`, the U-Net inside the package; and the rows of the paper's
+Table 1, each with another frozen text encoder, whose states the U-Net's context is as wide as:
+
+    argument  text encoder                          width  its parameters  and the U-Net  paper
+    clap      models/clap: Microsoft's of 2022      1024    110,728,704    270,952,388    332 M
+    t5        google-t5/t5-large                    1024    334,939,648    495,163,332    563 M
+    bert      google-bert/bert-large-uncased        1024    334,092,288    494,315,972    809 M
+    clip      openai/clip-vit-large-patch14's text   768    123,060,480    280,498,884    576 M
+
+Counted is what computes: no pooler, no decoder, one tower of two. The paper does not say what its
+sums hold, nor which BERT and CLIP it took. The last three are fetched from the Hugging Face hub, or
+read from a folder: `--config.text_encoder=DIR`. FLAN's T5 is `google/flan-t5-large` there. A large
+encoder's states of all captions can be computed once:
+
+    python -m maa_jax.embed --config=configs/t2a.py:t5 --out=embeddings/t5
+    python -m maa_jax.train --config=configs/t2a.py:t5 --config.text_embeddings=embeddings/t5 ...
 
 The learning rate is the release's, 1e-5 with 10,000 steps of warm-up; the paper's base of 0.005,
 scaled by devices x batch, is `--config.optimizer.base_lr=0.005 --config.optimizer.scale_lr=True`.
@@ -12,12 +27,15 @@ Conditions are dropped with the paper's probability. Not trained to the end here
 took 2 M steps on 18 V100.
 """
 
+import functools
+
 from configs import common
 
 
 def get_config(arg: str | None = None):
-    """Returns the configuration of an argument: none, demo, runlocal or bundled."""
-    return common.pick(arg, full=full, demo=demo, runlocal=runlocal, bundled=bundled)()
+    """Returns the configuration of an argument: see the head of this file."""
+    rows = {name: functools.partial(row, name) for name in ("clap", "t5", "bert", "clip")}
+    return common.pick(arg, full=full, demo=demo, runlocal=runlocal, bundled=bundled, **rows)()
 
 
 def full():
@@ -27,9 +45,11 @@ def full():
     config.ema_decay = 0.9999
     config.uncond_probability = 0.2
     config.noise_draws = 1  # noisy copies of each latent a step, to pay less for the encoder
-    # Model folders: where `vae/`, `text_encoder/` with `tokenizer/`, and `vocoder/` are read.
+    # Model folders: where `vae/`, `text_encoder/` with `tokenizer/`, and `vocoder/` are read. The
+    # text encoder may also be a hub id, or clap, t5, bert or clip (maa_jax/conditioning.py).
     config.autoencoder = "models/autoencoder"
     config.text_encoder = "models/clap"
+    config.text_embeddings = ""  # folder of its states of all captions, made by maa_jax.embed
     config.vocoder = ""  # only for the sounds in TensorBoard, and copied into the model folder
 
     config.unet = common.block(
@@ -55,6 +75,16 @@ def full():
         ),
         guidance_scale=3.0,
     )
+    return config
+
+
+def row(text_encoder: str):
+    """A row of Table 1: the U-Net's context is as wide as the encoder's states."""
+    config = full()
+    config.text_encoder = text_encoder
+    config.unet.cross_attention_dim = {"clap": 1024, "t5": 1024, "bert": 1024, "clip": 768}[
+        text_encoder
+    ]
     return config
 
 

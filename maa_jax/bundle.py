@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,9 @@ from maa_jax.interop import torch_layout
 
 INDEX = "model_index.json"
 BUNDLED = pathlib.Path(__file__).parent / "bundled_model"
+# Files of a model on the Hugging Face hub that are read here; its other formats are left there.
+_HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 # Class name in config.json -> (library of that class, module here, configuration, network).
 # Modules are imported when a folder asks for them, so that sampling never loads what it lacks.
@@ -44,9 +48,29 @@ NETWORKS = {
     ),
     "SpeechT5HifiGan": ("transformers", "maa_jax.models.hifigan", "HifiGanConfig", "HifiGan"),
     "BertModel": ("transformers", "maa_jax.models.bert", "BertConfig", "Bert"),
+    "T5EncoderModel": ("transformers", "maa_jax.models.t5", "T5Config", "T5Encoder"),
+    "CLIPTextModel": ("transformers", "maa_jax.models.clip", "ClipTextConfig", "ClipTextModel"),
+    "CLIPVisionModel": (
+        "transformers",
+        "maa_jax.models.clip",
+        "ClipVisionConfig",
+        "ClipVisionModel",
+    ),
+    "CLIPModel": ("transformers", "maa_jax.models.clip", "ClipConfig", "ClipModel"),
+    "ClapModel": ("transformers", "maa_jax.models.clap", "LaionClapConfig", "LaionClap"),
     "BigVGAN": ("maa_jax", "maa_jax.models.bigvgan", "BigVGANConfig", "BigVGAN"),
     "Cnn14": ("maa_jax", "maa_jax.models.cnn14", "Cnn14Config", "Cnn14"),
     "Projection": ("maa_jax", "maa_jax.models.clap", "ProjectionConfig", "Projection"),
+}
+# Classes whose files hold one of these networks and more, which is left out.
+_ALIASES = {
+    "BertForMaskedLM": "BertModel",
+    "BertForPreTraining": "BertModel",
+    "T5Model": "T5EncoderModel",
+    "T5ForConditionalGeneration": "T5EncoderModel",
+    "T5WithLMHeadModel": "T5EncoderModel",
+    "CLIPTextModelWithProjection": "CLIPTextModel",
+    "CLIPVisionModelWithProjection": "CLIPVisionModel",
 }
 # Folders that hold no network: (class for model_index.json, files they must have).
 _OTHERS = {
@@ -98,18 +122,100 @@ def resolve(model: str | os.PathLike[str]) -> pathlib.Path:
     return path
 
 
+def fetch(model: str | os.PathLike[str], files: tuple[str, ...] = ()) -> pathlib.Path:
+    """Returns a local folder of `model`: a folder, "bundled", or a model of the Hugging Face hub.
+
+    A hub id ("google-t5/t5-large") is downloaded into the hub's local cache, unless it is there.
+
+    Args:
+      model: the folder's path, "bundled" or a hub id.
+      files: that a hub id's folder must have besides config.json and the weights.
+
+    Raises:
+      BundleError: no such folder or model; or, where the hub cannot be reached, files that the
+        cache lacks: all are named, with how to bring them.
+    """
+    if pathlib.Path(model).is_dir() or not _HUB_ID.fullmatch(str(model)):
+        return resolve(model)
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        folder = pathlib.Path(
+            huggingface_hub.snapshot_download(
+                str(model), allow_patterns=list(_HUB_FILES), ignore_patterns=["*/*"]
+            )
+        )
+    except errors.RepositoryNotFoundError as e:
+        raise BundleError(
+            f"model={str(model)!r}: neither a folder here nor a model of the Hugging Face hub; "
+            "look for a mistake in the name, or log in (`hf auth login`) if it is private"
+        ) from e
+    except (errors.HfHubHTTPError, OSError) as e:
+        missing = ["config.json", _weights_file("transformers"), *files]
+        where, cause = "the hub cannot be reached and the local cache", e
+    else:
+        missing = [f for f in ("config.json", *files) if not (folder / f).exists()]
+        missing += _missing_weights(folder, "transformers")
+        where, cause = str(folder), None
+    if missing:
+        included = " ".join(f"--include {pattern!r}" for pattern in _HUB_FILES)
+        raise BundleError(
+            f"model={str(model)!r}: {where} lacks {', '.join(missing)}. To bring them: where there "
+            f"is a network, run `hf download {model} {included} --local-dir DIR`, copy DIR here, "
+            f"and give its path in place of {str(model)!r}. A model without safetensors "
+            "(pytorch_model.bin alone) is not read: choose another"
+        ) from cause
+    return folder
+
+
 def class_of(config: Mapping[str, Any]) -> str:
-    """Returns the class name that a config.json states, in diffusers' or transformers' way."""
-    return config.get("_class_name") or (config.get("architectures") or ["(none)"])[0]
+    """Returns the class name that a config.json states, in diffusers' or transformers' way.
+
+    Of a class that only adds heads to a network known here, that network's.
+    """
+    name = config.get("_class_name") or (config.get("architectures") or ["(none)"])[0]
+    return _ALIASES.get(name, name)
 
 
 def _weights_file(library: str) -> str:
     return "diffusion_pytorch_model.safetensors" if library == "diffusers" else "model.safetensors"
 
 
-def _lookup(config: Mapping[str, Any], where: pathlib.Path) -> tuple[str, type, type]:
+def _missing_weights(where: pathlib.Path, library: str) -> list[str]:
+    """Returns the files of weights that a network's folder lacks."""
+    name = _weights_file(library)
+    index = where / f"{name}.index.json"
+    if (where / name).exists() or not index.exists():
+        return [] if (where / name).exists() else [name]
+    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+    return [shard for shard in shards if not (where / shard).exists()]
+
+
+def _read_weights(where: pathlib.Path, library: str) -> dict[str, np.ndarray]:
+    """Returns the tensors of a network's folder, in one file or in shards with an index."""
+    missing = _missing_weights(where, library)
+    if missing:
+        raise BundleError(f"{', '.join(str(where / m) for m in missing)} is missing; {_REMEDY}")
+    name = _weights_file(library)
+    files = [name]
+    if not (where / name).exists():
+        index = read_json(where / f"{name}.index.json")
+        files = sorted(set(index.get("weight_map", {}).values()))
+    tensors = {}
+    for file in files:
+        try:
+            tensors |= load_file(where / file)
+        except (safetensors.SafetensorError, ValueError) as e:
+            raise BundleError(f"{where / file} is broken or cut short ({e}); {_REMEDY}") from e
+    return tensors
+
+
+def _lookup(
+    config: Mapping[str, Any], where: pathlib.Path, kind: str | None = None
+) -> tuple[str, type, type]:
     """Returns (library, configuration class, module class) for a config.json's content."""
-    name = class_of(config)
+    name = kind or class_of(config)
     if name not in NETWORKS:
         raise BundleError(
             f"{where}: class {name!r} is not known here; known: {', '.join(NETWORKS)}"
@@ -191,14 +297,20 @@ def save_network(
 
 
 def load_network(
-    folder: str | os.PathLike[str], name: str, *, dtype: Any = jnp.float32
+    folder: str | os.PathLike[str],
+    name: str,
+    *,
+    dtype: Any = jnp.float32,
+    kind: str | None = None,
 ) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """Reads `folder/name/` strictly.
 
     Args:
       folder: the model folder.
-      name: the network's place, such as "unet".
+      name: the network's place, such as "unet"; "." where it is the folder itself.
       dtype: the compute dtype; parameters are float32 however they are stored.
+      kind: the class to read, by default the one that config.json states: "CLIPTextModel" is the
+        text tower out of a folder with a whole CLIP.
 
     Returns:
       (graphdef, params): `build(graphdef, params)` is the module, and params a nested dict of
@@ -210,14 +322,9 @@ def load_network(
     """
     where = pathlib.Path(folder, name)
     config = read_json(where / "config.json")
-    library, config_class, network = _lookup(config, where)
-    path = where / _weights_file(library)
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError:
-        raise BundleError(f"{path} is missing; {_REMEDY}") from None
-    except (safetensors.SafetensorError, ValueError) as e:
-        raise BundleError(f"{path} is broken or cut short ({e}); {_REMEDY}") from e
+    library, config_class, network = _lookup(config, where, kind)
+    tensors = _read_weights(where, library)
+    tensors = getattr(network, "from_file", dict)(tensors)
     try:
         config = config_class.from_hf(config)
         abstract = nnx.eval_shape(lambda: network(config, dtype=dtype, rngs=InitRngs(0)))
@@ -234,11 +341,27 @@ def load_network(
     return graphdef, params
 
 
-def load_config(folder: str | os.PathLike[str], name: str) -> Any:
+def load_pretrained(
+    model: str | os.PathLike[str], *, dtype: Any = jnp.float32, kind: str | None = None
+) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """Reads one network as Hugging Face keeps it: a folder of its own, or a model of the hub.
+
+    Args:
+      model: the folder's path or a hub id, such as "laion/clap-htsat-unfused"; see `fetch`.
+      dtype: as in `load_network`.
+      kind: as in `load_network`.
+
+    Returns:
+      (graphdef, params) as `load_network` does; the module's `config` is its configuration.
+    """
+    return load_network(fetch(model), ".", dtype=dtype, kind=kind)
+
+
+def load_config(folder: str | os.PathLike[str], name: str, *, kind: str | None = None) -> Any:
     """Returns the configuration of the network in `folder/name/`, without its weights."""
     where = pathlib.Path(folder, name)
     config = read_json(where / "config.json")
-    return _lookup(config, where)[1].from_hf(config)
+    return _lookup(config, where, kind)[1].from_hf(config)
 
 
 def load_weights(
@@ -300,6 +423,9 @@ def save_index(folder: str | os.PathLike[str], **meta: Any) -> None:
     folder = pathlib.Path(folder)
     index = read_json(folder / INDEX) if (folder / INDEX).exists() else {}
     parts = {name: list(part) for name, (part, _) in _OTHERS.items() if (folder / name).is_dir()}
+    if (folder / "tokenizer" / "tokenizer_config.json").exists():
+        tokenizer = read_json(folder / "tokenizer" / "tokenizer_config.json")
+        parts["tokenizer"][1] = tokenizer.get("tokenizer_class", parts["tokenizer"][1])
     for name, kind in networks(folder).items():
         parts[name] = [NETWORKS[kind][0], kind]
     _write_json(folder / INDEX, {"_class_name": "MaaPipeline"} | parts | _meta(index) | meta)
@@ -330,13 +456,11 @@ def load_index(
     index = read_json(folder / INDEX)
     missing = []
     for name in dict.fromkeys([k for k, v in index.items() if _is_part(v)] + list(parts)):
-        if name in _OTHERS:
-            files = _OTHERS[name][1]
-        elif name in index:
-            files = ("config.json", _weights_file(index[name][0]))
-        else:
-            files = ("config.json",)
+        files = _OTHERS[name][1] if name in _OTHERS else ("config.json",)
         missing += [f"{name}/{f}" for f in files if not (folder / name / f).exists()]
+        if name in index and name not in _OTHERS:
+            weights = _missing_weights(folder / name, index[name][0])
+            missing += [f"{name}/{f}" for f in weights]
         if name not in index and (folder / name).is_dir():
             missing.append(f"{name!r} in {INDEX}")
     missing += [f"{key!r} in {INDEX}" for key in meta if key not in index]

@@ -1,16 +1,27 @@
-"""Captions to the denoiser's context: a tokenizer and CLAP's frozen text tower.
+"""Captions to the denoiser's context: a tokenizer and a frozen text encoder.
+
+The paper compares four encoders (Table 1); which one a folder holds its config.json says:
+
+    kind  network                        condition                       sees padding
+    clap  BERT of Microsoft's CLAP       projected states of the tokens  yes (as the release)
+    bert  BERT                           states of the tokens            no
+    t5    the encoder of a T5            states of the tokens            no
+    clip  the text tower of a CLIP       states of the tokens            after the prompt alone
+
+Prompts are 77 tokens, padding included: the denoiser attends to all of them.
 
 Only the `tokenizers` library is needed here, so neither PyTorch nor TensorFlow is ever imported to
 sample. The folder written by `build_tokenizer` opens with `transformers.AutoTokenizer` as well.
 """
 
 import collections
+import difflib
 import json
 import os
 import pathlib
 import string
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -23,26 +34,89 @@ MAX_TOKENS = 77
 PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNKNOWN, CLS, SEP, MASK)
 
+# Where a text encoder that is asked for by its name is found: a folder or a hub id.
+ENCODERS = {
+    "clap": "models/clap",
+    "bert": "google-bert/bert-large-uncased",
+    "t5": "google-t5/t5-large",
+    "clip": "openai/clip-vit-large-patch14",
+}
+# Class in config.json -> (kind, class to read); a BERT with a projection beside it is "clap".
+_KINDS = {
+    "BertModel": ("bert", "BertModel"),
+    "T5EncoderModel": ("t5", "T5EncoderModel"),
+    "CLIPTextModel": ("clip", "CLIPTextModel"),
+    "CLIPModel": ("clip", "CLIPTextModel"),
+}
+_MASKED = ("bert", "t5")  # CLIP's tokens see only those before them, so that padding is harmless
+
+# What transformers is told of the tokenizers made here.
+_BERT_TOKENIZER = {
+    "tokenizer_class": "BertTokenizer",
+    "do_lower_case": True,
+    "pad_token": PAD,
+    "unk_token": UNKNOWN,
+    "cls_token": CLS,
+    "sep_token": SEP,
+    "mask_token": MASK,
+}
+
+
+def find(text_encoder: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the folder of a text encoder and its tokenizer.
+
+    Args:
+        text_encoder: the path of a model folder (with `text_encoder/` and `tokenizer/`) or of one
+            that holds the encoder itself, a hub id, "bundled", or a key of `ENCODERS`.
+
+    Raises:
+        ValueError: there is none; with the nearest name, or with how to bring the files.
+    """
+    name = str(text_encoder)
+    if not pathlib.Path(name).is_dir():
+        name = ENCODERS.get(name, name)
+        if "/" not in name and name != "bundled":
+            near = difflib.get_close_matches(name, ENCODERS, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise bundle.BundleError(
+                f"text_encoder={name!r} is no folder{hint}: give a folder's path, the id of a "
+                f"model on the Hugging Face hub, or one of {', '.join(ENCODERS)}"
+            )
+    return bundle.fetch(name, ("tokenizer.json",))
+
 
 class Tokenizer:
-    """A lower-casing WordPiece tokenizer that gives every prompt 77 tokens."""
+    """A tokenizer that gives every prompt 77 tokens.
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer):
+    Args:
+        tokenizer: of any model; it adds the special tokens itself.
+        config: the content of tokenizer_config.json, by default that of a BERT; its `pad_token`
+            fills up the prompts.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any] | None = None):
         tokenizer.no_truncation()  # a downloaded tokenizer.json may ask for either
         tokenizer.no_padding()
-        missing = [token for token in SPECIAL[:4] if tokenizer.token_to_id(token) is None]
-        if missing:
+        self._config = _BERT_TOKENIZER if config is None else config
+        pad = self._config.get("pad_token")
+        pad = pad["content"] if isinstance(pad, Mapping) else pad
+        if pad is None:  # as in the oldest files, where transformers' classes know it
+            known = (PAD, "<pad>", "<|endoftext|>")
+            pad = next((token for token in known if tokenizer.token_to_id(token) is not None), PAD)
+        if tokenizer.token_to_id(pad) is None:
             raise ValueError(
-                f"the tokenizer's vocabulary lacks {', '.join(missing)}: "
-                "CLAP's text tower needs the tokenizer of a BERT."
+                f"the tokenizer's vocabulary lacks its pad_token={pad!r}: bring tokenizer.json and "
+                "tokenizer_config.json of one and the same model."
             )
         self._tokenizer = tokenizer
-        self.pad_id = tokenizer.token_to_id(PAD)
+        self.pad_id = tokenizer.token_to_id(pad)
         self.vocab_size = tokenizer.get_vocab_size()
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
         """Opens a folder with `tokenizer.json`, or with a BERT's `vocab.txt` alone.
+
+        The padding token is that of `tokenizer_config.json` or `special_tokens_map.json`.
 
         Raises:
             FileNotFoundError: naming the files, and how to bring them.
@@ -50,7 +124,8 @@ class Tokenizer:
         folder = pathlib.Path(folder)
         if (folder / "tokenizer.json").is_file():
             try:
-                return cls(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
+                tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+                return cls(tokenizer, _tokenizer_config(folder))
             except ValueError:
                 raise
             except Exception as e:  # the library raises nothing narrower
@@ -67,10 +142,10 @@ class Tokenizer:
         )
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
-        """Returns int32 ids [n, 77]: [CLS], words, [SEP], then [PAD].
+        """Returns int32 ids [n, 77]: those of the prompt and its special tokens, then padding.
 
-        An empty prompt is [CLS] [SEP]. A prompt that is too long is cut, with a warning that shows
-        the words cut.
+        An empty prompt is the special tokens, of a BERT [CLS] and [SEP]. A prompt that is too long
+        is cut, with a warning that shows the words cut.
         """
         if isinstance(prompts, str):
             raise TypeError(f"prompts={prompts!r} is a string: give a list of strings.")
@@ -91,21 +166,13 @@ class Tokenizer:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes a tokenizer folder that transformers opens, whole or not at all."""
-        vocab = sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1])
-        config = {
-            "tokenizer_class": "BertTokenizer",
-            "do_lower_case": True,
-            "model_max_length": MAX_TOKENS,
-            "pad_token": PAD,
-            "unk_token": UNKNOWN,
-            "cls_token": CLS,
-            "sep_token": SEP,
-            "mask_token": MASK,
-        }
+        config = {**self._config, "model_max_length": MAX_TOKENS}
         with bundle.replace_folder(pathlib.Path(folder)) as new:
             self._tokenizer.save(str(new / "tokenizer.json"))
             (new / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-            (new / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in vocab), "utf-8")
+            if isinstance(self._tokenizer.model, tokenizers.models.WordPiece):
+                vocab = sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1])
+                (new / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in vocab), "utf-8")
 
 
 def tokenizer_from_captions(captions: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -144,41 +211,75 @@ def build_tokenizer(
 
 
 class TextConditioner:
-    """What turns prompts into the denoiser's context, as the released sampler does.
+    """What turns prompts into the denoiser's context.
 
     Attributes:
+        kind: "clap", "bert", "t5" or "clip".
         tokenizer: prompts to ids.
-        params: weights of both networks, to be passed to `encode` as an argument of a jitted
+        params: weights of the networks, to be passed to `encode` as an argument of a jitted
             function.
         width: channels of the context.
     """
 
-    def __init__(self, tokenizer: Tokenizer, graphdefs: dict[str, Any], params: dict[str, Any]):
+    def __init__(
+        self,
+        kind: str,
+        tokenizer: Tokenizer,
+        graphdefs: dict[str, Any],
+        params: dict[str, Any],
+    ):
+        self.kind = kind
         self.tokenizer = tokenizer
         self.params = params
         self._graphdefs = graphdefs
-        self.width = params["text_projection"]["linear1"]["kernel"].shape[1]
-        words = params["text_encoder"]["embeddings"]["word_embeddings"]["embedding"].shape[0]
-        if tokenizer.vocab_size > words:
+        config = self._config("text_encoder")
+        self.width = config.hidden_size
+        if kind == "clap":
+            self.width = self._config("text_projection").out_size
+        if tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens and the text encoder {words}: "
-                "bring the tokenizer that the text encoder was trained with."
+                f"the tokenizer has {tokenizer.vocab_size} tokens and the text encoder "
+                f"{config.vocab_size}: bring the tokenizer that the text encoder was trained with."
             )
+
+    def _config(self, name: str) -> Any:
+        return bundle.build(self._graphdefs[name], self.params[name]).config
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str], *, dtype: Any = np.float32) -> Self:
-        """Reads `tokenizer/`, `text_encoder/` and `text_projection/` of a model folder.
+        """Reads `tokenizer/`, `text_encoder/` and, of a CLAP, `text_projection/` of a model folder.
+
+        Or a text encoder's own folder as Hugging Face has it, its tokenizer's files among its own.
 
         Args:
-            folder: the model folder.
+            folder: the folder, such as `find` gives it.
             dtype: the networks' compute dtype.
         """
         folder = pathlib.Path(folder)
-        tokenizer = Tokenizer.from_folder(folder / "tokenizer")
-        graphdefs, params = {}, {}
-        for name in ("text_encoder", "text_projection"):
-            graphdefs[name], params[name] = bundle.load_network(folder, name, dtype=dtype)
-        return cls(tokenizer, graphdefs, params)
+        own = (folder / "config.json").is_file() and not (folder / "text_encoder").is_dir()
+        place = "." if own else "text_encoder"
+        content = bundle.read_json(folder / place / "config.json")
+        name = bundle.class_of(content)
+        if name not in _KINDS:
+            raise bundle.BundleError(
+                f"{folder / place}: class {name!r} is no text encoder; known: {', '.join(_KINDS)}"
+            )
+        kind, class_name = _KINDS[name]
+        tokenizer = Tokenizer.from_folder(folder if own else folder / "tokenizer")
+        loaded = {"text_encoder": bundle.load_network(folder, place, dtype=dtype, kind=class_name)}
+        if kind == "bert" and not own and (folder / "text_projection").is_dir():
+            kind = "clap"
+            loaded["text_projection"] = bundle.load_network(folder, "text_projection", dtype=dtype)
+        graphdefs = {name: graphdef for name, (graphdef, _) in loaded.items()}
+        return cls(
+            kind, tokenizer, graphdefs, {name: params for name, (_, params) in loaded.items()}
+        )
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `tokenizer/`, `text_encoder/` and, of a CLAP, `text_projection/`."""
+        for name, params in self.params.items():
+            bundle.save_network(folder, name, self._config(name), params)
+        self.tokenizer.save(pathlib.Path(folder, "tokenizer"))
 
     def tokenize(self, prompts: Sequence[str]) -> np.ndarray:
         """Returns int32 ids [n, 77]; see `Tokenizer`."""
@@ -187,10 +288,20 @@ class TextConditioner:
     def encode(self, params: dict[str, Any], tokens: jax.Array) -> jax.Array:
         """Returns the context [n, 77, width] of ids [n, 77]; pure.
 
-        Padding is attended to, as in the released sampler.
+        Whether the encoder sees padding depends on its kind: see the head of this module.
         """
-        hidden = bundle.build(self._graphdefs["text_encoder"], params["text_encoder"])(tokens)
+        network = bundle.build(self._graphdefs["text_encoder"], params["text_encoder"])
+        mask = tokens != self.tokenizer.pad_id if self.kind in _MASKED else None
+        hidden = network(tokens, mask)
+        if self.kind != "clap":
+            return hidden
         return bundle.build(self._graphdefs["text_projection"], params["text_projection"])(hidden)
+
+
+def _tokenizer_config(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns what a folder says of its tokenizer; older ones do so in two files."""
+    paths = [folder / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
+    return {k: v for path in paths if path.is_file() for k, v in bundle.read_json(path).items()}
 
 
 def _wordpiece(vocab: Sequence[str]) -> tokenizers.Tokenizer:

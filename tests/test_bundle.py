@@ -2,6 +2,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -148,6 +149,109 @@ def test_loading_is_strict(model):
         bundle.load_network(model, "text_projection")
     for name in ("text_projection", "linear2.weight", "stray.weight", "linear1.weight"):
         assert name in str(e.value)
+
+
+def shard(folder, dtype=np.float32):
+    """Splits a folder's model.safetensors in two, with an index, as large models are kept."""
+    tensors = {k: v.astype(dtype) for k, v in load_file(folder / "model.safetensors").items()}
+    (folder / "model.safetensors").unlink()
+    where = {k: f"model-{1 + i % 2:05}-of-00002.safetensors" for i, k in enumerate(tensors)}
+    for file in set(where.values()):
+        part = {k: v for k, v in tensors.items() if where[k] == file}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": 0}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return sorted(set(where.values()))
+
+
+def test_sharded_weights_are_read_and_missing_shards_named(model):
+    _, before = bundle.load_network(model, "text_encoder")
+    shards = shard(model / "text_encoder")
+    _, after = bundle.load_network(model, "text_encoder")
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    bundle.load_index(model)
+    for name in shards:
+        (model / "text_encoder" / name).unlink()
+    with pytest.raises(bundle.BundleError, match="|".join(shards)) as e:
+        bundle.load_network(model, "text_encoder")
+    assert all(name in str(e.value) for name in shards)
+    with pytest.raises(bundle.BundleError, match=f"text_encoder/{shards[1]}"):
+        bundle.load_index(model)
+
+
+def test_bfloat16_weights_are_read_as_float32(model):
+    _, before = bundle.load_network(model, "text_encoder")
+    shard(model / "text_encoder", jnp.bfloat16)
+    _, after = bundle.load_network(model, "text_encoder")
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert b.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=4e-3)
+
+
+def test_a_folder_of_one_network_loads_strictly_by_itself(model):
+    folder = model / "text_encoder"
+    _, params = bundle.load_pretrained(folder)
+    jax.tree.map(
+        np.testing.assert_array_equal, params, bundle.load_network(model, "text_encoder")[1]
+    )
+    # The file of BERT's pre-training: other names, and heads.
+    tensors = load_file(folder / "model.safetensors")
+    old = {
+        "bert." + k.replace("LayerNorm.weight", "LayerNorm.gamma"): v for k, v in tensors.items()
+    }
+    save_file(old | {"cls.predictions.bias": np.zeros(3, "f")}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
+    again = bundle.load_pretrained(folder)[1]
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+
+    key = "encoder.layer.0.output.dense.weight"
+    wrong = {k: v for k, v in tensors.items() if k != key} | {"stray": np.zeros(1, "f")}
+    wrong["encoder.layer.0.output.dense.bias"] = np.zeros(1, "f")
+    save_file(wrong, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="3 tensors do not fit") as e:
+        bundle.load_pretrained(folder)
+    for problem in (f"missing: {key}", "no place for: stray", "dense.bias: (1,), expected (16,)"):
+        assert problem in str(e.value)
+
+
+def test_a_model_of_the_hub_is_fetched_or_its_files_are_named(model, tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    asked = {}
+
+    def download(name, **patterns):
+        asked.update(patterns, name=name)
+        return str(model / "text_encoder")
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    assert bundle.fetch("someone/bert") == model / "text_encoder"
+    assert asked["name"] == "someone/bert" and "*.safetensors" in asked["allow_patterns"]
+    assert bundle.fetch(model) == model
+    with pytest.raises(bundle.BundleError, match=r"lacks tokenizer\.json\. .*hf download someone"):
+        bundle.fetch("someone/bert", ("tokenizer.json",))
+    with pytest.raises(bundle.BundleError, match=r"model='nowhere'.*no folder"):
+        bundle.fetch("nowhere")
+
+    def offline(name, **patterns):
+        raise hub.errors.LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(hub, "snapshot_download", offline)
+    with pytest.raises(bundle.BundleError) as e:
+        bundle.fetch("someone/bert", ("tokenizer.json",))
+    for part in ("cannot be reached", "config.json, model.safetensors, tokenizer.json", "copy DIR"):
+        assert part in str(e.value)
+
+
+def test_a_model_that_the_hub_lacks_is_named(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    error = hub.errors.RepositoryNotFoundError.__new__(hub.errors.RepositoryNotFoundError)
+
+    def download(name, **patterns):
+        raise error
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    with pytest.raises(bundle.BundleError, match=r"someone/brt.*mistake in the name"):
+        bundle.fetch("someone/brt")
 
 
 def test_an_unknown_class_says_what_is_known(model):

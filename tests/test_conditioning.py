@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -9,9 +10,12 @@ import pytest
 from flax import nnx
 
 from maa_jax import bundle
-from maa_jax.conditioning import TextConditioner, Tokenizer, build_tokenizer
+from maa_jax.conditioning import TextConditioner, Tokenizer, build_tokenizer, find
 from maa_jax.models.bert import Bert, BertConfig
 from maa_jax.models.clap import Projection, ProjectionConfig
+from maa_jax.models.clip import ClipConfig, ClipModel, ClipVisionConfig
+from tests.conftest import random_network
+from tests.tiny_encoders import write_encoder
 
 CAPTIONS = ["A crow caws, twice", "a Dog barks at 3 o'clock", "a bell"]
 
@@ -126,6 +130,90 @@ def test_contexts_depend_on_the_prompt_and_not_on_the_batch(model):
 def test_a_tokenizer_too_large_for_its_network_is_refused(tmp_path):
     with pytest.raises(ValueError, match="text encoder 50"):
         TextConditioner.from_folder(write_model(tmp_path, vocab_size=50))
+
+
+PROMPTS = ["A crow caws, twice!", "", "the dog's  bark\n33", "rain falls on a tin roof " * 20]
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoders")
+    return {kind: write_encoder(kind, folder / kind) for kind in ("bert", "t5", "clip")}
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "clip"])
+@pytest.mark.filterwarnings("ignore:the prompt has")
+def test_each_kind_gives_what_transformers_gives(encoders, tmp_path, kind):
+    conditioner = TextConditioner.from_folder(encoders[kind])
+    assert (conditioner.kind, conditioner.width) == (kind, 16)
+    tokens = conditioner.tokenize(PROMPTS)
+    context = jax.jit(conditioner.encode)(conditioner.params, tokens)
+    assert tokens.shape == (4, 77) and context.shape == (4, 77, 16)
+
+    conditioner.save(tmp_path)  # as a part of a whole model
+    copy = TextConditioner.from_folder(tmp_path)
+    np.testing.assert_array_equal(copy.tokenize(PROMPTS), tokens)
+    jax.tree.map(np.testing.assert_array_equal, copy.params, conditioner.params)
+    assert copy.kind == kind
+
+    torch = pytest.importorskip("torch", reason="parity needs torch and transformers")
+    transformers = pytest.importorskip("transformers")
+    settings = dict(padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    classes = {"bert": "BertModel", "t5": "T5EncoderModel", "clip": "CLIPTextModel"}
+    for folder, parts in ((encoders[kind], ("", "")), (tmp_path, ("tokenizer", "text_encoder"))):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, subfolder=parts[0])
+        theirs = tokenizer(PROMPTS, **settings)
+        np.testing.assert_array_equal(tokens, theirs["input_ids"])
+        more = {"add_pooling_layer": False} if kind == "bert" else {}
+        network = getattr(transformers, classes[kind])
+        network = network.from_pretrained(folder, subfolder=parts[1], **more).eval()
+        mask = None if kind == "clip" else theirs["attention_mask"]
+        with torch.no_grad():
+            hidden = network(theirs["input_ids"], attention_mask=mask).last_hidden_state.numpy()
+        np.testing.assert_allclose(context, hidden, atol=1e-4 * np.abs(hidden).max())
+
+
+def test_the_clip_kind_reads_the_text_tower_of_a_whole_clip(encoders, tmp_path):
+    shutil.copytree(encoders["clip"], tmp_path, dirs_exist_ok=True)
+    tower = bundle.load_config(tmp_path, ".")
+    config = ClipConfig(tower, ClipVisionConfig(16, 32, 1, 2, image_size=8, patch_size=4), 8)
+    params = random_network(lambda rngs: ClipModel(config, rngs=rngs), 0)
+    text = bundle.load_network(tmp_path, ".")[1]["text_model"]
+    bundle.save_network(tmp_path / "new", "clip", config, params | {"text_model": text})
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tmp_path / "new" / "clip" / name, tmp_path / name)
+    whole, alone = (TextConditioner.from_folder(f) for f in (tmp_path, encoders["clip"]))
+    jax.tree.map(np.testing.assert_array_equal, whole.params, alone.params)
+
+
+def test_a_clap_is_a_bert_with_a_projection(model):
+    assert TextConditioner.from_folder(model).kind == "clap"
+
+
+def test_a_network_that_is_no_text_encoder_is_refused(model, tmp_path):
+    shutil.copytree(model, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "text_encoder")
+    shutil.copytree(tmp_path / "text_projection", tmp_path / "text_encoder")
+    with pytest.raises(bundle.BundleError, match="'Projection' is no text encoder; known: Bert"):
+        TextConditioner.from_folder(tmp_path)
+
+
+def test_text_encoders_are_found_by_name(encoders, tmp_path, monkeypatch):
+    assert find(encoders["t5"]) == encoders["t5"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(bundle.BundleError, match=r"'clipp' is no folder \(did you mean 'clip'\?"):
+        find("clipp")
+    asked = []
+    monkeypatch.setattr(bundle, "fetch", lambda *args: asked.append(args))
+    find("t5")
+    assert asked == [("google-t5/t5-large", ("tokenizer.json",))]
+
+
+def test_a_tokenizer_without_its_padding_is_refused(encoders, tmp_path):
+    shutil.copy(encoders["clip"] / "tokenizer.json", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<pad>"}')
+    with pytest.raises(ValueError, match="lacks its pad_token='<pad>'"):
+        Tokenizer.from_folder(tmp_path)
 
 
 def test_neither_torch_nor_tensorflow_is_imported(model):

@@ -6,6 +6,11 @@ import jax
 import pytest
 from flax import nnx
 
+from maa_jax import bundle
+from maa_jax.models.bert import BertConfig
+from maa_jax.models.clap import ClapConfig, Projection
+from maa_jax.models.clip import ClipTextConfig
+from maa_jax.models.t5 import T5Config
 from maa_jax.models.unet import UNet, UNetConfig
 from maa_jax.stages import make_stage
 
@@ -29,6 +34,36 @@ def test_the_unet_has_the_papers_size():
     # Not through the stage, which would read a full-size autoencoder and text encoder.
     unet = nnx.eval_shape(lambda: UNet(UNetConfig(**config.unet), rngs=nnx.Rngs(0)))
     assert _count(nnx.state(unet, nnx.Param)) == 160_223_684
+
+
+@pytest.mark.parametrize(
+    ("arg", "kind", "encoder", "total"),
+    [
+        ("clap", "BertModel", BertConfig(), 270_952_388),
+        ("t5", "T5EncoderModel", T5Config.large(), 495_163_332),
+        ("bert", "BertModel", BertConfig.large(), 494_315_972),
+        ("clip", "CLIPTextModel", ClipTextConfig.large(), 280_498_884),
+    ],
+)
+def test_the_rows_of_table_1_have_the_sizes_that_the_config_states(arg, kind, encoder, total):
+    module = importlib.import_module("configs.t2a")
+    config = module.get_config(arg)
+    _, file, _, network = bundle.NETWORKS[kind]
+    network = getattr(importlib.import_module(file), network)
+    parts = [(network, encoder), (UNet, UNetConfig(**config.unet))]
+    width = encoder.hidden_size
+    if arg == "clap":
+        head = ClapConfig.microsoft_2022().text_projection
+        parts.append((Projection, head))
+        width = head.out_size
+    assert config.unet.cross_attention_dim == width
+    counts = [
+        _count(nnx.state(nnx.eval_shape(lambda n=n, c=c: n(c, rngs=bundle.InitRngs(0)))))
+        for n, c in parts
+    ]
+    assert sum(counts) == total
+    stated = next(line for line in module.__doc__.splitlines() if line.startswith(f"    {arg} "))
+    assert f"{sum(counts) - counts[1]:,}" in stated and f"{total:,}" in stated  # beside the paper's
 
 
 @pytest.mark.parametrize("discriminator", ["multi_window", "patch"])

@@ -5,7 +5,6 @@ rest. What the released files hold beside weights, or hold and nothing uses, the
 names; any other name that is not known is an error.
 """
 
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -77,18 +76,8 @@ def to_released(networks: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, n
 
 
 def from_bert(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns a text encoder's tensors from any BERT checkpoint of the Hugging Face hub.
-
-    bert-base-uncased was saved with its pre-training heads (`cls.`), under `bert.`, and with the
-    layer norms' old names gamma and beta.
-    """
-    renamed = {}
-    for name, value in tensors.items():
-        if name.startswith("cls."):
-            continue
-        name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name.removeprefix("bert."))
-        renamed[re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)] = value
-    return without_unused("text_encoder", renamed)
+    """Returns a text encoder's tensors from any BERT checkpoint of the Hugging Face hub."""
+    return without_unused("text_encoder", Bert.from_file(tensors))
 
 
 def from_panns(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

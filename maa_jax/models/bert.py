@@ -1,16 +1,20 @@
-"""BERT text encoder (Devlin et al. 2018), with the parameter names of transformers' `BertModel`."""
+"""BERT (Devlin et al. 2018) and RoBERTa (Liu et al. 2019), text encoders.
+
+Parameters have the names of transformers' `BertModel` and of LAION CLAP's text tower.
+"""
 
 import dataclasses
 import re
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 # Keys of config.json that change the network's result, with the only value implemented here.
 _FIXED = {
-    "model_type": "bert",
     "hidden_act": "gelu",
     "position_embedding_type": "absolute",
     "is_decoder": False,
@@ -34,6 +38,16 @@ class BertConfig:
     attention_probs_dropout_prob: float = 0.1
     pad_token_id: int = 0
 
+    CLASS: ClassVar[str] = "BertModel"
+    FIXED: ClassVar[Mapping[str, Any]] = {"model_type": "bert", **_FIXED}
+
+    @classmethod
+    def large(cls) -> Self:
+        """bert-large-uncased."""
+        return cls(
+            hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+        )
+
     def __post_init__(self):
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -41,9 +55,14 @@ class BertConfig:
                 f"{self.num_attention_heads}: choose a multiple."
             )
 
+    @property
+    def max_tokens(self) -> int:
+        """The longest prompt that has a position for every token."""
+        return self.max_position_embeddings
+
     def to_hf(self) -> dict[str, Any]:
-        """Returns the content of config.json, which transformers' BertModel opens."""
-        return {**_FIXED, "architectures": ["BertModel"], **dataclasses.asdict(self)}
+        """Returns the content of config.json, which transformers' class opens."""
+        return {**self.FIXED, "architectures": [self.CLASS], **dataclasses.asdict(self)}
 
     @classmethod
     def from_hf(cls, d: dict[str, Any]) -> Self:
@@ -52,10 +71,29 @@ class BertConfig:
         Raises:
             ValueError: the file asks for something that this encoder lacks.
         """
-        for key, value in _FIXED.items():
+        for key, value in cls.FIXED.items():
             if d.get(key, value) != value:
-                raise ValueError(f"{key}={d[key]!r} is not supported by Bert: use {value!r}.")
+                name = cls.CLASS.removesuffix("Model")
+                raise ValueError(f"{key}={d[key]!r} is not supported by {name}: use {value!r}.")
         return cls(**{f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d})
+
+
+@dataclasses.dataclass(frozen=True)
+class RobertaConfig(BertConfig):
+    """Sizes of the RoBERTa that is LAION CLAP's text tower."""
+
+    vocab_size: int = 50265
+    max_position_embeddings: int = 514
+    type_vocab_size: int = 1
+    pad_token_id: int = 1
+
+    CLASS = "ClapTextModel"
+    FIXED = {"model_type": "clap_text_model", **_FIXED}
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest prompt that has a position for every token; some come before the first."""
+        return self.max_position_embeddings - self.pad_token_id - 1
 
 
 class Embeddings(nnx.Module):
@@ -75,12 +113,29 @@ class Embeddings(nnx.Module):
         self.LayerNorm = _layer_norm(config, dtype, rngs)
         self.dropout = nnx.Dropout(config.hidden_dropout_prob)
 
+    def positions(self, input_ids: jax.Array) -> jax.Array:
+        """Returns the positions of ids [b, n], broadcastable to them."""
+        return jnp.arange(input_ids.shape[1])
+
     def __call__(self, input_ids: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Embeds ids [b, n] as [b, n, hidden_size]; every token is of segment 0."""
         x = self.word_embeddings(input_ids)
-        x = x + self.position_embeddings(jnp.arange(input_ids.shape[1]))
-        x = x + self.token_type_embeddings(jnp.zeros((), jnp.int32))
+        x = x + self.position_embeddings(self.positions(input_ids))
+        x = x + self.token_type_embeddings(jnp.zeros(1, jnp.int32))
         return self.dropout(self.LayerNorm(x), deterministic=rngs is None, rngs=rngs)
+
+
+class RobertaEmbeddings(Embeddings):
+    """Embeddings whose positions begin after `pad_token_id`, which padding itself has."""
+
+    def __init__(self, config: RobertaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        super().__init__(config, dtype=dtype, rngs=rngs)
+        self.pad_id = config.pad_token_id
+
+    def positions(self, input_ids: jax.Array) -> jax.Array:
+        """Returns the positions of ids [b, n]."""
+        real = (jnp.asarray(input_ids) != self.pad_id).astype(jnp.int32)
+        return self.pad_id + real * jnp.cumsum(real, axis=1)
 
 
 class SelfAttention(nnx.Module):
@@ -190,11 +245,27 @@ class Bert(nnx.Module):
 
     # The pooler serves BERT's own pre-training; position ids are 0, 1, 2, ...
     UNUSED = re.compile(r"pooler\.dense\.(weight|bias)|embeddings\.position_ids")
+    EMBEDDINGS: ClassVar[type[Embeddings]] = Embeddings
 
     def __init__(self, config: BertConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         self.config = config
-        self.embeddings = Embeddings(config, dtype=dtype, rngs=rngs)
+        self.embeddings = self.EMBEDDINGS(config, dtype=dtype, rngs=rngs)
         self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
+
+    @staticmethod
+    def from_file(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the encoder's tensors out of a file, which may be that of BERT's pre-training.
+
+        bert-base-uncased was saved with its pre-training heads (`cls.`), under `bert.`, and with
+        the layer norms' old names gamma and beta.
+        """
+        mine = {}
+        for name, value in tensors.items():
+            if name.startswith("cls."):
+                continue
+            name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name.removeprefix("bert."))
+            mine[re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)] = value
+        return mine
 
     def __call__(
         self,
@@ -206,17 +277,39 @@ class Bert(nnx.Module):
         """Returns the last hidden states [b, n, hidden_size] of token ids [b, n].
 
         Args:
-            input_ids: int32 [b, n], n up to `max_position_embeddings`.
+            input_ids: int32 [b, n], n up to `config.max_tokens`.
             attention_mask: [b, n], non-zero where a token may be attended to; None attends to all.
             rngs: turns dropout on, with the stream `dropout`.
         """
-        if input_ids.shape[1] > self.config.max_position_embeddings:
+        if input_ids.shape[1] > self.config.max_tokens:
             raise ValueError(
-                f"{input_ids.shape[1]} tokens exceed max_position_embeddings="
-                f"{self.config.max_position_embeddings}: cut the prompt."
+                f"{input_ids.shape[1]} tokens exceed the {self.config.max_tokens} of "
+                f"max_position_embeddings={self.config.max_position_embeddings}: cut the prompt."
             )
         mask = None if attention_mask is None else attention_mask != 0
         return self.encoder(self.embeddings(input_ids, rngs=rngs), mask, rngs=rngs)
+
+
+class Pooler(nnx.Module):
+    """The first token's state, through a linear layer and tanh."""
+
+    def __init__(self, config: BertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.dense = _linear(config.hidden_size, config.hidden_size, dtype, rngs)
+
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """Maps hidden states [b, n, hidden_size] to [b, hidden_size]."""
+        return jnp.tanh(self.dense(hidden[:, 0]))
+
+
+class Roberta(Bert):
+    """RoBERTa with its pooler, as LAION CLAP has it."""
+
+    UNUSED = re.compile(r"embeddings\.(position_ids|token_type_ids)")
+    EMBEDDINGS = RobertaEmbeddings
+
+    def __init__(self, config: RobertaConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        super().__init__(config, dtype=dtype, rngs=rngs)
+        self.pooler = Pooler(config, dtype=dtype, rngs=rngs)
 
 
 def _linear(in_size: int, out_size: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:

@@ -1,10 +1,14 @@
-"""CLAP: one space for sounds and sentences (Elizalde et al. 2022, "CLAP: Learning audio concepts").
+"""CLAP: one space for sounds and sentences.
 
-Its text side is the denoiser's condition: Make-An-Audio (section 3.3) gives the U-Net the projected
-hidden state of every token.
+Both families of that name: Microsoft's (Elizalde et al. 2022, "CLAP: Learning audio concepts"; BERT
+and Cnn14) as `Clap`, and LAION's (Wu et al. 2023; RoBERTa and HTSAT) as `LaionClap`.
+
+The text side of the former is the denoiser's condition: Make-An-Audio (section 3.3) gives the U-Net
+the projected hidden state of every token.
 """
 
 import dataclasses
+import re
 from typing import Any, Self
 
 import jax
@@ -12,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maa_jax.models.bert import Bert, BertConfig
+from maa_jax.models.bert import Bert, BertConfig, Roberta, RobertaConfig
 from maa_jax.models.cnn14 import Cnn14, Cnn14Config
+from maa_jax.models.htsat import Htsat, HtsatConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +131,86 @@ class Clap(nnx.Module):
         """Returns embeddings [b, embedding_size] of unit length of recordings [b, samples]."""
         embedding = self.audio_encoder(wav, use_running_average=use_running_average, rngs=rngs)
         return unit_length(self.audio_projection(embedding["embedding"], rngs=rngs))
+
+
+@dataclasses.dataclass(frozen=True)
+class LaionClapConfig:
+    """Both towers and the width of the space that they share.
+
+    The defaults are clap-htsat-unfused's; clap-htsat-fused has `audio_config.enable_fusion`.
+    """
+
+    text_config: RobertaConfig = dataclasses.field(default_factory=RobertaConfig)
+    audio_config: HtsatConfig = dataclasses.field(default_factory=HtsatConfig)
+    projection_dim: int = 512
+
+    def to_hf(self) -> dict[str, Any]:
+        """Returns the content of config.json, which transformers' ClapModel opens."""
+        return {
+            "architectures": ["ClapModel"],
+            "model_type": "clap",
+            "text_config": self.text_config.to_hf(),
+            "audio_config": self.audio_config.to_hf(),
+            "projection_dim": self.projection_dim,
+            "projection_hidden_act": "relu",
+        }
+
+    @classmethod
+    def from_hf(cls, d: dict[str, Any]) -> Self:
+        """Reads config.json.
+
+        Raises:
+            ValueError: the file is not a LAION CLAP's, or asks for something that ours lacks.
+        """
+        for key, value in (("model_type", "clap"), ("projection_hidden_act", "relu")):
+            if d.get(key, "relu") != value:
+                raise ValueError(f"{key}={d.get(key)!r} is not supported by CLAP: use {value!r}.")
+        return cls(
+            RobertaConfig.from_hf(d.get("text_config") or {}),
+            HtsatConfig.from_hf(d.get("audio_config") or {}),
+            d.get("projection_dim", 512),
+        )
+
+
+class LaionProjection(nnx.Module):
+    """Two linear layers."""
+
+    def __init__(self, in_size: int, out_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.linear1 = nnx.Linear(in_size, out_size, dtype=dtype, rngs=rngs)
+        self.linear2 = nnx.Linear(out_size, out_size, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., in_size] to [..., out_size]."""
+        return self.linear2(nnx.relu(self.linear1(x)))
+
+
+class LaionClap(nnx.Module):
+    """The towers, their projections and a temperature for each: transformers' ClapModel."""
+
+    UNUSED = re.compile(
+        rf"text_model\.({Roberta.UNUSED.pattern})|audio_model\.({Htsat.UNUSED.pattern})"
+    )
+
+    def __init__(self, config: LaionClapConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        project = lambda n: LaionProjection(n, config.projection_dim, dtype=dtype, rngs=rngs)
+        self.text_model = Roberta(config.text_config, dtype=dtype, rngs=rngs)
+        self.text_projection = project(config.text_config.hidden_size)
+        self.audio_model = Htsat(config.audio_config, dtype=dtype, rngs=rngs)
+        self.audio_projection = project(config.audio_config.hidden_size)
+        # One for the scores of sounds given a sentence, one for those of sentences given a sound.
+        self.logit_scale_a, self.logit_scale_t = (
+            nnx.Param(jnp.asarray(np.log(1 / 0.07), jnp.float32)) for _ in range(2)
+        )
+
+    def text_embedding(self, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
+        """Returns sentence embeddings [b, projection_dim] of unit length of ids [b, n]."""
+        hidden = self.text_model(input_ids, attention_mask)
+        return unit_length(self.text_projection(self.text_model.pooler(hidden)))
+
+    def audio_embedding(self, mels: jax.Array, is_longer: jax.Array | None = None) -> jax.Array:
+        """Returns embeddings [b, projection_dim] of unit length of log-mels; see `Htsat`."""
+        return unit_length(self.audio_projection(self.audio_model(mels, is_longer)))
 
 
 def unit_length(x: jax.Array) -> jax.Array:

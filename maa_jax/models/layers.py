@@ -155,6 +155,38 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
+def biased_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, scale: float
+) -> jax.Array:
+    """Attention with something added to the scores: a mask, or a bias of relative positions.
+
+    Args:
+      query: [b, q, heads, d].
+      key, value: [b, k, heads, d].
+      bias: broadcastable to [b, heads, q, k]; `NEVER` where a query may not see a key.
+      scale: of the product of a query with a key.
+
+    Returns:
+      [b, q, heads, d].
+    """
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) * scale
+    if bias is not None:
+        scores = scores + bias  # in float32: the softmax loses too much in bfloat16
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+# Finite, so that a query that may see nothing gets an average and not nan.
+NEVER = -1e30
+
+
+def key_bias(attention_mask: jax.Array | None) -> jax.Array | None:
+    """Returns the bias [b, 1, 1, n] of a mask [b, n], non-zero where a key may be seen."""
+    if attention_mask is None:
+        return None
+    return jnp.where(attention_mask != 0, 0.0, NEVER)[:, None, None, :]
+
+
 def double(x: jax.Array) -> jax.Array:
     """Repeats every position of [b, h, w, c] twice on both axes: [b, 2h, 2w, c]."""
     b, h, w, c = x.shape

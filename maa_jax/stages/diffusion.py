@@ -7,6 +7,7 @@ Latents are scaled to unit variance with a factor that the first batches give an
 import dataclasses
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ import optax
 
 from maa_jax import bundle, conditioning
 from maa_jax.audio import mel as mel_lib
+from maa_jax.data import embeddings
 from maa_jax.diffusion import samplers, schedule
 from maa_jax.models import unet
 from maa_jax.training import optim, state
@@ -25,7 +27,7 @@ from maa_jax.training.metrics import spectrogram_image
 Tree = Any
 
 _SUMMARY_STEPS = 25
-_TEXT_PARTS = ("text_encoder", "text_projection", "audio_encoder", "audio_projection")
+_AUDIO_PARTS = ("audio_encoder", "audio_projection")  # of a CLAP, for scores
 
 
 class DiffusionStage:
@@ -46,15 +48,29 @@ class DiffusionStage:
         )
         self._graph = state.define(self._make)
         self._tx = optim.make_optimizer(config.optimizer, config.batch_size, steps_per_epoch)
-        self._text = conditioning.TextConditioner.from_folder(
-            _folder(config, "text_encoder", "clap")
-        )
+        self._text_folder = _folder(config, "text_encoder", "clap", conditioning.find)
+        if config.get("text_embeddings"):  # older runs' configs lack it
+            self._embeddings = embeddings.Embeddings(config.text_embeddings)
+            self._text, self.tokenize = None, self._embeddings
+            self._context_width = self._embeddings.width
+        else:
+            self._text = self._open_text()
+            self.tokenize = self._text.tokenize
+            self._context_width = self._text.width
         self._vae_folder = _folder(config, "autoencoder", "autoencoder")
-        self.tokenize = self._text.tokenize
         self._check_widths()
 
+    def _open_text(self) -> conditioning.TextConditioner:
+        return conditioning.TextConditioner.from_folder(self._text_folder)
+
     def _check_widths(self) -> None:
-        given = self._text.width
+        if self._text is None and self._embeddings.text_encoder != str(self.config.text_encoder):
+            raise ValueError(
+                f"config.text_embeddings={self.config.text_embeddings!r} holds the states of "
+                f"{self._embeddings.text_encoder!r}, but config.text_encoder="
+                f"{self.config.text_encoder!r}: set one of them after the other."
+            )
+        given = self._context_width
         if given != self.unet_config.cross_attention_dim:
             raise ValueError(
                 f"config.unet.cross_attention_dim={self.unet_config.cross_attention_dim}, but the "
@@ -73,7 +89,7 @@ class DiffusionStage:
         self._vae, vae = bundle.load_network(self._vae_folder, "vae", dtype=dtype)
         frozen = {
             "vae": vae,
-            "text": self._text.params,
+            "text": self._text.params if self._text else {},
             "empty": self.tokenize([""]),
             "prompts": self.tokenize(list(self.config.summary.prompts)),
         }
@@ -125,6 +141,8 @@ class DiffusionStage:
         return jnp.mean(jnp.square(eps - noise), axis=(1, 2, 3))
 
     def _context(self, frozen: Tree, tokens: jax.Array) -> jax.Array:
+        if self._text is None:
+            return tokens.astype(jnp.float32)  # contexts already, from the disk
         return jax.lax.stop_gradient(self._text.encode(frozen["text"], tokens))
 
     def train_step(
@@ -205,8 +223,9 @@ class DiffusionStage:
         vae = bundle.load_network(self._vae_folder, "vae")[1]
         bundle.save_network(folder, "vae", vae_config, vae)
         bundle.save_scheduler(folder, self.schedule)
-        text = pathlib.Path(_folder(self.config, "text_encoder", "clap"))
-        copied = [text / name for name in (*_TEXT_PARTS, "tokenizer") if (text / name).is_dir()]
+        (self._text or self._open_text()).save(folder)
+        copied = [self._text_folder / name for name in _AUDIO_PARTS]
+        copied = [path for path in copied if path.is_dir()]
         if self.config.vocoder:
             copied.append(pathlib.Path(_folder(self.config, "vocoder", "vocoder")) / "vocoder")
         for source in copied:
@@ -220,13 +239,18 @@ class DiffusionStage:
         )
 
 
-def _folder(config: ml_collections.ConfigDict, key: str, stage: str) -> pathlib.Path:
+def _folder(
+    config: ml_collections.ConfigDict,
+    key: str,
+    stage: str,
+    find: Callable[[str], pathlib.Path] = bundle.resolve,
+) -> pathlib.Path:
     """Returns the model folder that a key of the config names."""
     try:
-        return bundle.resolve(config[key])
+        return find(config[key])
     except bundle.BundleError as error:
         raise ValueError(
             f"config.{key}={config[key]!r} is no model folder. Train one with --config=configs/"
             f"{stage}.py, turn it into a folder with `python -m maa_jax.convert --from=workdir "
-            f"--workdir=... --out=...`, and name that folder here."
+            f"--workdir=... --out=...`, and name that folder here. ({error})"
         ) from error

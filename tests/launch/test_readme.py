@@ -13,7 +13,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
-WITH_FLAGS = ["maa_jax.sample", "maa_jax.convert", "maa_jax.evaluate"]
+WITH_FLAGS = ["maa_jax.sample", "maa_jax.convert", "maa_jax.evaluate", "maa_jax.embed"]
 
 
 def blocks(language):

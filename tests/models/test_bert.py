@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from flax import nnx
 from maa_jax.interop import clap as names
 from maa_jax.interop.torch_layout import from_torch
 from maa_jax.models.bert import Bert, BertConfig
+from tests.models import parity
 
 SMALL = BertConfig(
     vocab_size=120,
@@ -25,21 +27,24 @@ def load(config, tensors):
     return nnx.merge(graphdef, from_torch(state, names.from_bert(tensors)))
 
 
-def test_agrees_with_transformers_also_where_tokens_are_masked():
+OTHER = dataclasses.replace(SMALL, hidden_size=24, num_hidden_layers=1, num_attention_heads=2)
+
+
+@pytest.mark.parametrize("config", [SMALL, OTHER])
+def test_agrees_with_transformers_also_where_tokens_are_masked(config):
     torch = pytest.importorskip("torch", reason="parity with transformers' BertModel needs torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    theirs = transformers.BertModel(transformers.BertConfig(**SMALL.to_hf())).eval()
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, 120, (3, 20))
-    mask = (np.arange(20) < np.array([[20], [7], [1]])).astype(np.int64)
-    ours = load(SMALL, {k: v.numpy() for k, v in theirs.state_dict().items()})
-    for m in (None, mask):
-        with torch.no_grad():
-            expected = theirs(
-                torch.tensor(ids), attention_mask=None if m is None else torch.tensor(m)
-            ).last_hidden_state.numpy()
-        np.testing.assert_allclose(ours(ids, m), expected, atol=1e-5)
+    theirs = transformers.BertModel(transformers.BertConfig(**config.to_hf())).eval()
+    ours = load(config, {k: v.numpy() for k, v in theirs.state_dict().items()})
+    for n in (5, 20):
+        ids, mask = parity.ids_and_masks(120, (n, n // 2, 1), n)
+        for m in (None, mask):
+            with torch.no_grad():
+                expected = theirs(
+                    torch.tensor(ids), attention_mask=None if m is None else torch.tensor(m)
+                ).last_hidden_state.numpy()
+            np.testing.assert_allclose(ours(ids, m), expected, atol=1e-5)
 
 
 def test_config_is_read_back_from_json():

@@ -1,0 +1,75 @@
+"""Computes the text encoder's states of all captions of a run, to be read in its training.
+
+    python -m maa_jax.embed --config=configs/t2a.py:t5 --out=embeddings/t5
+    python -m maa_jax.train --config=configs/t2a.py:t5 --config.text_embeddings=embeddings/t5 ...
+
+The captions are those of the config's splits for training and evaluation, its fixed prompts and
+the empty one. Several processes share them; a context of T5-Large is 158 KB.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+
+
+def define_flags() -> None:
+    """Defines the flags; by this module as a program alone, or two programs' flags would clash."""
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file("config", None, "configs/t2a.py[:arg]", lock_config=True)
+    flags.DEFINE_string("out", None, "Folder for the contexts.", required=True)
+    flags.mark_flag_as_required("config")
+
+
+def embed(config, out: str) -> int:
+    """Writes the contexts of a run's captions, this process's share of them.
+
+    Args:
+        config: a config of the diffusion stage.
+        out: folder for the contexts.
+
+    Returns:
+        How many were written.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from maa_jax import conditioning
+    from maa_jax.data import embeddings, input_pipeline
+
+    folder = conditioning.find(config.text_encoder)
+    text = conditioning.TextConditioner.from_folder(folder, dtype=jnp.dtype(config.dtype))
+    params, encode = jax.device_put(text.params), jax.jit(text.encode)
+    captions = ["", *config.summary.prompts]
+    for split in (config.data.split, config.data.eval_split):
+        captions += input_pipeline.captions(config.data, split)
+    return embeddings.write(
+        out,
+        captions,
+        lambda batch: encode(params, text.tokenize(batch)).astype(jnp.float32),
+        text_encoder=config.text_encoder,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the program that this module's docstring describes."""
+    if len(argv) > 1:
+        raise app.UsageError(f"{argv[1]!r} is not a flag")
+    from maa_jax.bundle import enable_compilation_cache
+    from maa_jax.training.sharding import initialize_distributed
+
+    enable_compilation_cache()
+    initialize_distributed()
+    try:
+        count = embed(flags.FLAGS.config, flags.FLAGS.out)
+    except ValueError as error:
+        sys.exit(f"maa_jax.embed: {error}")
+    print(f"{count} contexts in {flags.FLAGS.out}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)
