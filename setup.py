@@ -54,6 +54,7 @@ setuptools.setup(
         "transformers>=5.0",
         "huggingface_hub>=1.0",
         "pillow>=10.1",  # CLIP's images
+        "pyyaml>=6.0",  # sizes of released vocoders
     ],
     extras_require={
         "cuda": ["jax[cuda13]>=0.10"],

@@ -296,6 +296,12 @@ def save_network(
         _write_json(new / "config.json", content)
 
 
+def abstract(config: Any) -> nnx.Module:
+    """Returns the network of a configuration, with shapes in the place of arrays."""
+    network = _lookup(config.to_hf(), pathlib.Path("config.json"))[2]
+    return nnx.eval_shape(lambda: network(config, rngs=InitRngs(0)))
+
+
 def load_network(
     folder: str | os.PathLike[str],
     name: str,

@@ -1,29 +1,44 @@
-"""Turns a training run into a model folder.
+"""Model folders from training runs and released checkpoints, and back.
 
     python -m maa_jax.convert --from=workdir --workdir=runs/t2a --out=models/mine
+    python -m maa_jax.convert --from=released --checkpoint=maa1_full.ckpt --vocoder=bigvgan \
+        --clap=CLAP_weights_2022.pth --tokenizer=bert-base-uncased --out=models/released
+    python -m maa_jax.convert --from=released --vocoder=bigvgan --out=models/vocoder
+    python -m maa_jax.convert --to=released --model=models/mine --out=mine.ckpt
 
-Writes the networks that the run's stage trained (their moving average, where one is kept). Runs
-of several stages may be written into one folder, one after another: together they are a model.
+From a workdir: the networks that the run's stage trained (their moving average, where one is kept;
+--noema for the last weights). Runs of several stages may be written into one folder, one after
+another: together they are a model. From and to released files: needs the extra `torch`.
 """
 
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags
 
 
 def define_flags() -> None:
     """Defines the flags; by this module as a program alone, or two programs' flags would clash."""
-    flags.DEFINE_enum("from", None, ["workdir"], "What to convert.", required=True)
-    flags.DEFINE_string("workdir", None, "Folder of a run of maa_jax.train.", required=True)
+    flags.DEFINE_enum("from", None, ["workdir", "released"], "What to convert to a model folder.")
+    flags.DEFINE_enum("to", None, ["released"], "What to convert a model folder to.")
+    flags.DEFINE_string("workdir", None, "Folder of a run of maa_jax.train.")
     flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")
-    flags.DEFINE_string("out", None, "The model folder to write to.", required=True)
+    flags.DEFINE_bool("ema", True, "Write the moving average where one is kept.")
+    flags.DEFINE_string("checkpoint", None, "maa1_full.ckpt, or a file of its layout.")
+    flags.DEFINE_string("vocoder", None, "Released vocoder: args.yml or config.json and weights.")
+    flags.DEFINE_enum("vocoder_log", "log10", ["log10", "log"], "Of the vocoder's training mels.")
+    flags.DEFINE_string("clap", None, "CLAP_weights_2022.pth, for its audio tower.")
+    flags.DEFINE_string("tokenizer", "bert-base-uncased", "The tokenizer's folder or hub id.")
+    flags.DEFINE_string("model", None, "The model folder to convert.")
+    flags.DEFINE_string("out", None, "The model folder, or .ckpt file, to write.", required=True)
     flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "How weights are stored.")
 
 
 def workdir_to_folder(
-    workdir: str, out: str, *, step: int | None = None, dtype: str = "float32"
+    workdir: str, out: str, *, step: int | None = None, ema: bool = True, dtype: str = "float32"
 ) -> pathlib.Path:
     """Writes the networks of a run into a model folder.
 
@@ -31,6 +46,7 @@ def workdir_to_folder(
       workdir: of a run of maa_jax.train.
       out: the model folder; parts of it that this stage does not train are left as they are.
       step: which checkpoint; the latest by default.
+      ema: write the moving average where one is kept, not the last weights.
       dtype: how weights are stored, "float32" or "float16".
 
     Returns:
@@ -64,7 +80,7 @@ def workdir_to_folder(
             raise ValueError(f"--step={step}: --workdir={workdir} holds {steps}")
         state = checkpoints.restore(step, shapes)
     folder = pathlib.Path(out)
-    stage.export(state.weights(), state.extra, folder)
+    stage.export(state.weights() if ema else state.params, state.extra, folder)
     if dtype != "float32":
         for name in bundle.networks(folder):
             _, params = bundle.load_network(folder, name)
@@ -72,13 +88,191 @@ def workdir_to_folder(
     return folder
 
 
+def released_to_folder(
+    out: str,
+    *,
+    checkpoint: str | None = None,
+    vocoder: str | None = None,
+    vocoder_log: str = "log10",
+    clap: str | None = None,
+    tokenizer: str = "bert-base-uncased",
+    dtype: str = "float32",
+) -> pathlib.Path:
+    """Writes released networks into a model folder, one after another.
+
+    The text encoder is the checkpoint's own: the release never loads the CLAP file into it, so the
+    two may differ, which is printed where both are given.
+
+    Args:
+      out: the model folder.
+      checkpoint: `maa1_full.ckpt`; without it the vocoder alone is converted.
+      vocoder: folder of a released BigVGAN or HiFi-GAN.
+      vocoder_log: compression of the mels that the vocoder was trained on, "log10" or "log".
+      clap: `CLAP_weights_2022.pth`, whose audio tower ranks and scores sounds.
+      tokenizer: folder or hub id of the text encoder's tokenizer.
+      dtype: how weights are stored, "float32" or "float16".
+
+    Returns:
+      The path of the model folder.
+
+    Raises:
+      ValueError: files are missing, refused or of another layout.
+    """
+    from maa_jax import bundle, conditioning
+    from maa_jax.audio.mel import MelConfig
+    from maa_jax.interop import clap as clap_names
+    from maa_jax.interop import released, torch_layout, vocoders
+    from maa_jax.models.clap import ClapConfig
+
+    if not checkpoint and not vocoder:
+        raise ValueError("nothing to convert: give --checkpoint, --vocoder or both")
+    folder, mel = pathlib.Path(out), MelConfig(log=vocoder_log)
+    if checkpoint and vocoder and vocoder_log != MelConfig().log:
+        raise ValueError(
+            f"--vocoder_log={vocoder_log}: the checkpoint's mels are base-10; a vocoder of natural "
+            "logarithms does not fit it. Convert it alone, without --checkpoint"
+        )
+    tokenizer_found = checkpoint and conditioning.Tokenizer.from_folder(
+        bundle.fetch(tokenizer, ("tokenizer.json",))
+    )
+
+    def save(name: str, config: Any, tensors: dict) -> None:
+        params = torch_layout.from_torch(bundle.abstract(config), tensors)
+        bundle.save_network(folder, name, config, params, dtype)
+        print(f"Wrote {folder / name}", flush=True)
+
+    if checkpoint:
+        content = released.read_pickle(checkpoint)
+        state = released.numpy_tensors(content.get("state_dict", content))
+        parts = released.from_checkpoint(state)
+        scale = float(state.get("scale_factor", 1.0))
+        text, projection = released.text_configs(parts["text_encoder"], parts["text_projection"])
+        towers = clap and clap_names.from_released(
+            released.numpy_tensors(released.read_pickle(clap)["model"])
+        )
+        save("unet", released.unet_config(parts["unet"]), parts["unet"])
+        save("vae", released.autoencoder_config(parts["vae"], scale), parts["vae"])
+        save("text_encoder", text, parts["text_encoder"])
+        save("text_projection", projection, parts["text_projection"])
+        tokenizer_found.save(folder / "tokenizer")
+        bundle.save_scheduler(folder, released.schedule_of(state))
+        if towers:
+            config = dataclasses.replace(
+                ClapConfig.microsoft_2022(), embedding_size=projection.out_size
+            )
+            save("audio_encoder", config.audio_encoder, towers["audio_encoder"])
+            save("audio_projection", config.audio_projection, towers["audio_projection"])
+            print(_compared(parts, towers), flush=True)
+    if vocoder:
+        config, tensors = vocoders.read_vocoder(vocoder, log=vocoder_log)
+        params = vocoders.folded(bundle.abstract(config), tensors)
+        bundle.save_network(folder, "vocoder", config, params, dtype)
+        print(f"Wrote {folder / 'vocoder'}", flush=True)
+    whole = dict(max_duration=624 * mel.hop_length / mel.sample_rate) if checkpoint else {}
+    bundle.save_index(folder, mel=dataclasses.asdict(mel), sample_rate=mel.sample_rate, **whole)
+    return folder
+
+
+def _compared(parts: dict, towers: dict) -> str:
+    """Says whether the checkpoint's text tower is that of the CLAP file."""
+    import numpy as np
+
+    different = [
+        f"{network}.{name}"
+        for network in ("text_encoder", "text_projection")
+        for name, value in parts[network].items()
+        if not np.array_equal(value, towers[network].get(name))
+    ]
+    if not different:
+        return "The checkpoint's text encoder is that of the CLAP file."
+    return (
+        f"The checkpoint's text encoder differs from the CLAP file's in {len(different)} tensors, "
+        f"{different[0]} the first; the checkpoint's is kept."
+    )
+
+
+def folder_to_released(model: str, out: str) -> pathlib.Path:
+    """Writes a model folder in the release's layout: a checkpoint, and its vocoder beside it.
+
+    Args:
+      model: the model folder, or "bundled".
+      out: the checkpoint to write; the vocoder goes to the folder `bigvgan` or `hifigan` beside it.
+
+    Returns:
+      The path of the checkpoint.
+
+    Raises:
+      ValueError: there is no such folder, or its text encoder is not a CLAP's.
+    """
+    import torch
+
+    from maa_jax import bundle
+    from maa_jax.diffusion.schedule import Schedule
+    from maa_jax.interop import released, torch_layout, vocoders
+    from maa_jax.models.bigvgan import BigVGANConfig
+
+    folder, out = bundle.resolve(model), pathlib.Path(out)
+    names = ("unet", "vae", "text_encoder", "text_projection")
+    missing = [name for name in names if not (folder / name).is_dir()]
+    if missing:
+        raise ValueError(
+            f"--model={model}: no {', '.join(missing)}; the release's layout holds a denoiser "
+            "under a CLAP's condition"
+        )
+    scale = bundle.load_config(folder, "vae").scaling_factor
+    schedule = Schedule.from_hf(bundle.read_json(folder / "scheduler" / "scheduler_config.json"))
+    networks = {n: torch_layout.to_torch(bundle.load_network(folder, n)[1]) for n in names}
+    tensors = released.to_checkpoint(networks, schedule, scale)
+    state = {name: torch.from_numpy(value) for name, value in tensors.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.writing")
+    torch.save({"state_dict": state}, temporary)
+    temporary.replace(out)
+    if (folder / "vocoder").is_dir():
+        config = bundle.load_config(folder, "vocoder")
+        kind = "bigvgan" if isinstance(config, BigVGANConfig) else "hifigan"
+        params = bundle.load_network(folder, "vocoder")[1]
+        vocoders.write_vocoder(out.parent / kind, config, params)
+        print(f"Wrote {out.parent / kind}", flush=True)
+    return out
+
+
+def _require(f: Any, flag: str, given: str) -> None:
+    if not f[flag].value:
+        raise ValueError(f"--{flag} is missing: {given} needs it")
+
+
+def convert(f: Any) -> pathlib.Path:
+    """Does what the flags ask for, and returns the path of what was written."""
+    if (f["from"].value is None) == (f.to is None):
+        raise ValueError("give either --from=workdir, --from=released or --to=released")
+    if f.to == "released":
+        _require(f, "model", "--to=released")
+        return folder_to_released(f.model, f.out)
+    if f["from"].value == "released":
+        return released_to_folder(
+            f.out,
+            checkpoint=f.checkpoint,
+            vocoder=f.vocoder,
+            vocoder_log=f.vocoder_log,
+            clap=f.clap,
+            tokenizer=f.tokenizer,
+            dtype=f.dtype,
+        )
+    _require(f, "workdir", "--from=workdir")
+    return workdir_to_folder(f.workdir, f.out, step=f.step, ema=f.ema, dtype=f.dtype)
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the program that this module's docstring describes."""
     if len(argv) > 1:
         raise app.UsageError(f"{argv[1]!r} is not a flag")
-    f = flags.FLAGS
     try:
-        path = workdir_to_folder(f.workdir, f.out, step=f.step, dtype=f.dtype)
+        path = convert(flags.FLAGS)
+    except ModuleNotFoundError as e:
+        if e.name != "torch":
+            raise
+        sys.exit('maa_jax.convert: released files need PyTorch: pip install "maa_jax[torch]"')
     except (ValueError, FileNotFoundError) as e:
         sys.exit(f"maa_jax.convert: {e}")
     print(f"Wrote {path}")

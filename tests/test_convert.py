@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -5,13 +6,25 @@ import grain
 import jax
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file
 
 import maa_jax
+from benchmarks.networks import TorchBigVGAN
 from configs import t2a
-from maa_jax import bundle, convert
+from maa_jax import bundle, conditioning, convert
+from maa_jax.diffusion.schedule import Schedule
+from maa_jax.interop import released, torch_layout, vocoders
+from maa_jax.models.bert import BertConfig
+from maa_jax.models.bigvgan import BigVGANConfig
+from maa_jax.models.clap import ProjectionConfig
+from maa_jax.models.hifigan import HifiGanConfig
 from maa_jax.stages import make_stage
 from maa_jax.training.checkpoint import Checkpoints, write_config
+from tests.conftest import CAPTIONS, random_network
+from tests.parity import named_weights
+
+torch = pytest.importorskip("torch")
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +88,189 @@ def test_mistakes_are_named(run, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"--workdir=.*config\.json"):
         convert.workdir_to_folder(str(tmp_path), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+SIZES = {
+    "small": dict(
+        cases=("unet_small", "autoencoder_small", "bigvgan_small"),
+        width=48,
+        text=dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=96),
+        vocoder=128,
+        seconds=2.048,
+    ),
+    "full": dict(
+        cases=("unet_paper", "autoencoder_paper", "bigvgan_released"),
+        width=1024,
+        text=dict(vocab_size=30522, max_position_embeddings=512),
+        vocoder=1536,
+        seconds=1.024,
+    ),
+}
+
+
+def to_tensors(arrays):
+    return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+
+
+def write_release(folder, cases, width, text, vocoder, **_):
+    """Writes the released files with weights from names: checkpoint, BigVGAN, tokenizer."""
+    tokenizer = conditioning.build_tokenizer(CAPTIONS, folder / "tokenizer", 128)
+    sizes = dict(vocab_size=tokenizer.vocab_size, max_position_embeddings=80) | text
+    unet, autoencoder, generator = (named_weights.state_dict(case) for case in cases)
+    state = {f"model.diffusion_model.{k}": v for k, v in unet.items()}
+    state |= {f"first_stage_model.{k}": v for k, v in autoencoder.items()}
+    text = BertConfig(**sizes)
+    for part, config in (("base", text), ("projection", ProjectionConfig(text.hidden_size, width))):
+        tower = random_network(lambda _, c=config: bundle.abstract(c), 0)
+        names = torch_layout.to_torch(tower)
+        state |= {f"cond_stage_model.caption_encoder.{part}.{k}": v for k, v in names.items()}
+    state |= {
+        "cond_stage_model.caption_encoder.base.embeddings.position_ids": np.arange(80)[None],
+        "betas": np.linspace(0.00085**0.5, 0.0120**0.5, 1000, dtype="f") ** 2,
+        "first_stage_model.loss.logvar": np.zeros(()),
+        "scale_factor": np.float32(0.7),
+    }
+    content = {"state_dict": to_tensors(state), "epoch": 3, "global_step": 7}
+    torch.save(content, folder / "maa1_full.ckpt")
+    (folder / "bigvgan").mkdir()
+    torch.save({"generator": to_tensors(generator)}, folder / "bigvgan" / "best_netG.pt")
+    args = dict(
+        num_mels=80,
+        upsample_initial_channel=vocoder,
+        upsample_rates=[4, 4, 2, 2, 2, 2],
+        upsample_kernel_sizes=[8, 8, 4, 4, 4, 4],
+        resblock_kernel_sizes=[3, 7, 11],
+        resblock_dilation_sizes=[[1, 3, 5]] * 3,
+        snake_logscale=True,
+    )
+    (folder / "bigvgan" / "args.yml").write_text(yaml.safe_dump(args))
+
+
+def pytorch_sound(release, folder, prompt, noise, steps, scale):
+    """What diffusers, transformers and a plain BigVGAN make of the files."""
+    import diffusers
+    import transformers
+
+    tokens = torch.from_numpy(
+        np.asarray(conditioning.Tokenizer.from_folder(folder / "tokenizer")(["", prompt]))
+    ).long()
+    bert = transformers.BertModel.from_pretrained(folder / "text_encoder", add_pooling_layer=False)
+    weights = to_tensors(load_file(folder / "text_projection" / "model.safetensors"))
+    F = torch.nn.functional
+    with torch.no_grad():
+        hidden = bert(tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+        x = hidden @ weights["linear1.weight"].T
+        y = F.gelu(x) @ weights["linear2.weight"].T
+        context = F.layer_norm(
+            x + y, x.shape[-1:], weights["layer_norm.weight"], weights["layer_norm.bias"]
+        )
+        unet = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+        scheduler = diffusers.DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+        scheduler.set_timesteps(steps)
+        latents = torch.from_numpy(np.moveaxis(noise, -1, 1).copy())
+        for t in scheduler.timesteps:
+            without, given = unet(torch.cat([latents] * 2), t, context).sample.chunk(2)
+            latents = scheduler.step(without + scale * (given - without), t, latents).prev_sample
+        vae = diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae")
+        mel = vae.decode(latents / vae.config.scaling_factor).sample[:, 0]
+        generator = torch.load(release / "bigvgan" / "best_netG.pt", weights_only=True)["generator"]
+        channels = generator["conv_pre.weight_v"].shape[0]
+        vocoder = TorchBigVGAN(BigVGANConfig(upsample_initial_channel=channels), True)
+        norm = {"weight_g": "original0", "weight_v": "original1"}
+        names = {}
+        for name, value in generator.items():
+            stem, _, leaf = name.rpartition(".")
+            if leaf in norm:
+                name = f"{stem}.parametrizations.weight.{norm[leaf]}"
+            if not leaf == "filter":
+                names[name] = value
+        vocoder.load_state_dict(names)
+        return vocoder(mel).numpy()
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        "small",
+        pytest.param("full", marks=[pytest.mark.full, named_weights.full_size]),
+    ],
+)
+def test_released_files_sound_here_as_in_pytorch(size, tmp_path, capsys):
+    sizes = SIZES[size]
+    write_release(tmp_path, **sizes)
+    folder = convert.released_to_folder(
+        str(tmp_path / "model"),
+        checkpoint=str(tmp_path / "maa1_full.ckpt"),
+        vocoder=str(tmp_path / "bigvgan"),
+        tokenizer=str(tmp_path / "tokenizer"),
+    )
+    assert bundle.load_config(folder, "vae").scaling_factor == np.float32(0.7)
+    pipe = maa_jax.Pipeline.from_pretrained(folder)
+    shape = pipe.latent_shape(sizes["seconds"])
+    noise = np.random.default_rng(0).standard_normal((1, *shape)).astype("f")
+    request = dict(steps=20, guidance_scale=3.0, duration=sizes["seconds"])
+    ours = pipe(["a crow caws"], initial_latents=noise, **request)
+    theirs = pytorch_sound(tmp_path, folder, "a crow caws", noise, 20, 3.0)[:, : ours.shape[1]]
+    assert np.abs(ours - theirs).max() < 1e-3 * np.abs(theirs).max()
+
+    if size == "small":  # and back, to the bit but for what nothing reads
+        convert.folder_to_released(str(folder), str(tmp_path / "back" / "maa.ckpt"))
+        there = torch.load(tmp_path / "maa1_full.ckpt", weights_only=True)["state_dict"]
+        back = torch.load(tmp_path / "back" / "maa.ckpt", weights_only=True)["state_dict"]
+        lost = set(there) - set(back)
+        assert lost == {k for k in there if k.endswith((".position_ids", ".loss.logvar"))}
+        for name in there.keys() - lost - {"betas"}:
+            assert torch.equal(there[name], back[name]), name
+        torch.testing.assert_close(back["betas"], there["betas"], rtol=1e-6, atol=0)
+        first = vocoders.read_vocoder(tmp_path / "back" / "bigvgan")
+        assert first[0] == bundle.load_config(folder, "vocoder")
+        _, kept = bundle.load_network(folder, "vocoder")
+        again = vocoders.folded(bundle.abstract(first[0]), first[1])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), again, kept)
+
+
+def test_a_hifigan_alone_both_ways(tmp_path):
+    config = HifiGanConfig(upsample_initial_channel=64, log="log")
+    tensors = named_weights.state_dict("hifigan_small")
+    (tmp_path / "there").mkdir()
+    torch.save({"generator": to_tensors(tensors)}, tmp_path / "there" / "generator_v1")
+    sizes = {k: getattr(config, k) for k in vocoders._SHARED} | {"sampling_rate": 16000}
+    (tmp_path / "there" / "config.json").write_text(json.dumps(sizes))
+    folder = convert.released_to_folder(
+        str(tmp_path / "model"), vocoder=str(tmp_path / "there"), vocoder_log="log"
+    )
+    assert bundle.load_config(folder, "vocoder") == config
+    graph, params = bundle.load_network(folder, "vocoder")
+    want = named_weights.reference("hifigan_small")
+    wav = jax.jit(bundle.build(graph, params))(np.moveaxis(want["mel"], 1, 2))
+    assert np.abs(wav - want["wav"].reshape(wav.shape)).max() < 1e-4 * np.abs(want["wav"]).max()
+    vocoders.write_vocoder(tmp_path / "back", config, params)
+    _, again = vocoders.read_vocoder(tmp_path / "back")
+    again = vocoders.folded(bundle.abstract(config), again)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), again, params)
+
+
+class Payload:
+    """What a pickle must not bring in."""
+
+
+def test_released_files_that_cannot_be_read(tmp_path):
+    torch.save({"state_dict": {}, "callback": Payload()}, tmp_path / "code.ckpt")
+    with pytest.raises(ValueError, match=r"code\.ckpt: refused.*Payload"):
+        released.read_pickle(tmp_path / "code.ckpt")
+    whole = tmp_path / "whole.ckpt"
+    torch.save({"state_dict": {"other.weight": torch.zeros(3)}}, whole)
+    (tmp_path / "cut.ckpt").write_bytes(whole.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"cut\.ckpt: broken"):
+        released.read_pickle(tmp_path / "cut.ckpt")
+    with pytest.raises(ValueError, match=r"no such file"):
+        released.read_pickle(tmp_path / "none.ckpt")
+    with pytest.raises(ValueError, match=r"missing model\.diffusion_model.*unknown other\.weight"):
+        released.from_checkpoint(released.numpy_tensors(released.read_pickle(whole)["state_dict"]))
+    with pytest.raises(ValueError, match=r"no released vocoder; expected args\.yml"):
+        vocoders.read_vocoder(tmp_path)
+    with pytest.raises(ValueError, match="square root"):
+        released.schedule_of({"betas": np.linspace(1e-4, 2e-2, 1000)})
+    assert released.schedule_of({}) == Schedule()
+    with pytest.raises(ValueError, match=r"--vocoder_log=log: the checkpoint's mels are base-10"):
+        convert.released_to_folder("out", checkpoint="a", vocoder="b", vocoder_log="log")

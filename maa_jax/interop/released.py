@@ -6,10 +6,20 @@ those without that prefix. Names that belong to neither network are passed on un
 the strict loader (`torch_layout.from_torch`) lists them.
 """
 
+import os
+import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
+
+from maa_jax.diffusion.schedule import Schedule
+from maa_jax.interop import clap
+from maa_jax.models.autoencoder import AutoencoderConfig
+from maa_jax.models.bert import BertConfig
+from maa_jax.models.clap import ProjectionConfig
+from maa_jax.models.unet import UNetConfig
 
 Tensors = dict[str, np.ndarray]
 Pairs = Iterator[tuple[str, str]]  # (module in latent diffusion, module in diffusers)
@@ -150,3 +160,178 @@ def _attention(ldm: str, theirs: str) -> Pairs:
     for name in ("q", "k", "v"):
         yield f"{ldm}.{name}", f"{theirs}.to_{name}"
     yield f"{ldm}.proj_out", f"{theirs}.to_out.0"
+
+
+# What the released checkpoint holds besides the networks that sampling needs: the schedule's
+# buffers, losses with their own networks, and Lightning's moving average of the U-Net.
+_BUFFERS = re.compile(
+    r"(betas|(sqrt_|log_)?(one_minus_)?alphas_cumprod(_prev)?|sqrt_recip(m1)?_alphas_cumprod"
+    r"|posterior_.*|lvlb_weights|logvar|scale_factor)|first_stage_model\.loss\..*|model_ema\..*"
+)
+_UNET, _VAE, _TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+
+
+def read_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns what a PyTorch file holds, its tensors mapped from disk; needs the extra `torch`.
+
+    Raises:
+      ValueError: the file is missing, broken, or holds more than tensors and plain values, which
+        opening could run.
+    """
+    import torch
+
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: no such file")
+    try:
+        with open(path, "rb") as f:
+            zipped = f.read(2) == b"PK"  # older files cannot be mapped
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as e:
+        reason = str(e).split("\n")[0]
+        raise ValueError(
+            f"{path}: refused, it holds more than tensors and plain values ({reason}). If you "
+            "trust it, open it with torch.load and save its state_dict alone"
+        ) from e
+    except (RuntimeError, EOFError) as e:
+        raise ValueError(f"{path}: broken or cut short ({e})") from e
+
+
+def numpy_tensors(tensors: Mapping[str, Any]) -> Tensors:
+    """Returns PyTorch tensors as numpy arrays that share their memory; halves become float32."""
+    return {
+        name: (value.float() if value.is_floating_point() else value).numpy()
+        for name, value in tensors.items()
+    }
+
+
+def from_checkpoint(state_dict: Mapping[str, np.ndarray]) -> dict[str, Tensors]:
+    """Splits the state of `maa1_full.ckpt` into a model folder's networks.
+
+    Returns:
+      {"unet", "vae", "text_encoder", "text_projection": {name there: array}}.
+
+    Raises:
+      ValueError: a network is missing, or names that belong to none; all are listed.
+    """
+    parts: dict[str, Tensors] = {_UNET: {}, _VAE: {}, _TEXT: {}}
+    unknown = []
+    for name, value in state_dict.items():
+        prefix = next((p for p in parts if name.startswith(p)), None)
+        if _BUFFERS.fullmatch(name):
+            continue
+        if prefix is None:
+            unknown.append(name)
+        else:
+            parts[prefix][name.removeprefix(prefix)] = value
+    missing = [f"{prefix}*" for prefix, part in parts.items() if not part]
+    if missing or unknown:
+        raise ValueError(
+            f"not a released checkpoint: missing {', '.join(missing) or 'nothing'}; "
+            f"unknown {', '.join(unknown) or 'nothing'}"
+        )
+    text = clap.from_released(parts[_TEXT])
+    return {
+        "unet": unet_from_ldm(parts[_UNET]),
+        "vae": autoencoder_from_ldm(parts[_VAE]),
+        "text_encoder": text["text_encoder"],
+        "text_projection": text["text_projection"],
+    }
+
+
+def to_checkpoint(networks: Mapping[str, Tensors], schedule: Schedule, scale: float) -> Tensors:
+    """Undoes `from_checkpoint`, and adds the schedule's buffers as latent diffusion has them."""
+    text = {name: networks[name] for name in ("text_encoder", "text_projection")}
+    parts = {
+        _UNET: unet_to_ldm(networks["unet"]),
+        _VAE: autoencoder_to_ldm(networks["vae"]),
+        _TEXT: clap.to_released(text),
+    }
+    tensors = _schedule_buffers(schedule) | {"scale_factor": np.float32(scale)}
+    return tensors | {p + name: v for p, part in parts.items() for name, v in part.items()}
+
+
+def _schedule_buffers(schedule: Schedule) -> Tensors:
+    ends = np.sqrt([schedule.beta_start, schedule.beta_end])
+    betas = np.linspace(*ends, schedule.num_train_timesteps, dtype=np.float64) ** 2
+    alphas = np.cumprod(1 - betas)
+    before = np.append(1.0, alphas[:-1])
+    variance = betas * (1 - before) / (1 - alphas)
+    buffers = {
+        "betas": betas,
+        "alphas_cumprod": alphas,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": np.sqrt(alphas),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - alphas),
+        "log_one_minus_alphas_cumprod": np.log(1 - alphas),
+        "sqrt_recip_alphas_cumprod": np.sqrt(1 / alphas),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / alphas - 1),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
+        "posterior_mean_coef1": betas * np.sqrt(before) / (1 - alphas),
+        "posterior_mean_coef2": (1 - before) * np.sqrt(1 - betas) / (1 - alphas),
+    }
+    return {name: value.astype(np.float32) for name, value in buffers.items()}
+
+
+def schedule_of(state_dict: Mapping[str, np.ndarray]) -> Schedule:
+    """Returns the schedule of a checkpoint's `betas`, latent diffusion's default without them.
+
+    Raises:
+      ValueError: they are not linear in their square root.
+    """
+    if "betas" not in state_dict:
+        return Schedule()
+    betas = np.asarray(state_dict["betas"], np.float64)
+    ends = [float(f"{x:.6g}") for x in (betas[0], betas[-1])]  # float32 of 0.00085 and 0.0120
+    schedule = Schedule(len(betas), *ends)
+    if not np.allclose(_schedule_buffers(schedule)["betas"], betas, rtol=1e-4, atol=0):
+        raise ValueError("betas: not linear in their square root, which is what is supported")
+    return schedule
+
+
+def unet_config(tensors: Mapping[str, np.ndarray]) -> UNetConfig:
+    """Returns the configuration of a U-Net under diffusers' names, with the paper's 8 heads."""
+    levels = len(_numbers(r"down_blocks\.(\d+)\.", tensors))
+    first = tensors["conv_in.weight"]
+    key = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    return UNetConfig(
+        in_channels=first.shape[1],
+        out_channels=tensors["conv_out.weight"].shape[0],
+        block_out_channels=tuple(
+            len(tensors[f"down_blocks.{i}.resnets.0.conv1.bias"]) for i in range(levels)
+        ),
+        layers_per_block=len(_numbers(r"down_blocks\.0\.resnets\.(\d+)\.", tensors)),
+        cross_attention_dim=tensors[key].shape[1],
+    )
+
+
+def autoencoder_config(tensors: Mapping[str, np.ndarray], scale: float) -> AutoencoderConfig:
+    """Returns the configuration of an autoencoder under diffusers' names."""
+    levels = len(_numbers(r"encoder\.down_blocks\.(\d+)\.", tensors))
+    return AutoencoderConfig(
+        in_channels=tensors["encoder.conv_in.weight"].shape[1],
+        out_channels=tensors["decoder.conv_out.weight"].shape[0],
+        latent_channels=tensors["post_quant_conv.weight"].shape[0],
+        block_out_channels=tuple(
+            len(tensors[f"encoder.down_blocks.{i}.resnets.0.conv1.bias"]) for i in range(levels)
+        ),
+        layers_per_block=len(_numbers(r"encoder\.down_blocks\.0\.resnets\.(\d+)\.", tensors)),
+        scaling_factor=scale,
+    )
+
+
+def text_configs(
+    encoder: Mapping[str, np.ndarray], projection: Mapping[str, np.ndarray]
+) -> tuple[BertConfig, ProjectionConfig]:
+    """Returns the configurations of CLAP's text tower, with BERT's heads of 64 channels."""
+    words = encoder["embeddings.word_embeddings.weight"]
+    config = BertConfig(
+        vocab_size=words.shape[0],
+        hidden_size=words.shape[1],
+        num_hidden_layers=len(_numbers(r"encoder\.layer\.(\d+)\.", encoder)),
+        num_attention_heads=max(1, words.shape[1] // 64),
+        intermediate_size=len(encoder["encoder.layer.0.intermediate.dense.bias"]),
+        max_position_embeddings=len(encoder["embeddings.position_embeddings.weight"]),
+    )
+    out_size, in_size = projection["linear1.weight"].shape
+    return config, ProjectionConfig(in_size, out_size)
