@@ -204,6 +204,7 @@ def folder_to_released(model: str, out: str) -> pathlib.Path:
     Raises:
       ValueError: there is no such folder, or its text encoder is not a CLAP's.
     """
+    import numpy as np
     import torch
 
     from maa_jax import bundle
@@ -223,7 +224,7 @@ def folder_to_released(model: str, out: str) -> pathlib.Path:
     schedule = Schedule.from_hf(bundle.read_json(folder / "scheduler" / "scheduler_config.json"))
     networks = {n: torch_layout.to_torch(bundle.load_network(folder, n)[1]) for n in names}
     tensors = released.to_checkpoint(networks, schedule, scale)
-    state = {name: torch.from_numpy(value) for name, value in tensors.items()}
+    state = {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.writing")
     torch.save({"state_dict": state}, temporary)

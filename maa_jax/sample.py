@@ -2,8 +2,10 @@
 
     python -m maa_jax.sample --prompt="a crow caws" --prompt="rain on a roof" --out=sounds
 
-Each sample is a file of its own, such as sounds/000_a-crow-caws.wav; sounds/samples.jsonl holds
-what is needed to make it again.
+Each sample is a file of its own, such as sounds/000_a-crow-caws.wav, written as soon as it is made;
+sounds/samples.jsonl holds what is needed to make it again. A run that was killed goes on where it
+stopped when the same command is given again. Several processes (as for maa_jax.train) share the
+prompts among them, and each spreads its batches over its devices; they need a folder in common.
 """
 
 import json
@@ -12,7 +14,8 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from absl import app, flags
 
@@ -26,15 +29,22 @@ def define_flags() -> None:
     flags.DEFINE_string("prompts_file", None, "A text file with a prompt a line.")
     flags.DEFINE_string("out", None, "Folder for the wav files.", required=True)
     flags.DEFINE_integer("seed", 0, "Of the noise; the same seed gives the same sounds.")
-    flags.DEFINE_integer("steps", 100, "DDIM steps, 1 to 1000.")
+    flags.DEFINE_integer("steps", 100, "Steps of the sampler, 1 to 1000.")
+    flags.DEFINE_string("sampler", "ddim", "ddim, plms or dpmpp_2m.")
+    flags.DEFINE_float("eta", 0.0, "0 to 1: fresh noise in ddim's steps.")
+    flags.DEFINE_string("spacing", "ldm", "Of timesteps: ldm, leading, trailing or linspace.")
     flags.DEFINE_float("guidance_scale", 3.0, "1 is none; larger follows the prompt more closely.")
     flags.DEFINE_float("duration", None, "Seconds; the model's limit by default.")
     flags.DEFINE_integer("num_samples", 1, "Sounds a prompt.")
+    flags.DEFINE_integer("num_candidates", None, "Sounds made a prompt; the best by CLAP are kept.")
+    flags.DEFINE_integer("batch_size", 8, "Sounds made at a time; sets the memory needed.")
     flags.DEFINE_string("negative_prompt", "", "What to lead away from.")
 
 
 def read_prompts(prompts: Sequence[str], prompts_file: str | None) -> list[str]:
     """Returns the prompts of the command line, then those of the file, a line each.
+
+    Empty lines are left out, and named on stderr.
 
     Raises:
       ValueError: there are none, or the file cannot be read.
@@ -42,9 +52,27 @@ def read_prompts(prompts: Sequence[str], prompts_file: str | None) -> list[str]:
     prompts = list(prompts)
     if prompts_file is not None:
         try:
-            lines = pathlib.Path(prompts_file).read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as e:
+            content = pathlib.Path(prompts_file).read_bytes()
+        except OSError as e:
             raise ValueError(f"--prompts_file={prompts_file}: cannot be read ({e})") from e
+        try:
+            lines = content.decode("utf-8-sig").split("\n")
+        except UnicodeDecodeError as e:
+            line = content.count(b"\n", 0, e.start) + 1
+            raise ValueError(
+                f"--prompts_file={prompts_file}: cannot be read, line {line} is not UTF-8 ({e}); "
+                "save the file as UTF-8"
+            ) from e
+        if not lines[-1].strip():
+            lines.pop()  # behind the last line's end
+        empty = [str(number) for number, line in enumerate(lines, 1) if not line.strip()]
+        if empty:
+            more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
+            print(
+                f"--prompts_file={prompts_file}: left out empty line(s) {', '.join(empty[:10])}"
+                f'{more}; --prompt="" asks for any sound',
+                file=sys.stderr,
+            )
         prompts += [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ValueError('no prompts: give --prompt="..." or a --prompts_file that is not empty')
@@ -80,6 +108,121 @@ def make_folder(path: str) -> pathlib.Path:
     return folder
 
 
+class Journal:
+    """Which sounds of a request are there: samples.jsonl, and what unfinished runs wrote down.
+
+    Every process appends to a file of its own, samples.part-N.jsonl, a line a sound; in the end
+    all of them become samples.jsonl.
+
+    Attributes:
+      rows: {file's name: its line} of the sounds that need not be made again.
+    """
+
+    def __init__(self, folder: pathlib.Path, wanted: dict[str, dict[str, Any]], process: int):
+        """Reads what is there.
+
+        Args:
+          folder: of the sounds.
+          wanted: {file's name: what its line must say}.
+          process: this one's number.
+
+        Raises:
+          ValueError: the folder holds an unfinished run of another request.
+        """
+        self.rows: dict[str, dict[str, Any]] = {}
+        self._folder, self._wanted = folder, wanted
+        self._part = folder / f"samples.part-{process}.jsonl"
+        for row in _read_rows(folder / "samples.jsonl"):
+            if not _differences(wanted.get(row.get("file")), row):
+                self._found(row)
+        for part in self._parts():
+            for row in _read_rows(part):
+                other = _differences(wanted.get(row.get("file")), row)
+                if other:
+                    raise ValueError(
+                        f"--out={folder}: {part.name} is of an unfinished run of another request "
+                        f"({other}); give the same request again to go on with it, or another "
+                        "folder, or delete that file"
+                    )
+                self._found(row)
+
+    def begin(self) -> None:
+        """Makes ready for `add`, before any sound is written."""
+        if self._part.is_file() and not self._part.read_bytes().endswith(b"\n"):
+            with self._part.open("ab") as file:  # ends the line that a kill cut short
+                file.write(b"\n")
+        table = self._folder / "samples.jsonl"
+        if self._part.name == "samples.part-0.jsonl" and table.is_file():
+            # Files of another request are about to be written over: its lines go, ours are kept.
+            for row in list(self.rows.values()):
+                self.add(row)
+            table.unlink()
+
+    def _found(self, row: dict[str, Any]) -> None:
+        if (self._folder / row["file"]).is_file():
+            self.rows[row["file"]] = row
+
+    def _parts(self) -> list[pathlib.Path]:
+        return sorted(self._folder.glob("samples.part-*.jsonl"))
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Notes that a sound's file is written."""
+        self.rows[row["file"]] = row
+        with self._part.open("ab") as file:  # one write a line
+            file.write(json.dumps(row).encode() + b"\n")
+
+    def finish(self) -> None:
+        """Writes samples.jsonl, in order, in place of all processes' notes."""
+        parts = self._parts()
+        rows = self.rows | {row["file"]: row for part in parts for row in _read_rows(part)}
+        missing = [name for name in self._wanted if name not in rows]
+        if missing:
+            raise ValueError(
+                f"--out={self._folder}: {len(missing)} sound(s) are not noted here, such as "
+                f"{missing[0]}: give a folder that all processes share"
+            )
+        table = self._folder / "samples.jsonl"
+        temporary = table.with_name(f".{table.name}.{os.getpid()}")
+        temporary.write_text("".join(json.dumps(rows[name]) + "\n" for name in self._wanted))
+        temporary.replace(table)
+        for part in parts:
+            part.unlink()
+
+
+def _read_rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Yields the lines that are whole."""
+    try:
+        text = path.read_text("utf-8", "replace")
+    except FileNotFoundError:
+        return
+    for line in text.split("\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def _differences(wanted: dict[str, Any] | None, row: dict[str, Any]) -> str:
+    if wanted is None:
+        return f"file={row.get('file')!r} there, not asked for here"
+    different = [key for key, value in wanted.items() if row.get(key) != value]
+    return ", ".join(f"{key}={row.get(key)!r} there, {wanted[key]!r} here" for key in different)
+
+
+def _chunks(numbers: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Yields ascending numbers in runs without gaps, of up to `size`."""
+    chunk: list[int] = []
+    for number in numbers:
+        if chunk and (number != chunk[-1] + 1 or len(chunk) == size):
+            yield chunk
+            chunk = []
+        chunk.append(int(number))
+    if chunk:
+        yield chunk
+
+
 def sample(
     prompts: Sequence[str],
     out: str,
@@ -87,14 +230,20 @@ def sample(
     model: str = "bundled",
     seed: int = 0,
     steps: int = 100,
+    sampler: str = "ddim",
+    eta: float = 0.0,
+    spacing: str = "ldm",
     guidance_scale: float = 3.0,
     duration: float | None = None,
     num_samples: int = 1,
+    num_candidates: int | None = None,
+    batch_size: int = 8,
     negative_prompt: str = "",
 ) -> list[pathlib.Path]:
     """Writes a wav file a sample and samples.jsonl into `out`, and says what takes how long.
 
-    Arguments are checked before weights are read.
+    Arguments are checked before weights are read. Sounds that are there already, of this request,
+    are not made again.
 
     Returns:
       The wav files, in the order of samples.jsonl.
@@ -104,25 +253,61 @@ def sample(
     """
     # After the flags, so that --help and a mistake in them answer at once.
     import jax
+    import numpy as np
     import tqdm
+    from jax.experimental import multihost_utils
 
     import maa_jax
     from maa_jax import bundle
     from maa_jax.audio import io
+    from maa_jax.evaluators import clap_score
     from maa_jax.pipeline import Pipeline, check_request
 
-    request = dict(
+    how = dict(
         seed=seed,
         steps=steps,
+        sampler=sampler,
+        eta=eta,
+        spacing=spacing,
         guidance_scale=guidance_scale,
-        duration=duration,
-        num_samples=num_samples,
     )
+    count = dict(num_samples=num_samples, num_candidates=num_candidates)
+    request = how | count | dict(duration=duration, batch_size=batch_size)
     check_request(**request)
     path = bundle.resolve(model)
-    index = bundle.load_index(path, meta=("max_duration",))
+    index = bundle.load_index(path, meta=("sample_rate", "max_duration"))
     check_request(**request, max_duration=index["max_duration"])
+    if num_candidates is not None:
+        clap_score.check_folder(path)
     folder = make_folder(out)
+
+    every = [prompt for prompt in prompts for _ in range(num_samples)]
+    files = file_names(every)
+    common = how | dict(
+        negative_prompt=negative_prompt,
+        duration=index["max_duration"] if duration is None else duration,
+        sample_rate=index["sample_rate"],
+        model_sha256=bundle.content_hash(path),
+        maa_jax=maa_jax.__version__,
+    )
+    if num_candidates is not None:
+        common |= count
+    where = dict(
+        model=model if model == "bundled" else str(path.resolve()),
+        jax=jax.__version__,
+        device=jax.devices()[0].device_kind,
+    )
+    wanted = {
+        file: dict(file=file, prompt=prompt) | common
+        for file, prompt in zip(files, every, strict=True)
+    }
+    journal = Journal(folder, wanted, jax.process_index())
+
+    # Ranking takes a prompt at a time and keeps some of its candidates, else a sound is a unit.
+    kept, tries = (1, 1) if num_candidates is None else (num_samples, num_candidates)
+    units = np.array_split(np.arange(len(every) // kept), jax.process_count())[jax.process_index()]
+    todo = [u for u in units if any(f not in journal.rows for f in files[u * kept :][:kept])]
+    chunks = list(_chunks(todo, max(1, batch_size // tries)))
 
     clock = time.perf_counter()
 
@@ -132,47 +317,59 @@ def sample(
         print(f"{what}: {now - clock:.1f} s", flush=True)
         clock = now
 
-    pipe = Pipeline.from_pretrained(model)
-    lap(f"Read the model in {path}")
-
-    with tqdm.tqdm(desc="Sampling", unit="step") as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        wavs = pipe(prompts, **request, negative_prompt=negative_prompt, callback=progress)
-    lap(f"Made {len(wavs)} sound(s) of {wavs.shape[1] / pipe.sample_rate:g} s")
-
-    every = [prompt for prompt in prompts for _ in range(num_samples)]
-    files = [folder / name for name in file_names(every)]
-    common = dict(
-        negative_prompt=negative_prompt,
-        seed=seed,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        duration=wavs.shape[1] / pipe.sample_rate if duration is None else duration,
-        sample_rate=pipe.sample_rate,
-        model=model if model == "bundled" else str(path.resolve()),
-        model_sha256=bundle.content_hash(path),
-        maa_jax=maa_jax.__version__,
-        jax=jax.__version__,
-        device=jax.devices()[0].device_kind,
+    pipe = Pipeline.from_pretrained(
+        model, devices=jax.local_devices() if jax.local_device_count() > 1 else None
     )
-    lines = []
-    for i, (prompt, file, wav) in enumerate(zip(every, files, wavs, strict=True)):
-        io.write_wav(file, wav, pipe.sample_rate)
-        # `index` is the sample's start_index: with it the sound can be made again alone.
-        lines.append(json.dumps(dict(file=file.name, prompt=prompt, index=i) | common))
-    table = folder / "samples.jsonl"
-    temporary = table.with_name(f".{table.name}.{os.getpid()}")
-    temporary.write_text("\n".join(lines) + "\n")
-    temporary.replace(table)
+    if chunks:
+        pipe.load(ranking=num_candidates is not None)
+    lap(f"Read the model in {path}")
+    if len(todo) < len(units):
+        print(f"Already there: {kept * (len(units) - len(todo))} sound(s)")
+
+    journal.begin()
+    writing = 0.0
+    with tqdm.tqdm(desc="Sampling", unit="step") as bar:
+        for number, chunk in enumerate(chunks):
+
+            def progress(done: int, total: int, _: Any, number: int = number) -> None:
+                bar.total = total * len(chunks)
+                bar.update(number * total + done - bar.n)
+
+            made = pipe(
+                [every[unit * kept] for unit in chunk],
+                **request | {"num_samples": kept},
+                negative_prompt=negative_prompt,
+                start_index=chunk[0] * tries,
+                callback=progress,
+            )
+            begin = time.perf_counter()
+            first = chunk[0] * kept
+            wavs, extra = made, [dict(index=first + i) for i in range(len(chunk))]
+            if num_candidates is not None:
+                wavs = made.sounds
+                extra = [
+                    dict(index=int(i), score=float(score))
+                    for i, score in zip(made.indices, made.scores, strict=True)
+                ]
+            for file, wav, more in zip(files[first : first + len(wavs)], wavs, extra, strict=True):
+                io.write_wav(folder / file, wav, pipe.sample_rate)
+                # `index` is the sound's start_index: with it the sound can be made again alone.
+                journal.add(wanted[file] | more | where)
+            writing += time.perf_counter() - begin
+    clock += writing
+    lap(f"Made {len(todo) * kept} sound(s) of {common['duration']:g} s")
+    for part, seconds in pipe.seconds.items():
+        print(f"  {part}: {seconds:.1f} s")
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("all sounds are made")
+    if jax.process_index() == 0:
+        journal.finish()
+    clock -= writing
     lap("Wrote the files")
     for file in files:
-        print(file)
-    print(f"How they were made: {table}")
-    return files
+        print(folder / file)
+    print(f"How they were made: {folder / 'samples.jsonl'}")
+    return [folder / file for file in files]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -180,22 +377,16 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'{argv[1]!r} is not a flag; quote sentences: --prompt="a crow caws"')
     f = flags.FLAGS
+    names = ("model", "seed", "steps", "sampler", "eta", "spacing", "guidance_scale", "duration")
+    names += ("num_samples", "num_candidates", "batch_size", "negative_prompt")
     try:
         prompts = read_prompts(f.prompt, f.prompts_file)
         from maa_jax.bundle import enable_compilation_cache
+        from maa_jax.training.sharding import initialize_distributed
 
         enable_compilation_cache()
-        sample(
-            prompts,
-            f.out,
-            model=f.model,
-            seed=f.seed,
-            steps=f.steps,
-            guidance_scale=f.guidance_scale,
-            duration=f.duration,
-            num_samples=f.num_samples,
-            negative_prompt=f.negative_prompt,
-        )
+        initialize_distributed()
+        sample(prompts, f.out, **{name: f[name].value for name in names})
     except ValueError as e:
         sys.exit(f"maa_jax.sample: {e}")
 

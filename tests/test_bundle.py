@@ -306,7 +306,7 @@ def test_diffusers_opens_the_folder_and_gets_the_same(tiny_model):
 
     scheduler = diffusers.DDIMScheduler.from_pretrained(tiny_model, subfolder="scheduler")
     scheduler.set_timesteps(20)
-    np.testing.assert_array_equal(scheduler.timesteps.numpy()[::-1], Schedule().ddim_timesteps(20))
+    np.testing.assert_array_equal(scheduler.timesteps.numpy()[::-1], Schedule().timesteps(20))
     np.testing.assert_allclose(scheduler.alphas_cumprod, Schedule().alphas_cumprod, rtol=1e-5)
 
 

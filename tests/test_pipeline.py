@@ -1,4 +1,5 @@
 import json
+import pathlib
 import re
 import shutil
 import warnings
@@ -10,7 +11,9 @@ import pytest
 
 import maa_jax
 from maa_jax import bundle, pipeline
+from maa_jax.diffusion import samplers
 from maa_jax.diffusion.schedule import Schedule
+from tests.subprocesses import run_python
 
 
 @pytest.fixture(scope="module")
@@ -107,18 +110,25 @@ def test_widths_are_few_even_and_within_the_limit(pipe):
 
 
 def test_programs_compile_once_for_a_shape(pipe):
-    jitted = (pipe._encode, pipe._noise, pipe._denoise, pipe._decode)
+    jitted = (pipe._encode, pipe._noise, pipe._denoise, pipe._decode, pipe._vocode)
     pipe("rain", steps=2, duration=0.5)
     before = [f._cache_size() for f in jitted]
     pipe("a crow caws", steps=2, duration=0.9, seed=5, guidance_scale=7.0, negative_prompt="rain")
-    pipe("", steps=6, duration=0.1, start_index=4)  # three segments of two steps
+    pipe("", steps=5, duration=0.1, start_index=4)  # segments of two, two and one step
+    for sampler in ("plms", "dpmpp_2m"):
+        pipe("rain", steps=3, duration=0.5, sampler=sampler, guidance_scale=[1, 2, 3])
     assert [f._cache_size() for f in jitted] == before
 
 
 def test_progress_is_reported(pipe):
     calls = []
     pipe("rain", steps=4, num_samples=9, duration=0.3, callback=lambda *a: calls.append(a))
-    assert calls == [(2, 8), (4, 8), (6, 8), (8, 8)]
+    assert [call[:2] for call in calls] == [(2, 8), (4, 8), (6, 8), (8, 8)]
+    assert [call[2].shape for call in calls] == [(8, 10, 8, 4)] * 2 + [(1, 10, 8, 4)] * 2
+    # The last estimate is nearly what is decoded.
+    args = dict(steps=4, duration=0.3)
+    latents = pipe("rain", output="latents", callback=lambda *a: calls.append(a), **args)
+    np.testing.assert_allclose(calls[-1][2], latents, atol=0.05 * np.abs(latents).max())
     silent = pipe("rain", steps=2, duration=0.3)
     np.testing.assert_array_equal(
         silent, pipe("rain", steps=2, duration=0.3, callback=lambda *_: None)
@@ -142,6 +152,19 @@ def test_progress_is_reported(pipe):
         (dict(num_samples=0), "num_samples=0"),
         (dict(start_index=-1), "start_index=-1"),
         (dict(guidance_scale=float("nan")), "guidance_scale=nan"),
+        (dict(guidance_scale="3"), "guidance_scale='3'"),
+        (dict(guidance_scale=[1, 2], steps=3), "guidance_scale=[1, 2]: give a finite number, such"),
+        (dict(guidance_scale=lambda t: float("inf"), steps=3), "guidance_scale=<function"),
+        (dict(sampler="plsm"), "sampler='plsm': did you mean 'plms'?"),
+        (dict(spacing="lmd"), "spacing='lmd': did you mean 'ldm'?"),
+        (dict(output="waves"), "output='waves': did you mean 'wav'?"),
+        (dict(eta=2), "eta=2: give a number from 0 to 1"),
+        (dict(eta="much"), "eta='much'"),
+        (dict(eta=0.5, sampler="plms"), "eta=0.5: sampler='plms' adds no noise"),
+        (dict(batch_size=0), "batch_size=0"),
+        (dict(num_candidates=1, num_samples=2), "num_candidates=1: give num_samples=2 or more"),
+        (dict(duration=[0.5, 0.5]), "duration=[0.5, 0.5]: give one, or one for each of the 1"),
+        (dict(duration=[0]), "duration=0: give seconds"),
         (dict(prompts=[]), "prompts=[]"),
         (dict(prompts=[3]), "prompts=[3]"),
         (dict(negative_prompt=None), "negative_prompt=None"),
@@ -176,24 +199,217 @@ def test_folders_that_do_not_fit_together_are_refused(tiny_model, tmp_path):
         maa_jax.Pipeline.from_pretrained(model)
 
 
+def test_samplers_and_spacings_are_used(pipe):
+    args = dict(duration=0.5, output="latents", steps=5)
+    made = [
+        pipe("rain", **args, **how)
+        for how in ({}, {"sampler": "plms"}, {"sampler": "dpmpp_2m"}, {"spacing": "trailing"})
+    ]
+    assert np.isfinite(made).all()
+    for i, one in enumerate(made):
+        for other in made[:i]:
+            assert np.abs(one - other).max() > 1e-3 * np.abs(one).max()
+
+
+def test_outputs_are_stages_of_one_sound(pipe):
+    args = dict(steps=2, duration=0.5)
+    wavs = pipe("rain", **args)
+    latents = pipe("rain", output="latents", **args)
+    assert latents.shape == (1, *pipe.latent_shape(0.5))
+    mels = pipe("rain", output="mel", **args)
+    assert mels.shape == (1, 32, 80)  # 8000 samples at a hop of 256
+    np.testing.assert_allclose(pipe.decode(latents, "mel")[:, :32], mels, atol=1e-5)
+    np.testing.assert_allclose(pipe.decode(latents)[:, :8000], wavs, atol=1e-5)
+
+
+def test_parts_that_are_not_used_are_not_read(tiny_model):
+    lazy = maa_jax.Pipeline.from_pretrained(tiny_model)
+    assert set(lazy._params) == {"text"}
+    lazy.load("latents")
+    assert set(lazy._params) == {"text", "unet"}
+    lazy.load("mel")
+    assert set(lazy._params) == {"text", "unet", "vae"}
+    lazy.load()
+    assert set(lazy._params) == {"text", "unet", "vae", "vocoder"}
+    assert lazy._score is None
+
+
+def test_durations_a_prompt(pipe):
+    args = dict(steps=2, seed=3, batch_size=1)
+    wavs = pipe(["rain", "a crow caws", "rain"], duration=[0.5, 1.5, 0.25], num_samples=2, **args)
+    assert [len(wav) for wav in wavs] == [8000] * 2 + [24000] * 2 + [4000] * 2
+    alone = pipe("a crow caws", duration=1.5, start_index=3, **args)
+    np.testing.assert_allclose(wavs[3], alone[0], atol=1e-4)
+    noise = [np.zeros(pipe.latent_shape(d)) for d in (0.5, 1.5)]
+    a, b = pipe(["rain"] * 2, duration=[0.5, 1.5], initial_latents=noise, **args)
+    assert (len(a), len(b)) == (8000, 24000)
+    with pytest.raises(ValueError, match="initial_latents"):
+        pipe(["rain"] * 2, duration=[0.5, 1.5], initial_latents=noise[::-1], **args)
+
+
+def test_batches_may_have_any_size(pipe):
+    args = dict(steps=2, duration=0.5, num_samples=2, output="latents")
+    whole = pipe(["rain", "a crow caws"], **args)
+    np.testing.assert_allclose(
+        pipe(["rain", "a crow caws"], batch_size=1, **args), whole, atol=1e-4
+    )
+
+
+def test_guidance_by_step(pipe):
+    args = dict(steps=3, duration=0.5, output="latents")
+    constant = pipe("rain", guidance_scale=2.0, **args)
+    for same in ([2, 2, 2], np.full(3, 2.0), lambda progress: 2):
+        np.testing.assert_array_equal(pipe("rain", guidance_scale=same, **args), constant)
+    seen = []
+    other = pipe("rain", guidance_scale=lambda t: seen.append(t) or 1 + 6 * t, **args)
+    assert seen[-3:] == [0, 0.5, 1]
+    np.testing.assert_array_equal(pipe("rain", guidance_scale=[1, 4, 7], **args), other)
+    assert np.abs(other - constant).max() > 1e-6
+
+
+def test_noise_on_the_way_is_a_samples_own(pipe):
+    args = dict(steps=2, duration=0.5, output="latents", eta=1.0, batch_size=1)
+    both = pipe("rain", num_samples=2, **args)
+    np.testing.assert_allclose(pipe("rain", start_index=1, **args)[0], both[1], atol=1e-4)
+    assert np.abs(both - pipe("rain", num_samples=2, **args | {"eta": 0.0})).max() > 1e-2
+
+
+def test_candidates_are_ranked(pipe):
+    args = dict(steps=2, duration=0.5, batch_size=1)
+    best = pipe(["rain", "a crow caws"], num_candidates=3, num_samples=2, **args)
+    assert isinstance(best, pipeline.Ranked)
+    assert best.sounds.shape == (4, 8000)
+    scores = best.scores.reshape(2, 2)
+    assert (scores[:, 0] >= scores[:, 1]).all()
+    assert (np.abs(scores) <= 1).all()
+    assert ((best.indices[:2] < 3) & (best.indices[2:] >= 3)).all()
+    again = pipe("a crow caws", start_index=int(best.indices[2]), **args)
+    np.testing.assert_allclose(again[0], best.sounds[2], atol=1e-4)
+    # No candidate left out is better, and other outputs are ranked by their sound too.
+    every = pipe(["rain", "a crow caws"], num_candidates=3, num_samples=3, **args)
+    np.testing.assert_allclose(every.scores.reshape(2, 3)[:, :2], scores, atol=1e-4)
+    mels = pipe("rain", num_candidates=3, output="mel", **args)
+    assert (mels.sounds.shape, mels.indices[0]) == ((1, 32, 80), best.indices[0])
+
+
+def test_ranking_needs_a_clap(tiny_model, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    shutil.rmtree(model / "audio_encoder")
+    index = json.loads((model / "model_index.json").read_text())
+    del index["audio_encoder"]
+    (model / "model_index.json").write_text(json.dumps(index))
+    deaf = maa_jax.Pipeline.from_pretrained(model)
+    with pytest.raises(bundle.BundleError, match=r"cannot rank.*audio_encoder/ \(Cnn14\)"):
+        deaf("rain", num_candidates=2)
+    assert "unet" not in deaf._params
+
+
+def test_folders_of_other_classes_are_refused(tiny_model, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(
+        json.dumps(index | {"_class_name": "StableDiffusionPipeline"})
+    )
+    with pytest.raises(bundle.BundleError, match=r"'StableDiffusionPipeline'.*'MaaPipeline'"):
+        maa_jax.Pipeline.from_pretrained(model)
+    with pytest.raises(ValueError, match=r"dtype=.*float32 or jnp\.bfloat16"):
+        maa_jax.Pipeline.from_pretrained(tiny_model, dtype=jnp.int32)
+
+
+def test_a_vocoder_of_another_logarithm_is_refused(tiny_model, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((model / "vocoder" / "config.json").read_text())
+    (model / "vocoder" / "config.json").write_text(json.dumps(config | {"log": "log"}))
+    with pytest.raises(bundle.BundleError, match=r"vocoder: log='log' but mel: log='log10'"):
+        maa_jax.Pipeline.from_pretrained(model)
+
+
+def test_saving_writes_the_folder_and_a_card(tiny_model, tmp_path):
+    source = shutil.copytree(tiny_model, tmp_path / "source")
+    bundle.save_index(
+        source,
+        license="cc0-1.0",
+        data="130 recordings.",
+        scores={"top 1": 0.5},
+        training={"steps": 3, "unet": {"width": 16}},
+    )
+    lazy = maa_jax.Pipeline.from_pretrained(source)
+    lazy.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "README.md").is_file()
+    files = lambda root: {p.relative_to(root) for p in root.rglob("*")}
+    assert {str(p) for p in files(tmp_path / "saved") - files(source)} == {"README.md"}
+    card = (tmp_path / "saved" / "README.md").read_text()
+    for line in (
+        "license: cc0-1.0", "pipeline_tag: text-to-audio", "130 recordings.", "| top 1 | 0.5 |",
+        '    "width": 16', "sounds of up to 2.048 s at 16000 Hz.",
+    ):  # fmt: skip
+        assert line in card.splitlines()
+    assert re.search(r"\| unet \| UNet2DConditionModel \| [\d,]{5,} \|", card)
+    maa_jax.Pipeline.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "saved2")
+    assert bundle.content_hash(tmp_path / "saved") == bundle.content_hash(tmp_path / "saved2")
+
+    lazy.save_pretrained(tmp_path / "saved")  # replaces a model
+    with pytest.raises(ValueError, match=r"is the model's own"):
+        lazy.save_pretrained(source)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis").touch()
+    with pytest.raises(ValueError, match=r"home.*holds something that is no model"):
+        lazy.save_pretrained(tmp_path / "home")
+    assert (tmp_path / "home" / "thesis").exists()
+
+
+def test_upload(tiny_model, monkeypatch):
+    calls = []
+
+    class Api:
+        def create_repo(self, repo_id, **settings):
+            calls.append((repo_id, settings))
+
+        def upload_folder(self, *, repo_id, folder_path):
+            calls.append((repo_id, {p.name for p in pathlib.Path(folder_path).iterdir()}))
+            return "https://huggingface.co/someone/sounds"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    address = maa_jax.Pipeline.from_pretrained(tiny_model).push_to_hub("someone/sounds")
+    assert address == "https://huggingface.co/someone/sounds"
+    (repo, settings), (_, names) = calls
+    assert (repo, settings["private"]) == ("someone/sounds", False)
+    assert {"README.md", "model_index.json", "unet", "vocoder"} <= names
+
+
 def test_half_precision_reaches_every_network(tiny_model):
     pipe = maa_jax.Pipeline.from_pretrained(tiny_model, dtype=jnp.bfloat16)
+    pipe.load()
     shape, params = (1, *pipe.latent_shape(0.5)), pipe._params
     denoise = jax.make_jaxpr(pipe._denoise)(
-        params["unet"], jnp.zeros(shape), jnp.ones((2, 3)), *jnp.zeros((2, 1, 77, 24)), 3.0
-    )
-    decode = jax.make_jaxpr(pipe._decode)(params["vae"], params["vocoder"], jnp.zeros(shape))
+        params["unet"], samplers.start(jnp.zeros(shape)), jnp.ones((2, samplers.COLUMNS + 1)), 2,
+        *jnp.zeros((2, 1, 77, 24)), None,
+    )  # fmt: skip
+    decode = jax.make_jaxpr(pipe._decode)(params["vae"], jnp.zeros(shape))
+    vocode = jax.make_jaxpr(pipe._vocode)(params["vocoder"], jnp.zeros((1, 64, 80)))
     encode = jax.make_jaxpr(pipe._encode)(params["text"], jnp.zeros((1, 77), jnp.int32))
-    for program in (denoise, decode, encode):
+    for program in (denoise, decode, vocode, encode):
         matrix_products = re.findall(
             r":(\w+)\[[\d,]*\] = (?:conv_general_dilated|dot_general)", str(program)
         )
         assert matrix_products.count("bf16") > 0.9 * len(matrix_products) > 3
-    for program in (denoise, decode):  # what a step hands on, and sound, stay in float32
-        assert program.out_avals[0].dtype == jnp.float32
+    for program in (denoise, decode, vocode):  # what a step hands on, and sound, stay in float32
+        assert {aval.dtype for aval in program.out_avals} == {np.dtype("float32")}
 
 
-@pytest.mark.parametrize(("steps", "segment"), [(1, 1), (7, 7), (97, 1), (25, 5), (100, 10)])
-def test_segments_divide_the_steps(steps, segment, monkeypatch):
-    monkeypatch.setattr(pipeline, "MAX_SEGMENT", 10)
-    assert pipeline._segment(steps) == segment
+def test_devices_share_a_batch(tiny_model):
+    """Three sounds on two devices are those of one device."""
+    run_python(
+        f"""
+        import jax, numpy as np
+        import maa_jax
+        assert len(jax.devices()) == 2
+        args = dict(num_samples=3, steps=2, duration=0.3, eta=0.5)
+        one = maa_jax.Pipeline.from_pretrained({str(tiny_model)!r})("rain", **args)
+        pipe = maa_jax.Pipeline.from_pretrained({str(tiny_model)!r}, devices=jax.devices())
+        two = pipe("rain", **args)
+        np.testing.assert_allclose(one, two, atol=1e-4 * np.abs(one).max())
+        assert len(pipe._params["unet"]["conv_in"]["kernel"].devices()) == 2
+        """,
+        devices=2,
+    )

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -10,6 +11,8 @@ import soundfile
 
 import maa_jax
 from maa_jax import sample
+from maa_jax.audio import io
+from tests.subprocesses import start_python
 
 
 def read(folder):
@@ -24,7 +27,8 @@ def test_command(tiny_model, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "maa_jax.sample", f"--model={tiny_model}", "--prompt=a crow caws",
          "--prompt=", f"--prompts_file={prompts}", f"--out={out}", "--seed=5", "--steps=2",
-         "--guidance_scale=2", "--duration=0.25", "--num_samples=2", "--negative_prompt=rain"],
+         "--guidance_scale=2", "--duration=0.25", "--num_samples=2", "--negative_prompt=rain",
+         "--sampler=dpmpp_2m", "--eta=0", "--spacing=trailing", "--batch_size=8"],
         capture_output=True, text=True, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -40,7 +44,10 @@ def test_command(tiny_model, tmp_path):
         assert (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16")
         assert info.frames == 4000
     assert re.search(r"Read the model.*\d s\nMade 8 sound.*\d s\nWrote", done.stdout, re.DOTALL)
+    for part in ("text encoder", "U-Net", "autoencoder", "vocoder"):
+        assert re.search(rf"^  {part}: [\d.]+ s$", done.stdout, re.M)
     assert "4/4" in done.stderr or "2/2" in done.stderr  # the progress bar
+    assert "left out empty line(s) 2; " in done.stderr
 
     rows = read(out)
     assert [row["file"] for row in rows] == names
@@ -50,7 +57,19 @@ def test_command(tiny_model, tmp_path):
     wav = pipe(
         row["prompt"],
         start_index=row["index"],
-        **{k: row[k] for k in ("seed", "steps", "guidance_scale", "duration", "negative_prompt")},
+        **{
+            k: row[k]
+            for k in (
+                "seed",
+                "steps",
+                "guidance_scale",
+                "duration",
+                "negative_prompt",
+                "sampler",
+                "eta",
+                "spacing",
+            )
+        },
     )[0]
     stored, _ = soundfile.read(out / row["file"], dtype="float32")
     np.testing.assert_allclose(stored, wav, atol=2**-15 + 1e-4 * np.abs(wav).max())
@@ -66,6 +85,108 @@ def test_a_second_run_replaces_its_own_files_alone(tiny_model, tmp_path):
     assert second == first[:1]
     assert all(path.exists() for path in first)
     assert [row["file"] for row in read(tmp_path)] == ["000_rain.wav"]
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Counts the sounds that the pipeline makes."""
+    numbers, make = [], maa_jax.Pipeline.__call__
+
+    def count(self, prompts, **settings):
+        numbers.extend(range(settings["start_index"], settings["start_index"] + len(prompts)))
+        return make(self, prompts, **settings)
+
+    monkeypatch.setattr(maa_jax.Pipeline, "__call__", count)
+    return numbers
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tiny_model, tmp_path, monkeypatch, made):
+    prompts = ["rain", "crow", "dog", "rain", "a door"]
+
+    def run(out, **more):
+        settings = {"steps": 1, "duration": 0.1, "batch_size": 2} | more
+        return sample.sample(prompts, str(tmp_path / out), model=str(tiny_model), **settings)
+
+    whole = run("whole")
+    assert made == [0, 1, 2, 3, 4]
+
+    made.clear()
+    with monkeypatch.context() as patch:
+        write, written = io.write_wav, []
+
+        def killed(path, *args):
+            if len(written) == 3:
+                raise KeyboardInterrupt
+            written.append(path)
+            write(path, *args)
+
+        patch.setattr(io, "write_wav", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run("cut")
+    out = tmp_path / "cut"
+    part = out / "samples.part-0.jsonl"
+    assert sorted(p.name for p in out.iterdir()) == [*(p.name for p in whole[:3]), part.name]
+    with part.open("a") as file:
+        file.write('{"file": "003')  # the kill came in the middle of a line
+    with pytest.raises(
+        ValueError, match=r"part-0\.jsonl.*another request \(steps=1 there, 2 here\)"
+    ):
+        run("cut", steps=2)
+    (out / "001_crow.wav").unlink()  # lost since: made again
+
+    made.clear()
+    files = run("cut", batch_size=8)
+    assert made == [1, 3, 4]
+    assert sorted(p.name for p in out.iterdir()) == [*(p.name for p in files), "samples.jsonl"]
+    assert [row["index"] for row in read(out)] == [0, 1, 2, 3, 4]
+    for one, other in zip(files, whole, strict=True):
+        np.testing.assert_allclose(soundfile.read(one)[0], soundfile.read(other)[0], atol=2e-4)
+
+    made.clear()
+    assert run("cut") == files
+    assert made == []
+
+
+def test_the_best_candidates_are_kept(tiny_model, tmp_path):
+    args = dict(model=str(tiny_model), steps=1, duration=0.1, num_samples=2, num_candidates=3)
+    sample.sample(["rain", "crow"], str(tmp_path), batch_size=3, **args)
+    rows = read(tmp_path)
+    assert [row["file"] for row in rows] == [
+        "000_rain.wav", "001_rain.wav", "002_crow.wav", "003_crow.wav"
+    ]  # fmt: skip
+    assert rows[0]["score"] >= rows[1]["score"]
+    assert rows[2]["score"] >= rows[3]["score"]
+    assert {row["index"] // 3 for row in rows[:2]} == {0}
+    assert {row["index"] // 3 for row in rows[2:]} == {1}
+
+
+def test_processes_and_devices_share_the_prompts(tiny_model, tmp_path):
+    code = (
+        "import sys; from maa_jax import sample; sys.argv = ['x', *sys.argv[1:]];"
+        "from absl import app; sample.define_flags(); app.run(sample.main)"
+    )
+    flags = [f"--model={tiny_model}", "--steps=1", "--duration=0.1", f"--out={tmp_path}"]
+    flags += ["--prompt=rain", "--prompt=crow", "--prompt=dog"]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    processes = [
+        start_python("-c", code, *flags, devices=2, JAX_COORDINATOR_ADDRESS=address,
+                     JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i))
+        for i in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert "Made 2 sound(s)" in outputs[0]
+    assert "Made 1 sound(s)" in outputs[1]
+    names = ["000_rain.wav", "001_crow.wav", "002_dog.wav"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*names, "samples.jsonl"]
+    assert [row["file"] for row in read(tmp_path)] == names
+    wav = maa_jax.Pipeline.from_pretrained(tiny_model)("dog", steps=1, duration=0.1, start_index=2)[
+        0
+    ]
+    stored, _ = soundfile.read(tmp_path / names[2], dtype="float32")
+    np.testing.assert_allclose(stored, wav, atol=2e-4)
 
 
 def test_file_names():
@@ -87,6 +208,9 @@ def test_file_names():
         (dict(duration=99.0), "duration=99.0: give seconds above 0 and up to 2.048"),
         (dict(steps=0), "steps=0"),
         (dict(num_samples=-1), "num_samples=-1"),
+        (dict(sampler="dmi"), "sampler='dmi': did you mean 'ddim'?"),
+        (dict(num_candidates=0), "num_candidates=0"),
+        (dict(batch_size=0), "batch_size=0"),
         (dict(out="/dev/null/sounds"), "--out=/dev/null/sounds: cannot be written"),
     ],
 )
@@ -101,7 +225,7 @@ def test_mistakes_are_named_before_weights_are_read(
     assert not (tmp_path / "o").exists()
 
 
-def test_prompts_are_read(tmp_path):
+def test_prompts_are_read(tmp_path, capsys):
     assert sample.read_prompts([""], None) == [""]
     with pytest.raises(ValueError, match="no prompts: give --prompt"):
         sample.read_prompts([], None)
@@ -110,6 +234,14 @@ def test_prompts_are_read(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"--prompts_file=.*binary.*cannot be read"):
         sample.read_prompts([], str(tmp_path / "binary"))
+    (tmp_path / "latin").write_bytes("rain\ncrow\nein Löwe\n".encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=r"latin: cannot be read, line 3 is not UTF-8.*save.*UTF-8"
+    ):
+        sample.read_prompts([], str(tmp_path / "latin"))
+    (tmp_path / "gaps").write_text("\ufeffrain\n\n  \r\na crow\u2028caws\n", "utf-8")
+    assert sample.read_prompts([], str(tmp_path / "gaps")) == ["rain", "a crow\u2028caws"]
+    assert "left out empty line(s) 2, 3; " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

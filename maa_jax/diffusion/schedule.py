@@ -1,12 +1,22 @@
 """The noise schedule: how much of a latent is left at each timestep."""
 
 import dataclasses
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+SPACINGS = ("ldm", "leading", "trailing", "linspace")
+
+
+def check_name(key: str, value: object, known: Collection[str]) -> None:
+    """Raises a ValueError with the nearest name unless `value` is one of the `known`."""
+    if value not in known:
+        near = difflib.get_close_matches(str(value), known, 1, 0)
+        raise ValueError(f"{key}={value!r}: did you mean {near[0]!r}? There are {', '.join(known)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +46,33 @@ class Schedule:
         alpha = alpha.reshape(-1, *(1,) * (latents.ndim - 1))
         return jnp.sqrt(alpha) * latents + jnp.sqrt(1 - alpha) * noise
 
-    def ddim_timesteps(self, steps: int) -> np.ndarray:
-        """Returns the timesteps that a sampler visits, ascending int32 [steps]: 1, 1 + 1000/n, ...
+    def timesteps(self, steps: int, spacing: str = "ldm") -> np.ndarray:
+        """Returns the timesteps that a sampler visits, ascending int32 [steps].
+
+        Args:
+          steps: how many, 1 to num_train_timesteps.
+          spacing: "ldm" is the release's, 1, 1 + 1000/n, ...; "leading" (with offset 1),
+            "trailing" and "linspace" are diffusers' (Lin et al. 2023, Table 2).
 
         Raises:
-          ValueError: steps is not in 1..num_train_timesteps.
+          ValueError: steps out of range, or an unknown spacing.
         """
-        if not 1 <= steps <= self.num_train_timesteps:
-            raise ValueError(f"steps={steps}: give a number from 1 to {self.num_train_timesteps}")
-        # Where n divides 1000 these are LDM's; where not, LDM visits more than n of them and
-        # diffusers starts late in the chain, from noise that is not noise to the model.
-        timesteps = np.arange(steps) * self.num_train_timesteps // steps + 1
-        return np.minimum(timesteps, self.num_train_timesteps - 1).astype(np.int32)
+        check_name("spacing", spacing, SPACINGS)
+        total, n = self.num_train_timesteps, np.arange(steps)
+        if not 1 <= steps <= total:
+            raise ValueError(f"steps={steps}: give a number from 1 to {total}")
+        match spacing:
+            case "ldm":
+                # Where n divides 1000 these are LDM's; where not, LDM visits more than n of them
+                # and "leading" starts late in the chain, from noise that is not noise to the model.
+                timesteps = n * total // steps + 1
+            case "leading":
+                timesteps = n * (total // steps) + 1
+            case "trailing":
+                timesteps = np.round(total - n * (total / steps))[::-1] - 1
+            case "linspace":
+                timesteps = np.round(np.linspace(0, total - 1, steps))
+        return np.minimum(timesteps, total - 1).astype(np.int32)
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the content of a diffusers DDIMScheduler's scheduler_config.json."""

@@ -187,7 +187,8 @@ def read_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
             zipped = f.read(2) == b"PK"  # older files cannot be mapped
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as e:
-        reason = str(e).split("\n")[0]
+        found = re.search(r"Unsupported global: GLOBAL (\S+)", str(e))
+        reason = found[1] if found else str(e).split("\n")[0]
         raise ValueError(
             f"{path}: refused, it holds more than tensors and plain values ({reason}). If you "
             "trust it, open it with torch.load and save its state_dict alone"

@@ -199,11 +199,10 @@ class DiffusionStage:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(prompts)))
         noise = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
         module = state.merge(self._graph, train.weights()["unet"])
-        z = samplers.ddim(
+        z = samplers.sample(
             samplers.guided(module, context, without, self.config.summary.guidance_scale),
             noise,
-            self.schedule.ddim_timesteps(_SUMMARY_STEPS),
-            self.schedule.alphas_cumprod,
+            samplers.coefficients("ddim", self.schedule, _SUMMARY_STEPS),
         )
         vae = bundle.build(self._vae, frozen["vae"])
         mel = vae.decode(z / train.extra["latents"]["scale"])[..., 0].swapaxes(1, 2)

@@ -6,7 +6,7 @@ from flax import nnx
 
 from maa_jax import bundle
 from maa_jax.diffusion import samplers
-from maa_jax.diffusion.schedule import Schedule
+from maa_jax.diffusion.schedule import SPACINGS, Schedule
 from maa_jax.interop import torch_layout
 from maa_jax.interop.released import unet_from_ldm
 from maa_jax.models.unet import UNet, UNetConfig
@@ -24,12 +24,12 @@ def unet():
 @pytest.mark.parametrize(("steps", "scale"), [(20, 3), (100, 3), (25, 1)])
 def test_ddim_agrees_with_the_reference(unet, steps, scale):
     case, (graphdef, params) = reference("ddim_unet_small"), unet
-    schedule = Schedule()
+    table = samplers.coefficients("ddim", Schedule(), steps)
 
     @jax.jit
     def sample(params, x, context, unconditional, scale):
         denoise = samplers.guided(bundle.build(graphdef, params), context, unconditional, scale)
-        return samplers.ddim(denoise, x, schedule.ddim_timesteps(steps), schedule.alphas_cumprod)
+        return samplers.sample(denoise, x, table)
 
     x = case["x_T"].transpose(0, 2, 3, 1)
     got = sample(params, x, case["context"], case["unconditional"], scale)
@@ -42,55 +42,119 @@ def toy(x, t):
     return 0.3 * jnp.sin(2 * x) + 0.5 * x * jnp.cos(t / 300.0)
 
 
-def diffusers_sample(x, steps, eta, noise):
-    torch = pytest.importorskip("torch", reason="compares with PyTorch's DDIM")
-    diffusers = pytest.importorskip("diffusers", reason="compares with diffusers' DDIM")
-    scheduler = diffusers.DDIMScheduler.from_config(Schedule().to_hf())
+X = np.random.default_rng(0).standard_normal((3, 2, 4, 4)).astype("f")
+KEYS = jax.random.split(jax.random.key(1), 3)
+SCHEDULERS = {
+    "ddim": ("DDIMScheduler", {}),
+    "plms": ("PNDMScheduler", dict(skip_prk_steps=True)),
+    "dpmpp_2m": (
+        "DPMSolverMultistepScheduler",
+        dict(algorithm_type="dpmsolver++", solver_order=2, steps_offset=1),
+    ),
+}
+
+
+@jax.jit
+def run(x, table, keys=None):
+    return jax.lax.scan(samplers.step(toy, keys), samplers.start(x), table)[0].latents
+
+
+def diffusers_sample(sampler, steps, spacing, eta=0.0):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch's samplers")
+    diffusers = pytest.importorskip("diffusers", reason="compares with diffusers' samplers")
+    name, settings = SCHEDULERS[sampler]
+    config = Schedule().to_hf() | settings | {"timestep_spacing": spacing}
+    del config["_class_name"]
+    scheduler = getattr(diffusers, name).from_config(config)
     scheduler.set_timesteps(steps)
-    x = torch.tensor(x)
+    x = torch.tensor(X)
     for t in scheduler.timesteps:
         eps = torch.tensor(np.array(toy(x.numpy(), int(t))))
-        z = torch.tensor(np.array(noise(int(t))))
-        x = scheduler.step(eps, t, x, eta=eta, variance_noise=z if eta else None).prev_sample
+        extra = {}
+        if eta:
+            noise = [jax.random.normal(jax.random.fold_in(k, int(t)), X.shape[1:]) for k in KEYS]
+            extra = dict(eta=eta, variance_noise=torch.tensor(np.stack(noise)))
+        x = scheduler.step(eps, t, x, **extra).prev_sample
     return x.numpy()
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_agrees_with_diffusers(sampler, spacing):
+    for steps in (2, 3, 10, 16, 50):
+        got = run(X, samplers.coefficients(sampler, Schedule(), steps, spacing=spacing))
+        want = diffusers_sample(sampler, steps, spacing)
+        assert np.abs(got - want).max() < 1e-3 * np.abs(want).max(), steps
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
 def test_eta_agrees_with_diffusers(eta):
-    x = np.random.default_rng(0).standard_normal((3, 2, 4, 4)).astype("f")
-    keys = jax.random.split(jax.random.key(1), 3)
+    got = run(X, samplers.coefficients("ddim", Schedule(), 10, eta=eta), KEYS)
+    np.testing.assert_allclose(got, diffusers_sample("ddim", 10, "leading", eta), atol=2e-4)
 
-    def noise(t):
-        return jnp.stack([jax.random.normal(jax.random.fold_in(k, t), x.shape[1:]) for k in keys])
 
-    schedule = Schedule()
-    got = samplers.ddim(
-        toy, x, schedule.ddim_timesteps(10), schedule.alphas_cumprod, eta, keys if eta else None
-    )
-    np.testing.assert_allclose(got, diffusers_sample(x, 10, eta, noise), atol=2e-4)
+def test_the_default_spacing_is_the_release_s():
+    for sampler in ("ddim", "plms"):
+        for steps in (10, 20, 50, 100):  # divisors of 1000
+            np.testing.assert_array_equal(
+                samplers.coefficients(sampler, Schedule(), steps),
+                samplers.coefficients(sampler, Schedule(), steps, spacing="leading"),
+            )
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_tables_are_finite_and_come_to_the_same_end(sampler, spacing):
+    for steps in (1, 2, 7, 97, 499, 999):
+        table = samplers.coefficients(sampler, Schedule(), steps, spacing=spacing)
+        assert table.shape == (steps + (sampler == "plms" and steps > 1), samplers.COLUMNS)
+        assert np.isfinite(table).all()
+    # With noise that is known exactly, every sampler recovers what was noised, at any length.
+    if spacing in ("ldm", "trailing"):
+        alphas = jnp.asarray(Schedule().alphas_cumprod)
+        exact = lambda x, t: (x - jnp.sqrt(alphas[t]) * X) / jnp.sqrt(1 - alphas[t])
+        for steps in (2, 25):
+            table = samplers.coefficients(sampler, Schedule(), steps, spacing=spacing)
+            a = alphas[table[0, 0].astype(int)]
+            noisy = jnp.sqrt(a) * X + jnp.sqrt(1 - a) * X[::-1]
+            np.testing.assert_allclose(samplers.sample(exact, noisy, table), X, atol=0.1)
 
 
 def test_noise_of_a_sample_does_not_depend_on_its_batch():
-    x = np.random.default_rng(0).standard_normal((3, 2, 4, 4)).astype("f")
-    keys = jax.random.split(jax.random.key(1), 3)
-    schedule = Schedule()
-
-    def sample(x, keys):
-        times = schedule.ddim_timesteps(5)
-        return samplers.ddim(toy, x, times, schedule.alphas_cumprod, 1.0, keys)
-
-    np.testing.assert_allclose(sample(x, keys)[2:], sample(x[2:], keys[2:]), atol=1e-5)
-    with pytest.raises(ValueError, match=r"eta=1\.0.*key"):
-        sample(x, None)
+    table = samplers.coefficients("ddim", Schedule(), 10, eta=1.0)
+    np.testing.assert_allclose(run(X, table, KEYS)[2:], run(X[2:], table, KEYS[2:]), atol=1e-5)
+    with pytest.raises(ValueError, match=r"eta above 0.*keys"):
+        samplers.sample(toy, X, table)
 
 
-def test_segments_make_the_whole():
-    x = np.random.default_rng(0).standard_normal((2, 2, 4, 4)).astype("f")
-    schedule = Schedule()
-    whole = samplers.ddim(toy, x, schedule.ddim_timesteps(6), schedule.alphas_cumprod)
-    rows = samplers.ddim_coefficients(schedule.ddim_timesteps(6), schedule.alphas_cumprod)
-    half = samplers.ddim_scan(toy, x, rows[:3])
-    np.testing.assert_allclose(samplers.ddim_scan(toy, half, rows[3:]), whole, atol=1e-6)
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_segments_make_the_whole(sampler):
+    table = samplers.coefficients(sampler, Schedule(), 10)
+    carry = samplers.start(X)
+    for rows in (table[:1], table[1:4], table[4:]):
+        carry, _ = jax.lax.scan(samplers.step(toy), carry, rows)
+    np.testing.assert_allclose(carry.latents, run(X, table), atol=1e-5)
+    # The last estimate of the clean latents is nearly what comes out.
+    largest = np.abs(carry.latents).max()
+    np.testing.assert_allclose(carry.clean, carry.latents, atol=0.05 * largest)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(sampler="ddmi"), "sampler='ddmi': did you mean 'ddim'?"),
+        (dict(sampler="dpm++2m"), "did you mean 'dpmpp_2m'?"),
+        (dict(spacing="line"), "spacing='line': did you mean 'linspace'?"),
+        (dict(eta=1.5), "eta=1.5: give a number from 0 to 1"),
+        (dict(eta=0.5, sampler="plms"), "eta=0.5: sampler='plms' adds no noise"),
+        (dict(steps=0), "steps=0"),
+        (dict(steps=1000, sampler="dpmpp_2m"), "steps=1000: sampler='dpmpp_2m' takes up to 999"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError) as e:
+        samplers.coefficients(**{"sampler": "ddim", "schedule": Schedule(), "steps": 5} | arguments)
+    assert message in str(e.value)
 
 
 def test_guidance_runs_both_conditions_in_one_batch():
@@ -104,3 +168,15 @@ def test_guidance_runs_both_conditions_in_one_batch():
     denoise = samplers.guided(unet, context, jnp.ones((2, 4, 5)), 3.0)
     np.testing.assert_allclose(denoise(x, jnp.int32(5)), 1 + 3 * (2 - 1) * x)
     assert calls == [((4, 1, 3, 1), (4,), (4, 4, 5))]
+
+
+def test_guidance_may_change_from_step_to_step():
+    context, unconditional = jnp.ones((3, 1, 1)), jnp.zeros((3, 1, 1))
+    denoise = samplers.guided(lambda x, t, c: x * c[..., None], context, unconditional)
+    scales = np.linspace(0.1, 0.5, 5, dtype="f")
+    table = samplers.coefficients("ddim", Schedule(), 5)
+    got = samplers.sample(denoise, X, np.concatenate([table, scales[:, None]], axis=1))
+    carry = samplers.start(jnp.asarray(X))
+    for row, scale in zip(table, scales, strict=True):
+        carry, _ = samplers.step(lambda x, t, s=scale: s * x)(carry, row)
+    np.testing.assert_allclose(got, carry.latents, atol=1e-5)

@@ -10,13 +10,13 @@ def test_agrees_with_the_reference():
     np.testing.assert_allclose(Schedule().alphas_cumprod, case["alphas_cumprod"], rtol=1e-6)
     for steps in (20, 25, 100):
         np.testing.assert_array_equal(
-            Schedule().ddim_timesteps(steps), np.sort(case[f"timesteps_{steps}"])
+            Schedule().timesteps(steps), np.sort(case[f"timesteps_{steps}"])
         )
 
 
 @pytest.mark.parametrize("steps", [1, 3, 30, 600, 999, 1000])
 def test_any_number_of_steps_spans_the_chain(steps):
-    timesteps = Schedule().ddim_timesteps(steps)
+    timesteps = Schedule().timesteps(steps)
     assert len(timesteps) == steps
     assert timesteps[0] == 1
     assert 999 - 1000 / steps <= timesteps[-1] <= 999
@@ -26,7 +26,24 @@ def test_any_number_of_steps_spans_the_chain(steps):
 @pytest.mark.parametrize("steps", [0, -5, 1001])
 def test_refuses_other_numbers_of_steps(steps):
     with pytest.raises(ValueError, match=f"steps={steps}.*1 to 1000"):
-        Schedule().ddim_timesteps(steps)
+        Schedule().timesteps(steps)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_spacings_are_those_of_diffusers(spacing):
+    pytest.importorskip("torch", reason="compares with diffusers' DDIM")
+    diffusers = pytest.importorskip("diffusers", reason="compares with diffusers' DDIM")
+    config = Schedule().to_hf() | {"timestep_spacing": spacing}
+    scheduler = diffusers.DDIMScheduler.from_config(config)
+    for steps in (1, 7, 10, 30, 50, 600):
+        scheduler.set_timesteps(steps)
+        ours = Schedule().timesteps(steps, spacing)
+        np.testing.assert_array_equal(ours[::-1], scheduler.timesteps.numpy())
+
+
+def test_unknown_spacings_are_named_with_the_nearest():
+    with pytest.raises(ValueError, match=r"spacing='trail'.*'trailing'"):
+        Schedule().timesteps(10, "trail")
 
 
 def test_noise_is_added_with_unit_variance():
