@@ -16,7 +16,7 @@ from maa_jax import bundle, conditioning, convert
 from maa_jax.diffusion.schedule import Schedule
 from maa_jax.interop import released, torch_layout, vocoders
 from maa_jax.models.bert import BertConfig
-from maa_jax.models.bigvgan import BigVGANConfig
+from maa_jax.models.bigvgan import BigVGAN, BigVGANConfig
 from maa_jax.models.clap import ProjectionConfig
 from maa_jax.models.hifigan import HifiGanConfig
 from maa_jax.stages import make_stage
@@ -92,18 +92,26 @@ def test_mistakes_are_named(run, tmp_path):
 
 SIZES = {
     "small": dict(
-        cases=("unet_small", "autoencoder_small", "bigvgan_small"),
+        cases=("unet_small", "autoencoder_small"),
         width=48,
         text=dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=96),
-        vocoder=128,
-        seconds=2.048,
+        vocoder=BigVGANConfig(
+            upsample_initial_channel=32,
+            upsample_rates=(8, 8, 4),
+            upsample_kernel_sizes=(16, 16, 8),
+            resblock_kernel_sizes=(3,),
+            resblock_dilation_sizes=((1, 3),),
+        ),
+        seconds=0.512,
+        steps=4,
     ),
     "full": dict(
-        cases=("unet_paper", "autoencoder_paper", "bigvgan_released"),
+        cases=("unet_paper", "autoencoder_paper"),
         width=1024,
         text=dict(vocab_size=30522, max_position_embeddings=512),
-        vocoder=1536,
+        vocoder=BigVGANConfig(),
         seconds=1.024,
+        steps=20,
     ),
 }
 
@@ -116,7 +124,7 @@ def write_release(folder, cases, width, text, vocoder, **_):
     """Writes the released files with weights from names: checkpoint, BigVGAN, tokenizer."""
     tokenizer = conditioning.build_tokenizer(CAPTIONS, folder / "tokenizer", 128)
     sizes = dict(vocab_size=tokenizer.vocab_size, max_position_embeddings=80) | text
-    unet, autoencoder, generator = (named_weights.state_dict(case) for case in cases)
+    unet, autoencoder = (named_weights.state_dict(case) for case in cases)
     state = {f"model.diffusion_model.{k}": v for k, v in unet.items()}
     state |= {f"first_stage_model.{k}": v for k, v in autoencoder.items()}
     text = BertConfig(**sizes)
@@ -133,16 +141,12 @@ def write_release(folder, cases, width, text, vocoder, **_):
     content = {"state_dict": to_tensors(state), "epoch": 3, "global_step": 7}
     torch.save(content, folder / "maa1_full.ckpt")
     (folder / "bigvgan").mkdir()
-    torch.save({"generator": to_tensors(generator)}, folder / "bigvgan" / "best_netG.pt")
-    args = dict(
-        num_mels=80,
-        upsample_initial_channel=vocoder,
-        upsample_rates=[4, 4, 2, 2, 2, 2],
-        upsample_kernel_sizes=[8, 8, 4, 4, 4, 4],
-        resblock_kernel_sizes=[3, 7, 11],
-        resblock_dilation_sizes=[[1, 3, 5]] * 3,
-        snake_logscale=True,
+    generator = torch_layout.to_torch(
+        random_network(lambda rngs: BigVGAN(vocoder, weight_norm=True, rngs=rngs), 1)
     )
+    torch.save({"generator": to_tensors(generator)}, folder / "bigvgan" / "best_netG.pt")
+    args = json.loads(json.dumps({name: getattr(vocoder, name) for name in vocoders._SHARED}))
+    args |= {"num_mels": 80, "snake_logscale": True}
     (folder / "bigvgan" / "args.yml").write_text(yaml.safe_dump(args))
 
 
@@ -174,8 +178,7 @@ def pytorch_sound(release, folder, prompt, noise, steps, scale):
         vae = diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae")
         mel = vae.decode(latents / vae.config.scaling_factor).sample[:, 0]
         generator = torch.load(release / "bigvgan" / "best_netG.pt", weights_only=True)["generator"]
-        channels = generator["conv_pre.weight_v"].shape[0]
-        vocoder = TorchBigVGAN(BigVGANConfig(upsample_initial_channel=channels), True)
+        vocoder = TorchBigVGAN(bundle.load_config(folder, "vocoder"), True)
         norm = {"weight_g": "original0", "weight_v": "original1"}
         names = {}
         for name, value in generator.items():
@@ -208,9 +211,11 @@ def test_released_files_sound_here_as_in_pytorch(size, tmp_path, capsys):
     pipe = maa_jax.Pipeline.from_pretrained(folder)
     shape = pipe.latent_shape(sizes["seconds"])
     noise = np.random.default_rng(0).standard_normal((1, *shape)).astype("f")
-    request = dict(steps=20, guidance_scale=3.0, duration=sizes["seconds"])
+    request = dict(steps=sizes["steps"], guidance_scale=3.0, duration=sizes["seconds"])
     ours = pipe(["a crow caws"], initial_latents=noise, **request)
-    theirs = pytorch_sound(tmp_path, folder, "a crow caws", noise, 20, 3.0)[:, : ours.shape[1]]
+    theirs = pytorch_sound(tmp_path, folder, "a crow caws", noise, sizes["steps"], 3.0)[
+        :, : ours.shape[1]
+    ]
     assert np.abs(ours - theirs).max() < 1e-3 * np.abs(theirs).max()
 
     if size == "small":  # and back, to the bit but for what nothing reads
