@@ -284,7 +284,8 @@ def forward_case(pair: Pair, device: str, autocast) -> tuple[Callable, Callable,
     here = lambda: compiled(params, *ours)
     mine, wanted = (jax.tree.leaves(x)[0] for x in (here(), _numpy(there())))
     error = np.abs(np.asarray(mine, np.float32) - wanted).max() / np.abs(wanted).max()
-    print(f"  largest difference of outputs: {error:.1e} of the largest output")
+    if error > 1e-3 and ours[0].dtype == np.float32:
+        raise RuntimeError(f"the two sides differ by {error:.1e} of the largest output")
     return here, there, compiled.lower(params, *ours).cost_analysis()["flops"]
 
 
@@ -362,7 +363,7 @@ def _numpy(outputs):
 
 
 def _seconds(run: Callable, wait: Callable) -> float:
-    time.sleep(0.5)
+    time.sleep(0.5)  # the other side's threads may still spin, waiting for work
     begin = time.perf_counter()
     wait(run())
     return time.perf_counter() - begin
@@ -410,7 +411,8 @@ def main(argv: list[str]) -> None:
         f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {dtype}, batch {_BATCH.value}; "
         f"jax {jax.__version__}, torch {torch.__version__}; matrix product {rate / 1e9:.0f} GFLOP/s"
     )
-    rows = []
+    head = ("network", "pass", "here, s", "PyTorch, s", "speed / PyTorch", "of matmul")
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
     for name in _NETWORKS.value:
         cases = {
             "forward": forward_case,
@@ -420,17 +422,16 @@ def main(argv: list[str]) -> None:
         for title, case in cases.items():
             if title == "guided DDIM step" and name != "unet":
                 continue
-            print(f"{name}, {title}", flush=True)
             pair = PAIRS[name](_BATCH.value, jnp.dtype(dtype), title == "training")
             here, there, flops = case(pair, device, autocast)
             ours, theirs = compare(here, there, _REPEATS.value, sync)
-            rows.append((name, title, ours, theirs, theirs / ours, flops / ours / rate))
+            ratio, share = theirs / ours, flops / ours / rate
+            print(
+                f"| {name} | {title} | {ours:.3f} | {theirs:.3f} | {ratio:.2f} | {share:.0%} |",
+                flush=True,
+            )
             del pair, here, there
             gc.collect()
-    head = ("network", "pass", "here, s", "PyTorch, s", "speed / PyTorch", "of matmul")
-    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
-    for name, title, ours, theirs, ratio, share in rows:
-        print(f"| {name} | {title} | {ours:.3f} | {theirs:.3f} | {ratio:.2f} | {share:.0%} |")
 
 
 if __name__ == "__main__":

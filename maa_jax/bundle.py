@@ -34,6 +34,7 @@ INDEX = "model_index.json"
 BUNDLED = pathlib.Path(__file__).parent / "bundled_model"
 # Files of a model on the Hugging Face hub that are read here; its other formats are left there.
 _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")
+_MODEL_FILES = (INDEX, "*/*.json", "*/*.safetensors", "*/vocab.txt")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 # Class name in config.json -> (library of that class, module here, configuration, network).
@@ -137,27 +138,14 @@ def fetch(model: str | os.PathLike[str], files: tuple[str, ...] = ()) -> pathlib
     """
     if pathlib.Path(model).is_dir() or not _HUB_ID.fullmatch(str(model)):
         return resolve(model)
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    try:
-        folder = pathlib.Path(
-            huggingface_hub.snapshot_download(
-                str(model), allow_patterns=list(_HUB_FILES), ignore_patterns=["*/*"]
-            )
-        )
-    except errors.RepositoryNotFoundError as e:
-        raise BundleError(
-            f"model={str(model)!r}: neither a folder here nor a model of the Hugging Face hub; "
-            "look for a mistake in the name, or log in (`hf auth login`) if it is private"
-        ) from e
-    except (errors.HfHubHTTPError, OSError) as e:
+    folder, cause = _snapshot(str(model), _HUB_FILES, ["*/*"])
+    if folder is None:
         missing = ["config.json", _weights_file("transformers"), *files]
-        where, cause = "the hub cannot be reached and the local cache", e
+        where = "the hub cannot be reached and the local cache"
     else:
         missing = [f for f in ("config.json", *files) if not (folder / f).exists()]
         missing += _missing_weights(folder, "transformers")
-        where, cause = str(folder), None
+        where = str(folder)
     if missing:
         included = " ".join(f"--include {pattern!r}" for pattern in _HUB_FILES)
         raise BundleError(
@@ -167,6 +155,45 @@ def fetch(model: str | os.PathLike[str], files: tuple[str, ...] = ()) -> pathlib
             "(pytorch_model.bin alone) is not read: choose another"
         ) from cause
     return folder
+
+
+def fetch_model(model: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the local folder of a whole model: a folder, "bundled", or one of the hub.
+
+    Raises:
+      BundleError: there is no such folder or model, or the hub cannot be reached.
+    """
+    if pathlib.Path(model).is_dir() or not _HUB_ID.fullmatch(str(model)):
+        return resolve(model)
+    folder, cause = _snapshot(str(model), _MODEL_FILES, None)
+    if folder is None:
+        raise BundleError(
+            f"model={str(model)!r}: no such folder here, and the Hugging Face hub cannot be "
+            f"reached. Where there is a network, run `hf download {model} --local-dir DIR`, copy "
+            f"DIR here, and give its path in place of {str(model)!r}"
+        ) from cause
+    return folder
+
+
+def _snapshot(
+    model: str, patterns: tuple[str, ...], ignored: list[str] | None
+) -> tuple[pathlib.Path | None, Exception | None]:
+    """Returns the local copy of a hub's repository, or None and why it could not be had."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            model, allow_patterns=list(patterns), ignore_patterns=ignored
+        )
+    except errors.RepositoryNotFoundError as e:
+        raise BundleError(
+            f"model={model!r}: neither a folder here nor a model of the Hugging Face hub; "
+            "look for a mistake in the name, or log in (`hf auth login`) if it is private"
+        ) from e
+    except (errors.HfHubHTTPError, OSError) as e:
+        return None, e
+    return pathlib.Path(folder), None
 
 
 def class_of(config: Mapping[str, Any]) -> str:

@@ -74,7 +74,7 @@ def evaluate(
     request = {k: settings[k] for k in ("steps", "guidance_scale", "seed") if k in settings}
     check_request(**request)
     folder = make_folder(out)
-    path = bundle.resolve(model)
+    path = bundle.fetch_model(model)
     pipe = Pipeline.from_pretrained(model)
 
     def keep(number: int, prompt: str, wav: Any) -> None:

@@ -228,14 +228,15 @@ class Pipeline:
         """Opens a model folder. The denoiser and decoders are read when they are first needed.
 
         Args:
-          model: the folder's path, or "bundled" for the small model inside this package.
+          model: the folder's path, a hub id ("user/model"), or "bundled" for the small model inside
+            this package.
           dtype: the networks' compute dtype; float32 on CPUs by default, bfloat16 elsewhere.
           devices: of this process, to spread every batch over; JAX's default device otherwise.
 
         Raises:
           ValueError: the folder is missing, half-written or does not fit together.
         """
-        return cls(bundle.resolve(model), dtype, devices)
+        return cls(bundle.fetch_model(model), dtype, devices)
 
     def load(self, output: str = "wav", *, ranking: bool = False) -> None:
         """Reads the weights that `output`, and ranking, need and that have not been read yet.

@@ -274,7 +274,7 @@ def sample(
     count = dict(num_samples=num_samples, num_candidates=num_candidates)
     request = how | count | dict(duration=duration, batch_size=batch_size)
     check_request(**request)
-    path = bundle.resolve(model)
+    path = bundle.fetch_model(model)
     index = bundle.load_index(path, meta=("sample_rate", "max_duration"))
     check_request(**request, max_duration=index["max_duration"])
     if num_candidates is not None:

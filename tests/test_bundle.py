@@ -326,3 +326,17 @@ def test_transformers_opens_the_folder_and_gets_the_same(tiny_model):
     tokens = tokenizer(["a crow caws"], padding="max_length", return_tensors="pt")["input_ids"]
     assert tokens.shape == (1, 77)
     close(call(tiny_model, "text_encoder", tokens.numpy()), theirs(tokens).last_hidden_state)
+
+
+def test_a_whole_model_of_the_hub(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(bundle.BundleError, match=r"cannot be reached.*hf download someone/sounds"):
+        bundle.fetch_model("someone/sounds")
+    # The hub's cache as a download leaves it.
+    repository = tmp_path / "models--someone--sounds"
+    shutil.copytree(tiny_model, repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    assert bundle.load_index(bundle.fetch_model("someone/sounds"))["sample_rate"] == 16000
+    assert bundle.fetch_model("bundled") == bundle.resolve("bundled")
