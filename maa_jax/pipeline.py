@@ -40,15 +40,15 @@ CLASS_NAME = "MaaPipeline"
 Guidance = float | Sequence[float] | Callable[[float], float]
 
 
-def _segment(evaluations: int) -> int:
-    """Returns how many evaluations one call of the program takes; the last call takes what is left.
+def segments(evaluations: int) -> list[int]:
+    """Returns how many evaluations of the U-Net each call of the program takes.
 
     Each length is a program of its own: a divisor needs one, and 20, 50 and 100 steps share theirs.
     """
-    for size in range(MAX_SEGMENT, MAX_SEGMENT // 2, -1):
-        if evaluations % size == 0:
-            return size
-    return min(MAX_SEGMENT, evaluations)
+    sizes = range(MAX_SEGMENT, MAX_SEGMENT // 2, -1)
+    size = next((size for size in sizes if evaluations % size == 0), MAX_SEGMENT)
+    whole, rest = divmod(evaluations, size)
+    return [size] * whole + [rest] * (rest > 0)
 
 
 def check_request(
@@ -441,15 +441,16 @@ class Pipeline:
         if self._mesh is not None:
             axes = samplers.Carry(latents=0, previous=0, history=1, clean=0)
             carry = samplers.Carry(*map(self._put, carry, axes))
-        size = _segment(len(table))
-        for first in range(0, len(table), size):
-            rows = table[first : first + size]
+        done = 0
+        for size in segments(len(table)):
+            rows = table[done : done + size]
             with self._timed("U-Net"):
                 carry = self._denoise(
                     self._params["unet"], carry, rows, context, unconditional, keys
                 )
                 carry.latents.block_until_ready()
-            yield first + len(rows), carry
+            done += size
+            yield done, carry
 
     def _finish(self, latents: jax.Array, output: str) -> dict[str, np.ndarray]:
         """Returns latents, mels and wavs of latents as far as `output`, whole ones."""

@@ -5,6 +5,7 @@ Latents are scaled to unit variance with a factor that the first batches give an
 """
 
 import dataclasses
+import json
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -235,6 +236,9 @@ class DiffusionStage:
             mel=dataclasses.asdict(self.mel),
             sample_rate=self.mel.sample_rate,
             max_duration=self.config.data.samples / self.mel.sample_rate,
+            # For the model card.
+            data={"dataset": self.config.data.dataset, "split": self.config.data.split},
+            training=json.loads(self.config.to_json_best_effort()),
         )
 
 
