@@ -70,9 +70,9 @@ def bundled():
 
 
 def demo():
-    config = common.small_run(bundled(), steps=100)
+    config = common.small_run(bundled(), steps=80)
     config.optimizer.cosine_steps = config.total_steps
-    config.discriminator.start = 80
+    config.discriminator.start = 64
     return config
 
 

@@ -75,7 +75,8 @@ def small_run(config: ml_collections.ConfigDict, steps: int) -> ml_collections.C
     config.dtype = "float32"
     config.total_steps = steps
     config.log_every = max(1, steps // 20)
-    config.eval_every = config.summary_every = config.checkpoint_every = max(1, steps // 2)
+    config.eval_every = config.checkpoint_every = max(1, steps // 5)
+    config.summary_every = max(1, steps // 2)
     return config
 
 
