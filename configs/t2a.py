@@ -91,9 +91,9 @@ def row(text_encoder: str):
 def bundled():
     r"""The U-Net in the package, 4,283,012 parameters.
 
-    Trained on the 104 training recordings of sonic_sounds, clips of 4.1 s, on two shared cores of an
-    Intel Xeon: 800 steps of this schedule, which is that of 1,300 cut short (an hour), and 1,100 from
-    there (35 minutes) by
+    Trained on the 104 training recordings of sonic_sounds, clips of 4.1 s, on two shared cores of
+    an Intel Xeon: 800 steps of this schedule, which is that of 1,300 cut short (an hour), and 1,100
+    from there (35 minutes) by
 
         --config.init_from=bundled --config.autoencoder=bundled --config.text_encoder=bundled \
             --config.vocoder=bundled --config.total_steps=1100 --config.ema_decay=0.998 \

@@ -78,7 +78,7 @@ def bundled():
 
     Trained on the 104 training recordings of sonic_sounds in eleven minutes of two shared cores of
     an Intel Xeon, on the mel's distance alone; validation L1 0.240 of base-10 log mels (TensorBoard
-    of that run). The schedule is that of 1,000 steps, cut short. The mel does not see a constant: the
+    of that run). The schedule is that of 1,000 steps, cut short. Mels do not show a constant: the
     last bias was then lowered by 0.027, so that silence is silent.
     """
     config = common.small_run(full(), steps=750)
