@@ -25,4 +25,4 @@ export HF_HUB_OFFLINE=1 NO_GCE_CHECK=true
 ruff check .
 ruff format --check .
 # Two at a time: most of the time is compilation, on one core.
-python -m pytest -q --durations=15 -n 2 --dist=loadfile "$@"
+python -m pytest -q --durations=15 -n 2 --dist=loadfile --no-loadscope-reorder "$@"

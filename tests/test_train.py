@@ -14,7 +14,7 @@ from maa_jax import train
 from maa_jax.training import checkpoint
 from tests.subprocesses import run_python, start_python
 
-STAGES = ("clap", "autoencoder", "vocoder", "t2a")
+STAGES = ("clap", pytest.param("autoencoder", marks=pytest.mark.slow), "vocoder", "t2a")
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def data_dir(tmp_path_factory):
     return str(tmp_path_factory.mktemp("tfds"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make_config(data_dir, tiny_model):
     """Returns the `:runlocal` config of a file in configs/, over the tiny model's networks."""
 
@@ -90,7 +90,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_it_needs(make_co
     assert (failure / "state").is_dir()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def sharded_config(make_config):
     """A U-Net with kernels that are large enough to be split, and a batch for 8 devices."""
     config = make_config("t2a")
@@ -99,9 +99,15 @@ def sharded_config(make_config):
     return config
 
 
-@pytest.mark.parametrize("fsdp", [1, 4])
-def test_eight_devices_give_the_losses_of_one(fsdp, sharded_config, tmp_path):
-    one = train.train(sharded_config, str(tmp_path / "one"))
+@pytest.fixture(scope="module")
+def one(sharded_config, tmp_path_factory):
+    """The losses of one device."""
+    return train.train(sharded_config, str(tmp_path_factory.mktemp("one")))
+
+
+# Data-parallel alone is what two processes do, below.
+@pytest.mark.parametrize("fsdp", [pytest.param(1, marks=pytest.mark.slow), 4])
+def test_eight_devices_give_the_losses_of_one(fsdp, sharded_config, one, tmp_path):
     output = run_python(
         f"""
         import jax, json, ml_collections
@@ -115,8 +121,7 @@ def test_eight_devices_give_the_losses_of_one(fsdp, sharded_config, tmp_path):
     _assert_same_losses(one, output)
 
 
-def test_two_processes_train_together_and_give_the_losses_of_one(sharded_config, tmp_path):
-    one = train.train(sharded_config, str(tmp_path / "one"))
+def test_two_processes_train_together_and_give_the_losses_of_one(sharded_config, one, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

@@ -37,7 +37,11 @@ def reference(config):
     return parity.randomise(transformers.ClapModel(transformers.ClapConfig(**config.to_hf())))
 
 
-@pytest.mark.parametrize("config", [UNFUSED, FUSED], ids=["unfused", "fused"])
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(UNFUSED, marks=pytest.mark.slow), FUSED],
+    ids=["unfused", "fused"],
+)
 def test_agrees_with_transformers(config):
     theirs = reference(config)
     import torch

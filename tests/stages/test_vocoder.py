@@ -56,7 +56,7 @@ def largest_change(before, after):
     return max(jax.tree.leaves(changes))
 
 
-@pytest.mark.parametrize("name", ["hifigan", "bigvgan"])
+@pytest.mark.parametrize("name", ["hifigan", pytest.param("bigvgan", marks=pytest.mark.slow)])
 def test_discriminators_rest_until_their_start(name, batch):
     config = tiny_config(name)
     config.discriminator.start = 1
