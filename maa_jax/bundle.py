@@ -35,7 +35,9 @@ BUNDLED = pathlib.Path(__file__).parent / "bundled_model"
 # Files of a model on the Hugging Face hub that are read here; its other formats are left there.
 _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")
 _MODEL_FILES = (INDEX, "*/*.json", "*/*.safetensors", "*/vocab.txt")
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+# Not "models/...": there the documentation writes folders, and one that is missing must never be
+# looked for, and found, under somebody's name on the hub.
+_HUB_ID = re.compile(r"(?!models/)[\w-][\w.-]*/[\w-][\w.-]*")
 
 # Class name in config.json -> (library of that class, module here, configuration, network).
 # Modules are imported when a folder asks for them, so that sampling never loads what it lacks.

@@ -340,3 +340,7 @@ def test_a_whole_model_of_the_hub(tiny_model, tmp_path, monkeypatch):
     (repository / "refs" / "main").write_text("abc")
     assert bundle.load_index(bundle.fetch_model("someone/sounds"))["sample_rate"] == 16000
     assert bundle.fetch_model("bundled") == bundle.resolve("bundled")
+    shutil.copytree(repository, tmp_path / "models--models--mine")
+    for fetch in (bundle.fetch, bundle.fetch_model):
+        with pytest.raises(bundle.BundleError, match=r"no folder models/mine"):
+            fetch("models/mine")
