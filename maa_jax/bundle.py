@@ -325,10 +325,10 @@ def save_network(
         _write_json(new / "config.json", content)
 
 
-def abstract(config: Any) -> nnx.Module:
+def abstract(config: Any, dtype: Any = jnp.float32) -> nnx.Module:
     """Returns the network of a configuration, with shapes in the place of arrays."""
     network = _lookup(config.to_hf(), pathlib.Path("config.json"))[2]
-    return nnx.eval_shape(lambda: network(config, rngs=InitRngs(0)))
+    return nnx.eval_shape(lambda: network(config, dtype=dtype, rngs=InitRngs(0)))
 
 
 def load_network(
@@ -361,9 +361,7 @@ def load_network(
     tensors = _read_weights(where, library)
     tensors = getattr(network, "from_file", dict)(tensors)
     try:
-        config = config_class.from_hf(config)
-        abstract = nnx.eval_shape(lambda: network(config, dtype=dtype, rngs=InitRngs(0)))
-        graphdef, state = nnx.split(abstract)
+        graphdef, state = nnx.split(abstract(config_class.from_hf(config), dtype))
         unused = getattr(network, "UNUSED", None)
         tensors = {
             k: v.astype(np.float32, copy=False) if v.dtype.kind not in "iub" else v
@@ -399,33 +397,36 @@ def load_config(folder: str | os.PathLike[str], name: str, *, kind: str | None =
     return _lookup(config, where, kind)[1].from_hf(config)
 
 
-def load_weights(
-    folder: str | os.PathLike[str], name: str, config: Any, *, key: str
-) -> dict[str, Any]:
-    """Returns the weights in `folder/name/` for a network of the given configuration.
+def start_weights(
+    folder: str | os.PathLike[str], name: str, config: Any
+) -> dict[str, dict[str, Any]]:
+    """Returns {name: weights in `folder/name/`} for training to go on from; {} without a folder.
 
     Args:
-      folder: the model folder, or "bundled".
+      folder: the model folder, "bundled", or "" for none.
       name: the network's place.
-      config: what its configuration must be; scaling factors of latents may differ.
-      key: of the training config that named the folder, for errors.
+      config: what its configuration must be; the latents' scaling factor may differ.
 
     Raises:
       ValueError: there is no such folder, or its network has other sizes; all are listed.
     """
+    if not folder:
+        return {}
     try:
-        folder = resolve(folder)
-        given = vars(load_config(folder, name))
+        path = resolve(folder)
+        given = vars(load_config(path, name))
     except ValueError as e:
-        raise ValueError(f"{key}: {e}") from e
+        raise ValueError(f"config.init_from: {e}") from e
     different = [
         f"{field}: {given.get(field)!r} there, {value!r} here"
         for field, value in vars(config).items()
         if given.get(field) != value and field != "scaling_factor"
     ]
     if different:
-        raise ValueError(f"{key}={str(folder)!r}: another {name}, {'; '.join(different)}")
-    return load_network(folder, name)[1]
+        raise ValueError(
+            f"config.init_from={str(folder)!r}: another {name}, {'; '.join(different)}"
+        )
+    return {name: load_network(path, name)[1]}
 
 
 def build(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> Any:

@@ -61,14 +61,13 @@ def released_mpd_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def read_vocoder(
-    folder: str | os.PathLike[str], *, log: str = "log10", rate: int = 16000
+    folder: str | os.PathLike[str], *, log: str = "log10"
 ) -> tuple[HifiGanConfig | BigVGANConfig, dict[str, np.ndarray]]:
     """Reads a released vocoder: sizes in args.yml or config.json, and a generator's weights.
 
     Args:
       folder: with both files.
       log: compression of the mels that it was trained on; the files do not say.
-      rate: of its output in Hz, where the sizes do not say.
 
     Returns:
       Its configuration, and {name here: array in PyTorch's layout}, weight norm not folded.
@@ -92,11 +91,10 @@ def read_vocoder(
     if missing:
         raise ValueError(f"{sizes_files[0]}: {', '.join(missing)} missing")
     shared: dict[str, Any] = {name: sizes[name] for name in _SHARED}
-    shared |= {
-        "model_in_dim": sizes.get("num_mels", 80),
-        "sampling_rate": sizes.get("sampling_rate", rate),
-        "log": log,
-    }
+    for ours, theirs in (("model_in_dim", "num_mels"), ("sampling_rate", "sampling_rate")):
+        if theirs in sizes:
+            shared[ours] = sizes[theirs]
+    shared["log"] = log
     if any(name.endswith(".act.beta") for name in tensors):
         if not sizes.get("snake_logscale", True):
             raise ValueError(f"{sizes_files[0]}: snake_logscale=False is not supported, only True")

@@ -95,12 +95,7 @@ class AutoencoderStage:
 
     def start_weights(self) -> dict[str, Tree]:
         """Returns the autoencoder to go on from, {} for none."""
-        if not self.config.init_from:
-            return {}
-        weights = bundle.load_weights(
-            self.config.init_from, "vae", self.vae_config, key="config.init_from"
-        )
-        return {"vae": weights}
+        return bundle.start_weights(self.config.init_from, "vae", self.vae_config)
 
     def init(self, key: jax.Array) -> state.TrainState:
         """Returns the state of step 0."""

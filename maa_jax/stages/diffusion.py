@@ -50,7 +50,7 @@ class DiffusionStage:
         self._graph = state.define(self._make)
         self._tx = optim.make_optimizer(config.optimizer, config.batch_size, steps_per_epoch)
         self._text_folder = _folder(config, "text_encoder", "clap", conditioning.find)
-        if config.get("text_embeddings"):  # older runs' configs lack it
+        if config.text_embeddings:
             self._embeddings = embeddings.Embeddings(config.text_embeddings)
             self._text, self.tokenize = None, self._embeddings
             self._context_width = self._embeddings.width
@@ -101,12 +101,7 @@ class DiffusionStage:
 
     def start_weights(self) -> dict[str, Tree]:
         """Returns the denoiser to go on from, {} for none."""
-        if not self.config.init_from:
-            return {}
-        weights = bundle.load_weights(
-            self.config.init_from, "unet", self.unet_config, key="config.init_from"
-        )
-        return {"unet": weights}
+        return bundle.start_weights(self.config.init_from, "unet", self.unet_config)
 
     def init(self, key: jax.Array) -> state.TrainState:
         """Returns the state of step 0; the latent scale is 1 until `prepare` measures it."""

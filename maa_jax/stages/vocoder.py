@@ -107,12 +107,9 @@ class VocoderStage:
 
     def start_weights(self) -> dict[str, Tree]:
         """Returns the generator to go on from, {} for none."""
-        if not self.config.init_from:
-            return {}
-        weights = bundle.load_weights(
-            self.config.init_from, "vocoder", self.vocoder_config, key="config.init_from"
+        return split_weight_norm(
+            bundle.start_weights(self.config.init_from, "vocoder", self.vocoder_config)
         )
-        return {"vocoder": split_weight_norm(weights)}
 
     def init(self, key: jax.Array) -> state.TrainState:
         """Returns the state of step 0."""
