@@ -25,7 +25,7 @@ import tensorflow_datasets as tfds
 import tqdm
 from etils import epath
 
-from maa_jax.audio.io import AudioError, decode, encode_flac, is_silent, load
+from maa_jax.audio.io import AudioError, decode, encode_flac, is_silent, load, pcm16
 
 SAMPLE_RATE = 16000
 MAX_BROKEN = 0.01  # Share of unusable recordings above which a build stops.
@@ -42,6 +42,7 @@ class Recording:
       captions: Sentences about it, up to five.
       labels: Its classes; the first one is the stratum that the splits balance.
       source: Where it comes from: an address or a file name.
+      license: Terms of its use: a name or an address; its dataset's where it has none of its own.
       split: "train", "validation" or "test" where the dataset has fixed splits; else None.
     """
 
@@ -50,6 +51,7 @@ class Recording:
     captions: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     source: str = ""
+    license: str = ""
     split: str | None = None
 
 
@@ -88,6 +90,8 @@ class AudioBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     "source": text,
                     "id": text,
                     "seconds": np.float32,
+                    "license": text,
+                    "audio_hash": text,  # SHA-256 of the 16-bit samples, in hex.
                 }
             ),
         )
@@ -171,6 +175,9 @@ def _read(recording: Recording) -> dict:
         "source": recording.source,
         "id": recording.id,
         "seconds": len(wav) / SAMPLE_RATE,
+        "license": recording.license,
+        # Of the samples, not of the file: the same sound in two containers is found as one.
+        "audio_hash": hashlib.sha256(pcm16(wav).astype("<i2").tobytes()).hexdigest(),
     }
 
 
