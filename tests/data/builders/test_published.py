@@ -372,13 +372,26 @@ def test_missing_files_are_named_before_any_work(name, tmp_path):
         recordings_of(name, tmp_path)
     texts, wavs, _ = globals()[name]()
     folder = tmp_path / "downloads/manual" / name
-    folder.mkdir(parents=True)
-    if texts:
-        write(folder, {key: texts[key] for key in list(texts)[:-1]}, wavs[:1])
-    with pytest.raises(FileNotFoundError) as error:
+    write(folder, texts, wavs)
+    (folder.parent / "another").mkdir()
+    for file in builder.FILES:
+        (folder / file).rename(tmp_path / "elsewhere")
+        with pytest.raises(FileNotFoundError) as error:
+            recordings_of(name, tmp_path)
+        assert str(error.value).startswith(f"{folder / file} is missing; ")
+        assert builder.MANUAL_DOWNLOAD_INSTRUCTIONS in str(error.value)
+        (tmp_path / "elsewhere").rename(folder / file)
+
+
+@pytest.mark.parametrize("name", ["audiocaps", "wavtext5k", "sonniss"])
+def test_tables_without_any_sound_are_an_error(name, tmp_path):
+    texts, wavs, _ = globals()[name]()
+    folder = tmp_path / "downloads/manual" / name
+    write(folder, texts, wavs)
+    for wav in wavs:
+        (folder / wav).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{name} holds no sound file"):
         recordings_of(name, tmp_path)
-    assert builder.MANUAL_DOWNLOAD_INSTRUCTIONS in str(error.value)
-    assert str(folder) in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["clotho", "audioset", "libritts"])
