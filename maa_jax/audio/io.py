@@ -102,6 +102,12 @@ def encode_flac(wav: np.ndarray, sample_rate: int = 16000) -> bytes:
     return _encode(wav, sample_rate, "FLAC")
 
 
+def pcm16(wav: np.ndarray) -> np.ndarray:
+    """Rounds float `[samples]` to the int16 of FLAC and wav files; clips beyond [-1, 1]."""
+    # Rounded here: libsndfile truncates, which makes the quietest sounds louder or gone.
+    return np.round(np.clip(wav, -1, 1) * 32767).astype(np.int16)
+
+
 def write_wav(path: epath.PathLike, wav: np.ndarray, sample_rate: int = 16000):
     """Writes float `[samples]` as 16-bit PCM; values beyond [-1, 1] are clipped.
 
@@ -126,8 +132,6 @@ def _encode(wav: np.ndarray, sample_rate: int, container: str) -> bytes:
         raise AudioError(f"waveform of shape {wav.shape}: give one channel, [samples]")
     if not np.isfinite(wav).all():
         raise AudioError("the waveform holds NaN or infinite samples")
-    # Rounded here: libsndfile truncates, which makes the quietest sounds louder or gone.
-    pcm = np.round(np.clip(wav, -1, 1) * 32767).astype(np.int16)
     buffer = io.BytesIO()
-    soundfile.write(buffer, pcm, sample_rate, subtype="PCM_16", format=container)
+    soundfile.write(buffer, pcm16(wav), sample_rate, subtype="PCM_16", format=container)
     return buffer.getvalue()

@@ -1,5 +1,7 @@
 import collections
 import csv
+import hashlib
+import io
 import json
 
 import numpy as np
@@ -89,6 +91,10 @@ def test_stored_audio_is_the_recording(data):
         stored = decode(example["audio"])
         np.testing.assert_allclose(stored, expected, atol=1e-4)
         assert example["seconds"] == pytest.approx(len(stored) / 16000)
+        assert example["license"] == b"CC0-1.0"
+        pcm, rate = soundfile.read(io.BytesIO(example["audio"]), dtype="int16")
+        assert rate == 16000
+        assert example["audio_hash"].decode() == hashlib.sha256(pcm.tobytes()).hexdigest()
 
 
 # --- splits
@@ -189,7 +195,7 @@ def test_all_broken_stops(tmp_path):
 def test_tables_of_each_kind(tmp_path):
     rows = [
         {"file": "a.wav", "captions": ["one", "two"], "split": "test"},
-        {"file": "b.wav", "caption": "three", "label": "l"},
+        {"file": "b.wav", "caption": "three", "label": "l", "license": "CC0-1.0"},
     ]
     jsonl = tmp_path / "t.jsonl"
     jsonl.write_text("\n\n".join(json.dumps(row) for row in rows))
@@ -201,6 +207,7 @@ def test_tables_of_each_kind(tmp_path):
         None,
         tmp_path / "b.wav",
     )
+    assert (a.license, b.license) == ("", "CC0-1.0")
 
     tsv = tmp_path / "t.tsv"
     tsv.write_text("file\tlabel\tcaption\na.wav\tx\tone, two\na.wav\ty\tthree\n")

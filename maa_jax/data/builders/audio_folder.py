@@ -14,7 +14,7 @@ from maa_jax.data.builders.base import AudioBuilder, Recording
 _SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "test": "test"}
 _HINT = (
     "the columns are: file (relative to the folder); caption, caption_1, caption_2, ... or, in"
-    " JSONL, a list named captions; label; and, if wanted, split"
+    " JSONL, a list named captions; label; and, if wanted, license and split"
 )
 
 
@@ -25,12 +25,13 @@ class AudioFolder(AudioBuilder):
       folder: Holds the sound files, at any depth.
       captions_file: CSV, TSV or JSONL with a line a recording: `file` (relative to the folder),
         captions (`caption`, `caption_1`, ..., or a list `captions` in JSONL) and/or `label`,
-        and optionally `split` (train, validation or test). Lines of the same file are joined.
+        and optionally `license` and `split` (train, validation or test). Lines of the same file
+        are joined.
       config: Name of this dataset among the user's folders; by default made from the paths and
         the table's content, so that a changed table is a new dataset.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     DESCRIPTION = "A folder of sound files with captions or labels."
 
     def __init__(
@@ -100,6 +101,7 @@ def read_table(folder: epath.Path, captions_file: epath.Path) -> list[Recording]
             captions=captions,
             labels=tuple(dict.fromkeys(labels)),
             source=name,
+            license=str(row.get("license") or "").strip() or (earlier.license if earlier else ""),
             split=split,
         )
     if not recordings:

@@ -13,7 +13,7 @@ FOLDER = epath.Path(__file__).parent
 class SonicSounds(AudioBuilder):
     """Drums, tabla, bass, guitar, bells, blips, drones, loops: 248 seconds in 18 classes."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     DESCRIPTION = "130 short CC0 recordings of Sonic Pi with a label and three captions each."
 
     def recordings(self, dl_manager):
@@ -26,6 +26,7 @@ class SonicSounds(AudioBuilder):
                     captions=(row["caption_1"], row["caption_2"], row["caption_3"]),
                     labels=(row["label"],),
                     source=row["source"],
+                    license=row["license"],
                 )
                 for row in csv.DictReader(file)
             ]
