@@ -276,10 +276,11 @@ def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None]
                 built[str(path.parent.parent.relative_to(data_dir))] = path.parent
         if name in built:
             return built[name], None
-        near = difflib.get_close_matches(name, [*BUILDERS, *built], 1, 0)[0]
+        known = [*BUILDERS, *built]
+        near = difflib.get_close_matches(name, known, 1, 0)[0]
         raise ValueError(
-            f"{name!r} is no dataset that can be built, and none in {data_dir} (data.data_dir);"
-            f" nearest: {near}"
+            f"dataset is {name!r}; the known ones are {', '.join(known)} (built ones in {data_dir},"
+            f" data.data_dir); did you mean {near!r}?"
         )
     builder = builder_class(base)
     arguments = {"config": variant} if variant else {}

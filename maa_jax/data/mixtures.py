@@ -321,19 +321,17 @@ def without_duplicates(
         if not process_index:
             for places, why in ((evaluated, "evaluated on"), (twice, "in an earlier part")):
                 if places.any():
-                    _report(
-                        part,
-                        folders[dataset],
-                        tuple(np.flatnonzero(places)[:_LISTED]),
-                        f"{places.sum()} of {len(index)} recordings are {why}",
-                    )
+                    what = f"{places.sum()} of {len(index)} recordings are {why}"
+                    first = tuple(np.flatnonzero(places)[: _LISTED + 1].tolist())
+                    _report(part, folders[dataset], what, first)
     return kept
 
 
 @functools.cache  # Once, however often a run opens its data.
-def _report(part: Part, folder: epath.Path, places: tuple[int, ...], what: str) -> None:
+def _report(part: Part, folder: epath.Path, what: str, first: tuple[int, ...]) -> None:
     import tensorflow_datasets as tfds
 
     source = tfds.builder_from_directory(folder).as_data_source(part.split)
-    names = ", ".join(source[int(i)]["id"].decode() for i in places)
-    logging.warning("%s: %s and not trained on: %s, ...", part, what, names)
+    names = [source[place]["id"].decode() for place in first[:_LISTED]]
+    more = ["..."] if len(first) > _LISTED else []
+    logging.warning("%s: %s and not trained on: %s", part, what, ", ".join(names + more))
