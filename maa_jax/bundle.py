@@ -315,7 +315,9 @@ def save_network(
     tensors = torch_layout.to_torch(jax.device_get(params))
     tensors |= getattr(config, "unused_tensors", dict)()
     with np.errstate(over="ignore"):  # reported below, by name
-        tensors = {k: v.astype(dtype) if v.dtype.kind == "f" else v for k, v in tensors.items()}
+        tensors = {
+            k: v.astype(dtype, copy=False) if v.dtype.kind == "f" else v for k, v in tensors.items()
+        }
     overflowed = [k for k, v in tensors.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
     if overflowed:
         raise ValueError(f"{name}: not finite as {dtype}: {', '.join(overflowed)}; not written")
