@@ -55,6 +55,13 @@ def test_prompts_become_77_ids(model):
     assert read[2] == ["[CLS]", "z", "##e", "##b", "##r", "##a", "[SEP]"]
 
 
+def test_ids_become_text_again(model):
+    tokenizer = Tokenizer.from_folder(model / "tokenizer")
+    texts = ["a crow caws, twice", "zebra", ""]
+    assert tokenizer.decode(tokenizer(texts)) == texts
+    assert set(tokenizer(["", ""])[0]) < set(tokenizer.special_ids)
+
+
 def test_the_words_cut_from_a_long_prompt_are_shown(model):
     tokenizer = Tokenizer.from_folder(model / "tokenizer")
     with pytest.warns(UserWarning, match=r"lost: 'dog barks'"):
