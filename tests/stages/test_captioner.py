@@ -1,7 +1,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,7 +10,6 @@ from maa_jax.conditioning import build_tokenizer
 from maa_jax.models.captioner import beam_search
 from maa_jax.models.cnn10 import Cnn10, Cnn10Config
 from maa_jax.stages.captioner import CaptionerStage, caption_losses, reference_tables
-from maa_jax.training import state
 from tests.conftest import random_network
 
 CAPTIONS = ["a low hum", "a high beep", "white noise hisses", "a click", "silence", "a bell rings"]
@@ -222,12 +220,3 @@ def test_what_ids_mean_is_the_tokenizers_to_say(tokenizer):
     assert (sizes.bos_token_id, sizes.eos_token_id) == (ids[0], ids[3])
     assert set(sizes.suppress_tokens) == set(stage.tokenize.special_ids) - {ids[3]}
     assert not set(ids[1:4]) & set(sizes.suppress_tokens)
-
-
-def test_states_are_averaged_where_asked(tokenizer):
-    stage = CaptionerStage(make_config(tokenizer, ema_decay=0.9), steps_per_epoch=1)
-    train = jax.eval_shape(stage.init, jax.random.key(0))
-    assert jax.tree.structure(train.ema["captioner"]) == jax.tree.structure(
-        train.params["captioner"]
-    )
-    assert isinstance(train, state.TrainState) and train.step.dtype == jnp.int32
