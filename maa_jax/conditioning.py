@@ -173,7 +173,8 @@ class Tokenizer:
 
     def decode(self, ids: np.ndarray) -> list[str]:
         """Returns the texts of ids [n, length], without special tokens."""
-        return self._tokenizer.decode_batch(ids.tolist(), skip_special_tokens=True)
+        texts = self._tokenizer.decode_batch(ids.tolist(), skip_special_tokens=True)
+        return [text.replace(" - ", "-") for text in texts]  # which WordPiece takes apart
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes a tokenizer folder that transformers opens, whole or not at all."""

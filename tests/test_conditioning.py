@@ -10,7 +10,13 @@ import pytest
 from flax import nnx
 
 from maa_jax import bundle
-from maa_jax.conditioning import TextConditioner, Tokenizer, build_tokenizer, find
+from maa_jax.conditioning import (
+    TextConditioner,
+    Tokenizer,
+    build_tokenizer,
+    find,
+    tokenizer_from_captions,
+)
 from maa_jax.models.bert import Bert, BertConfig
 from maa_jax.models.clap import Projection, ProjectionConfig
 from maa_jax.models.clip import ClipConfig, ClipModel, ClipVisionConfig
@@ -55,9 +61,9 @@ def test_prompts_become_77_ids(model):
     assert read[2] == ["[CLS]", "z", "##e", "##b", "##r", "##a", "[SEP]"]
 
 
-def test_ids_become_text_again(model):
-    tokenizer = Tokenizer.from_folder(model / "tokenizer")
-    texts = ["a crow caws, twice", "zebra", ""]
+def test_ids_become_text_again():
+    texts = ["a crow caws, twice", "a hi-hat", "zebra", ""]
+    tokenizer = tokenizer_from_captions(texts[:2], 90)
     assert tokenizer.decode(tokenizer(texts)) == texts
     assert set(tokenizer(["", ""])[0]) < set(tokenizer.special_ids)
 
