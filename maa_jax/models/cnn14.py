@@ -64,6 +64,10 @@ class Cnn14Config:
         """Samples of the shortest clip that leaves a frame after the last block."""
         return max((self.reduction - 1) * self.hop_length, self.n_fft // 2 + 1)
 
+    def frames(self, samples: int) -> int:
+        """Returns the frames that the blocks leave of a clip of that many samples."""
+        return (1 + samples // self.hop_length) // self.reduction
+
     def to_hf(self) -> dict[str, Any]:
         """Returns the content of config.json; the layout is this project's own."""
         return {
@@ -103,11 +107,8 @@ class ConvBlock(nnx.Module):
         return nnx.relu(self.bn2(self.conv2(x), use_running_average=use_running_average))
 
 
-class Cnn14(nnx.Module):
-    """Waveform to an embedding and to probabilities of AudioSet's classes."""
-
-    # Fourier and mel matrices of the front end, computed here; a counter that no result reads.
-    UNUSED = re.compile(r"(spectrogram|logmel)_extractor\..*|.*\.num_batches_tracked")
+class Cnn14Frames(nnx.Module):
+    """The front end and the convolutions: waveform to features over time."""
 
     def __init__(self, config: Cnn14Config, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         self.config = config
@@ -115,29 +116,22 @@ class Cnn14(nnx.Module):
         self.bn0 = _batch_norm(config.n_mels, jnp.float32, rngs)
         for i, (n, m) in enumerate(zip((1, *config.channels), config.channels, strict=False), 1):
             setattr(self, f"conv_block{i}", ConvBlock(n, m, dtype=dtype, rngs=rngs))
-        width = config.channels[-1]
-        self.fc1 = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.fc_audioset = nnx.Linear(width, config.num_classes, dtype=dtype, rngs=rngs)
         self.block_dropout = nnx.Dropout(config.block_dropout)
-        self.head_dropout = nnx.Dropout(config.head_dropout)
 
-    def __call__(
+    def frames(
         self,
         wav: jax.Array,
         *,
         use_running_average: bool = True,
         rngs: nnx.Rngs | None = None,
-    ) -> dict[str, jax.Array]:
-        """Embeds recordings.
+    ) -> jax.Array:
+        """Returns features over time, [b, config.frames(samples), channels[-1]].
 
         Args:
             wav: [b, samples] in [-1, 1] at `config.sample_rate`.
             use_running_average: False normalises by the batch's statistics and updates the running
                 ones, as in training.
             rngs: turns dropout and SpecAugment on, with the stream `dropout`.
-
-        Returns:
-            `embedding` [b, channels[-1]] and `clipwise` [b, num_classes], probabilities.
         """
         if wav.shape[1] < self.config.min_samples:
             raise ValueError(
@@ -158,7 +152,35 @@ class Cnn14(nnx.Module):
             if i < blocks:
                 x = _halve(x)
             x = drop(x)
-        x = jnp.mean(x, axis=2)  # [b, frames, channels]
+        return jnp.mean(x, axis=2)
+
+
+class Cnn14(Cnn14Frames):
+    """Waveform to an embedding and to probabilities of AudioSet's classes."""
+
+    # Fourier and mel matrices of the front end, computed here; a counter that no result reads.
+    UNUSED = re.compile(r"(spectrogram|logmel)_extractor\..*|.*\.num_batches_tracked")
+
+    def __init__(self, config: Cnn14Config, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        super().__init__(config, dtype=dtype, rngs=rngs)
+        width = config.channels[-1]
+        self.fc1 = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.fc_audioset = nnx.Linear(width, config.num_classes, dtype=dtype, rngs=rngs)
+        self.head_dropout = nnx.Dropout(config.head_dropout)
+
+    def __call__(
+        self,
+        wav: jax.Array,
+        *,
+        use_running_average: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> dict[str, jax.Array]:
+        """Embeds recordings; arguments as those of `frames`.
+
+        Returns:
+            `embedding` [b, channels[-1]] and `clipwise` [b, num_classes], probabilities.
+        """
+        x = self.frames(wav, use_running_average=use_running_average, rngs=rngs)
         x = jnp.max(x, axis=1) + jnp.mean(x, axis=1)
         drop = functools.partial(self.head_dropout, deterministic=rngs is None, rngs=rngs)
         x = nnx.relu(self.fc1(drop(x)))

@@ -23,6 +23,7 @@ _STAGES = {
     "autoencoder": "AutoencoderStage",
     "clap": "ClapStage",
     "diffusion": "DiffusionStage",
+    "retriever": "RetrieverStage",
     "vocoder": "VocoderStage",
 }
 
