@@ -43,12 +43,18 @@ class Embedder:
             devices: that share a batch, by default all of this process.
 
         Raises:
-            BundleError: the folder lacks either.
+            ValueError: the folder lacks either, or they do not belong together.
         """
         folder = bundle.resolve(folder)
         self._tokenizer = conditioning.Tokenizer.from_folder(folder / "tokenizer")
         graph, params = bundle.load_network(folder, "retriever", dtype=dtype)
         self.config = bundle.load_config(folder, "retriever")
+        known = self.config.text_encoder.vocab_size
+        if self._tokenizer.vocab_size > known:
+            raise ValueError(
+                f"{folder}: the tokenizer has {self._tokenizer.vocab_size} tokens and the retriever "
+                f"{known}: bring the tokenizer that the retriever was trained with."
+            )
         mesh = Mesh(np.array(devices or jax.local_devices()), ("batch",))
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self._rows = NamedSharding(mesh, P("batch"))

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -62,8 +64,6 @@ def test_eight_devices_find_what_one_finds(folder):
         """,
         devices=8,
     )
-    import json
-
     for k, (scores, captions) in zip((5, 40), json.loads(output.splitlines()[-1]), strict=True):
         expected, names = brute_force(k)
         np.testing.assert_allclose(scores, expected, atol=1e-6)

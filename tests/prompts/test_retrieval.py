@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from maa_jax import bundle
+from maa_jax.conditioning import build_tokenizer
 from maa_jax.evaluators import recall
 from maa_jax.models.retriever import Retriever
 from maa_jax.prompts.retrieval import Embedder, Retrieval, write_bank
@@ -45,7 +46,8 @@ def expert(model, bank):
 def test_proposals_are_the_nearest_captions_of_the_bank(expert, embedder):
     wavs = np.random.default_rng(0).normal(0, 0.1, (3, TINY.max_samples)).astype("f")
     wavs *= np.array([[1], [0.01], [3]], "f")
-    cosines = embedder.audio(wavs) @ embedder.text(CAPTIONS).T
+    stored = embedder.text(CAPTIONS).astype(np.float16).astype("f")
+    cosines = embedder.audio(wavs) @ stored.T
     expected = [[CAPTIONS[i] for i in row[:2]] for row in np.argsort(-cosines, axis=1)]
     assert expert.name == "retrieval"
     assert expert.propose(wavs, [["rain"], [], []]) == expected
@@ -67,10 +69,18 @@ def test_the_bank_of_another_retriever_is_refused(model, bank, tmp_path):
     shutil.copytree(model, tmp_path / "other")
     params = random_network(lambda rngs: Retriever(TINY, rngs=rngs), 1)
     bundle.save_network(tmp_path / "other", "retriever", TINY, params)
-    with pytest.raises(ValueError, match="not embedded by the retriever in .*other"):
+    with pytest.raises(ValueError, match=r"not embedded by the retriever in .*other"):
         Retrieval(tmp_path / "other", bank)
     with pytest.raises(ValueError, match=r"k=6, but .*5 captions"):
         Retrieval(model, bank, k=6)
+
+
+def test_another_models_tokenizer_is_refused(model, tmp_path):
+    folder = tmp_path / "mixed"
+    shutil.copytree(model, folder)
+    build_tokenizer([chr(0x4E00 + i) for i in range(40)], folder / "tokenizer", 200)
+    with pytest.raises(ValueError, match=r"tokenizer has \d+ tokens and the retriever 128"):
+        Embedder(folder)
 
 
 def test_recall_counts_what_is_among_the_nearest():
