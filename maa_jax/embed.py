@@ -1,10 +1,16 @@
-"""Computes the text encoder's states of all captions of a run, to be read in its training.
+"""Computes once what is read often: the text encoder's states of all captions of a run.
 
     python -m maa_jax.embed --config=configs/t2a.py:t5 --out=embeddings/t5
     python -m maa_jax.train --config=configs/t2a.py:t5 --config.text_embeddings=embeddings/t5 ...
 
 The captions are those of the config's splits for training and evaluation, its fixed prompts and
 the empty one. Several processes share them; a context of T5-Large is 158 KB.
+
+Or a bank of captions, in which the retriever of a model folder finds those of a recording:
+
+    python -m maa_jax.embed --config=configs/retriever.py --retriever=models/retriever --out=bank
+
+Its captions are those of the config's training split alone.
 """
 
 import sys
@@ -17,8 +23,9 @@ def define_flags() -> None:
     """Defines the flags; by this module as a program alone, or two programs' flags would clash."""
     from ml_collections import config_flags
 
-    config_flags.DEFINE_config_file("config", None, "configs/t2a.py[:arg]", lock_config=True)
-    flags.DEFINE_string("out", None, "Folder for the contexts.", required=True)
+    config_flags.DEFINE_config_file("config", None, "configs/STAGE.py[:arg]", lock_config=True)
+    flags.DEFINE_string("out", None, "Folder for the contexts or the bank.", required=True)
+    flags.DEFINE_string("retriever", None, "Model folder of a retriever; makes a bank.")
     flags.mark_flag_as_required("config")
 
 
@@ -54,6 +61,24 @@ def embed(config, out: str) -> int:
     )
 
 
+def embed_bank(config, retriever: str, out: str) -> int:
+    """Writes a bank of a run's training captions, this process's share of it.
+
+    Args:
+        config: any stage's; its `data` is read.
+        retriever: model folder of the retriever.
+        out: folder for the bank.
+
+    Returns:
+        How many captions were written.
+    """
+    from maa_jax.data import input_pipeline
+    from maa_jax.prompts import retrieval
+
+    captions = input_pipeline.captions(config.data, config.data.split)
+    return retrieval.write_bank(retriever, captions, out)
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the program that this module's docstring describes."""
     if len(argv) > 1:
@@ -63,11 +88,15 @@ def main(argv: Sequence[str]) -> None:
 
     enable_compilation_cache()
     initialize_distributed()
+    f = flags.FLAGS
     try:
-        count = embed(flags.FLAGS.config, flags.FLAGS.out)
-    except ValueError as error:
+        if f.retriever:
+            count, what = embed_bank(f.config, f.retriever, f.out), "captions"
+        else:
+            count, what = embed(f.config, f.out), "contexts"
+    except (ValueError, FileNotFoundError) as error:
         sys.exit(f"maa_jax.embed: {error}")
-    print(f"{count} contexts in {flags.FLAGS.out}")
+    print(f"{count} {what} in {f.out}")
 
 
 if __name__ == "__main__":

@@ -48,23 +48,42 @@ def write(
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     name = f"contexts-{process_index:05}-of-{process_count:05}"
-    unfinished = folder / f".{name}.npy"
-    contexts = None
-    for start in range(0, len(mine), batch_size):
-        batch = mine[start : start + batch_size]
-        # Always of one size, so that one program is compiled.
-        got = np.asarray(encode(batch + batch[-1:] * (batch_size - len(batch))))[: len(batch)]
-        if contexts is None:
-            shape = (len(mine), *got.shape[1:])
-            contexts = np.lib.format.open_memmap(unfinished, "w+", np.float16, shape)
-        contexts[start : start + len(batch)] = got
-    contexts.flush()
+    write_array(folder / f"{name}.npy", mine, encode, batch_size=batch_size)
     (folder / f"{name}.txt").write_text("".join(f"{_digest(c)}\n" for c in mine))
-    unfinished.replace(folder / f"{name}.npy")
     if process_index == 0:
         content = {"text_encoder": str(text_encoder), "shards": process_count}
         (folder / INDEX).write_text(json.dumps(content, indent=2) + "\n")
     return len(mine)
+
+
+def write_array(
+    path: pathlib.Path,
+    texts: Sequence[str],
+    encode: Callable[[Sequence[str]], np.ndarray],
+    *,
+    batch_size: int,
+    dtype: Any = np.float16,
+) -> None:
+    """Writes what `encode` gives of texts as one array, a row a text, whole or not at all.
+
+    Args:
+      path: of the .npy file; rows go to the disk as they come.
+      texts: at least one.
+      encode: `batch_size` texts to rows [batch_size, ...].
+      batch_size: texts encoded at a time.
+      dtype: the rows' on the disk.
+    """
+    unfinished, rows = path.with_name(f".{path.name}"), None
+    for start in range(0, len(texts), batch_size):
+        batch = list(texts[start : start + batch_size])
+        # Always of one size, so that one program is compiled.
+        got = np.asarray(encode(batch + batch[-1:] * (batch_size - len(batch))))[: len(batch)]
+        if rows is None:
+            shape = (len(texts), *got.shape[1:])
+            rows = np.lib.format.open_memmap(unfinished, "w+", dtype, shape)
+        rows[start : start + len(batch)] = got
+    rows.flush()
+    unfinished.replace(path)
 
 
 class Embeddings:

@@ -24,6 +24,7 @@ _STAGES = {
     "captioner": "CaptionerStage",
     "clap": "ClapStage",
     "diffusion": "DiffusionStage",
+    "retriever": "RetrieverStage",
     "vocoder": "VocoderStage",
 }
 

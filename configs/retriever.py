@@ -1,0 +1,111 @@
+"""The retriever of prompt enhancement: finds captions for recordings (section 3.2.1, Appendix E.2).
+
+    python -m maa_jax.train --config=configs/retriever.py --workdir=runs/retriever \
+        --config.tokenizer=models/bert-base-uncased \
+        --config.init_from.text_encoder=models/bert-base-uncased
+
+Arguments: none, BERT-base and MMT's transformer over Cnn14's features, trained as MMT was on
+MSR-VTT (Gabeur et al. 2020, section 4.1: margin 0.05, all negatives, rate 5e-5 falling); `demo` and
+`runlocal` as in common.py; `bundled`, small enough for the bundled recordings, with a vocabulary
+made from the training captions. `config.init_from.audio_encoder` is PANNs' Cnn14 in a folder with
+config.json and model.safetensors; a CLAP trained here has both encoders in its model folder.
+"""
+
+from configs import common
+
+
+def get_config(arg: str | None = None):
+    """Returns the configuration of an argument: none, demo, runlocal or bundled."""
+    return common.pick(arg, full=full, demo=demo, runlocal=runlocal, bundled=bundled)()
+
+
+def full():
+    config = common.base("retriever")
+    config.batch_size = 128
+    config.total_steps = 50_000
+    config.tokenizer = "models/bert-base-uncased"  # a folder, or "captions"
+    with config.ignore_type():  # here a folder for either encoder
+        config.init_from = common.block(text_encoder="", audio_encoder="")
+    config.augment = common.block(gain_db=0.0, shift=0.0)
+    config.margin = 0.05
+    config.negatives = "all"  # or "hardest"
+    config.retriever = common.block(
+        text_encoder=common.block(
+            vocab_size=30522,
+            hidden_size=768,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            intermediate_size=3072,
+            max_position_embeddings=512,
+            hidden_dropout_prob=0.1,
+            attention_probs_dropout_prob=0.1,
+        ),
+        audio_encoder=common.block(
+            sample_rate=16_000,
+            n_fft=512,
+            hop_length=160,
+            n_mels=64,
+            fmin=50.0,
+            fmax=8000.0,
+            channels=(64, 128, 256, 512, 1024, 2048),
+            block_dropout=0.2,
+            stripes=2,
+            time_stripe=64,
+            mel_stripe=8,
+        ),
+        audio_transformer=common.block(
+            hidden_size=512,  # and the width of the shared space
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=3072,
+            hidden_dropout_prob=0.1,
+            attention_probs_dropout_prob=0.1,
+        ),
+    )
+    config.optimizer.base_lr = 5e-5
+    config.optimizer.warmup_steps = 1_000
+    config.optimizer.cosine_steps = config.total_steps
+    return config
+
+
+def bundled():
+    config = common.small_run(full(), steps=600)
+    config.batch_size = 32
+    config.data.samples = 65_536
+    config.tokenizer = "captions"
+    config.augment = common.block(gain_db=6.0, shift=0.05)
+    config.margin = 0.2
+    text = config.retriever.text_encoder
+    text.vocab_size = 1024
+    text.hidden_size, text.intermediate_size = 128, 256
+    text.num_hidden_layers, text.num_attention_heads = 2, 4
+    text.max_position_embeddings = 77
+    text.hidden_dropout_prob = text.attention_probs_dropout_prob = 0.0
+    audio = config.retriever.audio_encoder
+    audio.channels = (16, 32, 64, 128)
+    audio.n_fft, audio.hop_length, audio.n_mels = 1024, 640, 32
+    audio.block_dropout = 0.0
+    audio.stripes = 0
+    transformer = config.retriever.audio_transformer
+    transformer.hidden_size, transformer.intermediate_size = 128, 256
+    transformer.num_hidden_layers = 2
+    transformer.hidden_dropout_prob = transformer.attention_probs_dropout_prob = 0.0
+    config.optimizer.base_lr = 1e-3
+    config.optimizer.warmup_steps = 50
+    config.optimizer.cosine_steps = config.total_steps
+    config.optimizer.clip_norm = 1.0
+    return config
+
+
+def demo():
+    config = common.small_run(bundled(), steps=100)
+    config.optimizer.cosine_steps = config.total_steps
+    return config
+
+
+def runlocal():
+    config = common.small_run(bundled(), steps=2)
+    config.batch_size = 2
+    config.data.samples = 16_384
+    config.retriever.audio_encoder.channels = (4, 8, 16)
+    return config

@@ -1,0 +1,195 @@
+"""The retriever: sounds and captions in one space, to find the captions that fit a sound.
+
+Make-An-Audio (section 3.2.1, Appendix E.2) takes its second expert from Koepke et al. 2022, "Audio
+retrieval with natural language queries": the multi-modal transformer (MMT) of Gabeur et al. 2020
+with sound as its one modality. There the features are VGGish's, frozen, one a second. Here they are
+Cnn14's before its pooling, one in 0.32 s: it is trained with the rest, its published weights
+(PANNs) have seen all of AudioSet, and no other network is needed for them.
+"""
+
+import dataclasses
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maa_jax.models.bert import Bert, BertConfig, Encoder
+from maa_jax.models.clap import unit_length
+from maa_jax.models.cnn14 import Cnn14Config, Cnn14Frames
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioTransformerConfig:
+    """Sizes of the transformer over frames, named as BERT's; the defaults are MMT's.
+
+    `max_frames` is the number of places in time, those of a 10 s clip by default.
+    """
+
+    hidden_size: int = 512
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    intermediate_size: int = 3072
+    max_frames: int = 31
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not divisible by num_attention_heads="
+                f"{self.num_attention_heads}: choose a multiple."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrieverConfig:
+    """Both sides; the defaults are the full size."""
+
+    text_encoder: BertConfig = dataclasses.field(default_factory=BertConfig)
+    audio_encoder: Cnn14Config = dataclasses.field(default_factory=Cnn14Config)
+    audio_transformer: AudioTransformerConfig = dataclasses.field(
+        default_factory=AudioTransformerConfig
+    )
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of the shared space."""
+        return self.audio_transformer.hidden_size
+
+    @property
+    def max_samples(self) -> int:
+        """Samples of the longest clip whose every frame has a place."""
+        audio = self.audio_encoder
+        mel_frames = (self.audio_transformer.max_frames + 1) * audio.reduction - 1
+        return mel_frames * audio.hop_length - 1
+
+    def to_hf(self) -> dict[str, Any]:
+        """Returns the content of config.json; the layout is this project's own."""
+        return {
+            "architectures": ["Retriever"],
+            "model_type": "retriever",
+            "text_encoder": self.text_encoder.to_hf(),
+            "audio_encoder": self.audio_encoder.to_hf(),
+            "audio_transformer": dataclasses.asdict(self.audio_transformer),
+        }
+
+    @classmethod
+    def from_hf(cls, d: dict[str, Any]) -> Self:
+        """Reads config.json.
+
+        Raises:
+            ValueError: the file is not a retriever's.
+        """
+        if d.get("model_type") != "retriever":
+            raise ValueError(
+                f"model_type={d.get('model_type')!r} is no retriever: use 'retriever'."
+            )
+        return cls(
+            BertConfig.from_hf(d["text_encoder"]),
+            Cnn14Config.from_hf(d["audio_encoder"]),
+            AudioTransformerConfig(**d["audio_transformer"]),
+        )
+
+
+class GatedEmbedding(nnx.Module):
+    """A linear layer whose outputs are scaled by a gate of themselves (Miech et al. 2018)."""
+
+    def __init__(self, in_size: int, out_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(in_size, out_size, dtype=dtype, rngs=rngs)
+        self.gate = nnx.Linear(out_size, out_size, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [b, in_size] to [b, out_size]."""
+        x = self.linear(x)
+        return x * nnx.sigmoid(self.gate(x))
+
+
+class AudioTransformer(nnx.Module):
+    """MMT for one modality: the frames' features and their aggregate, attending to each other.
+
+    Gabeur et al. 2020, section 3.1: the aggregate begins as the largest value over time of each
+    projected feature; it and every frame get an embedding of their place in time.
+    """
+
+    def __init__(
+        self,
+        in_size: int,
+        config: AudioTransformerConfig,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        size = config.hidden_size
+        self.projection = nnx.Linear(in_size, size, dtype=dtype, rngs=rngs)
+        self.position_embeddings = nnx.Embed(
+            1 + config.max_frames,  # the first is the aggregate's
+            size,
+            dtype=dtype,
+            embedding_init=nnx.initializers.normal(0.02),
+            rngs=rngs,
+        )
+        self.LayerNorm = nnx.LayerNorm(
+            size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=dtype, rngs=rngs
+        )
+        self.dropout = nnx.Dropout(config.hidden_dropout_prob)
+        self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, frames: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Maps features [b, frames, in_size] to the aggregate's last state [b, hidden_size]."""
+        x = self.projection(frames)
+        x = jnp.concatenate([jnp.max(x, axis=1, keepdims=True), x], axis=1)
+        x = self.LayerNorm(x + self.position_embeddings(jnp.arange(x.shape[1])))
+        x = self.dropout(x, deterministic=rngs is None, rngs=rngs)
+        return self.encoder(x, None, rngs=rngs)[:, 0]
+
+
+class Retriever(nnx.Module):
+    """Text side and audio side."""
+
+    def __init__(self, config: RetrieverConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        self.text_encoder = Bert(config.text_encoder, dtype=dtype, rngs=rngs)
+        self.text_projection = GatedEmbedding(
+            config.text_encoder.hidden_size, config.embedding_size, dtype=dtype, rngs=rngs
+        )
+        self.audio_encoder = Cnn14Frames(config.audio_encoder, dtype=dtype, rngs=rngs)
+        self.audio_transformer = AudioTransformer(
+            config.audio_encoder.channels[-1], config.audio_transformer, dtype=dtype, rngs=rngs
+        )
+
+    def text_embedding(
+        self, input_ids: jax.Array, attention_mask: jax.Array, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Returns captions' embeddings [b, embedding_size] of unit length, of ids [b, n].
+
+        Args:
+            input_ids: int32 [b, n]; the first token's state is the sentence's.
+            attention_mask: [b, n], non-zero where a token may be attended to.
+            rngs: turns dropout on, with the stream `dropout`.
+        """
+        hidden = self.text_encoder(input_ids, attention_mask, rngs=rngs)
+        return unit_length(self.text_projection(hidden[:, 0]))
+
+    def audio_embedding(
+        self,
+        wav: jax.Array,
+        *,
+        use_running_average: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """Returns recordings' embeddings [b, embedding_size] of unit length.
+
+        Args:
+            wav: [b, samples] in [-1, 1] at the audio encoder's rate, up to `config.max_samples`.
+            use_running_average: as of `Cnn14Frames.frames`.
+            rngs: turns dropout on, with the stream `dropout`.
+        """
+        if wav.shape[1] > self.config.max_samples:
+            raise ValueError(
+                f"a clip of {wav.shape[1]} samples is too long for this retriever: cut it to "
+                f"{self.config.max_samples} samples or fewer."
+            )
+        frames = self.audio_encoder.frames(wav, use_running_average=use_running_average, rngs=rngs)
+        return unit_length(self.audio_transformer(frames, rngs=rngs))
