@@ -61,6 +61,8 @@ setuptools.setup(
         "tpu": ["jax[tpu]>=0.10"],
         # Parity against the PyTorch classes; a released checkpoint is read with torch.
         "torch": ["torch>=2.6,<2.14", "diffusers>=0.35"],
+        # Prompt enhancement written by Beam: on Flink, Spark or Dataflow, or here.
+        "beam": ["apache-beam>=2.77"],
         "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14"],
     },
 )

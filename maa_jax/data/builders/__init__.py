@@ -3,7 +3,7 @@
 import importlib
 
 # Dataset's name, as the module here, and its class.
-BUILDERS = {"sonic_sounds": "SonicSounds", "audio_folder": "AudioFolder"}
+BUILDERS = {"sonic_sounds": "SonicSounds", "audio_folder": "AudioFolder", "enhanced": "Enhanced"}
 
 
 def builder_class(name: str):
