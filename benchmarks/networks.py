@@ -1,14 +1,15 @@
 r"""Speed of the full-size networks here and in PyTorch, same weights, one machine, one run.
 
-    python -m benchmarks.networks [--networks=unet,autoencoder] [--batch=1] [--repeats=5] \
+    python -m benchmarks.networks [--networks=unet,autoencoder] [--batch=1] [--repeats=4] \
         [--dtype=float32]
 
 Needs the extra `torch`. The peers are diffusers' UNet2DConditionModel and AutoencoderKL and
 transformers' SpeechT5HifiGan; BigVGAN has no such class, so its peer is the plain PyTorch module
-in this file. Runs alternate, and medians are compared. A training step is a forward and a backward
-pass and AdamW's update; vocoders train with weight norm, and no discriminators take part. The last
-column is the rate of arithmetic (forward pass as XLA counts it, three times that for training) as
-a share of the best matrix product measured in the same run, here or in PyTorch.
+in this file. Blocks of runs alternate, and medians are compared. A training step is a forward and a
+backward pass and AdamW's update; vocoders train with weight norm, and no discriminators take part.
+The last column is the rate of arithmetic (products of the forward pass as PyTorch counts them,
+three times that for training) as a share of the best matrix product measured in the same run, here
+or in PyTorch; Winograd's convolutions take fewer products than are counted.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ import optax
 import torch
 from absl import app, flags
 from flax import nnx
+from torch.utils.flop_counter import FlopCounterMode
 
 from maa_jax.diffusion import samplers
 from maa_jax.diffusion.schedule import Schedule
@@ -41,6 +43,7 @@ TENSOR_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LEARNING_RATE, SCALE, STEPS = 1e-5, 3.0, 100
 # A recording of 10 s, and HiFi-GAN's training segment.
 FRAMES, SEGMENT = 624, 32
+_BLOCK = 2  # runs that are timed before it is the other side's turn
 
 
 @dataclasses.dataclass
@@ -266,7 +269,7 @@ PAIRS = {
 
 _NETWORKS = flags.DEFINE_list("networks", list(PAIRS), f"Any of {', '.join(PAIRS)}.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Examples a run (vocoders train on 16 segments each).")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs of each; medians are compared.")
+_REPEATS = flags.DEFINE_integer("repeats", 4, "Timed runs of each; medians are compared.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", list(TENSOR_DTYPES), "Of the computation.")
 
 
@@ -286,7 +289,7 @@ def forward_case(pair: Pair, device: str, autocast) -> tuple[Callable, Callable,
     error = np.abs(np.asarray(mine, np.float32) - wanted).max() / np.abs(wanted).max()
     if error > 1e-3 and ours[0].dtype == np.float32:
         raise RuntimeError(f"the two sides differ by {error:.1e} of the largest output")
-    return here, there, compiled.lower(params, *ours).cost_analysis()["flops"]
+    return here, there, _flops(there)
 
 
 def guided_case(pair: Pair, device: str, autocast) -> tuple[Callable, Callable, float]:
@@ -315,8 +318,7 @@ def guided_case(pair: Pair, device: str, autocast) -> tuple[Callable, Callable, 
             without, given = eps.chunk(2)
             return scheduler.step(without + SCALE * (given - without), t, latents).prev_sample
 
-    flops = step.lower(params, x, context).cost_analysis()["flops"]
-    return lambda: step(params, x, context), there, flops
+    return lambda: step(params, x, context), there, _flops(there)
 
 
 def training_case(pair: Pair, device: str, autocast) -> tuple[Callable, Callable, float]:
@@ -333,7 +335,6 @@ def training_case(pair: Pair, device: str, autocast) -> tuple[Callable, Callable
         return optax.apply_updates(params, updates), opt
 
     compiled = jax.jit(step, donate_argnums=(0, 1))
-    flops = 3 * jax.jit(loss_fn).lower(params, *ours).cost_analysis()["flops"]
     state = [params, jax.jit(tx.init)(params)]
     del params
     optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE)
@@ -349,7 +350,16 @@ def training_case(pair: Pair, device: str, autocast) -> tuple[Callable, Callable
         loss.backward()
         optimizer.step()
 
+    with torch.no_grad():
+        flops = 3 * _flops(lambda: pair.loss_there(module, *theirs))
     return here, there, flops
+
+
+def _flops(there: Callable) -> int:
+    """Returns the operations of PyTorch's products and convolutions in a run."""
+    with FlopCounterMode(display=False) as counter:
+        there()
+    return counter.get_total_flops()
 
 
 def _on_devices(pair: Pair, device: str):
@@ -363,18 +373,24 @@ def _numpy(outputs):
 
 
 def _seconds(run: Callable, wait: Callable) -> float:
-    time.sleep(0.5)  # the other side's threads may still spin, waiting for work
     begin = time.perf_counter()
     wait(run())
     return time.perf_counter() - begin
 
 
 def compare(here: Callable, there: Callable, repeats: int, sync: Callable) -> tuple[float, float]:
-    """Returns both sides' median seconds over alternating runs, after one of each for warm-up."""
-    times = []
-    for _ in range(repeats + 1):
-        times.append((_seconds(here, jax.block_until_ready), _seconds(there, lambda _: sync())))
-    return tuple(statistics.median(side) for side in zip(*times[1:], strict=True))
+    """Returns both sides' median seconds a run, each in blocks of runs like those of a loop.
+
+    A block's first run is not counted: it meets caches and memory as the other side left them.
+    """
+    sides = [(here, jax.block_until_ready), (there, lambda _: sync())]
+    for side in sides:
+        _seconds(*side)  # compiles
+    times = ([], [])
+    while len(times[0]) < repeats:
+        for side, taken in zip(sides, times, strict=True):
+            taken += [_seconds(*side) for _ in range(1 + _BLOCK)][1:]
+    return tuple(statistics.median(taken[:repeats]) for taken in times)
 
 
 def matmul_rate(device: str, dtype: str, sync: Callable) -> float:

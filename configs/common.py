@@ -28,8 +28,16 @@ def base(stage: str) -> ml_collections.ConfigDict:
     config.data.data_dir = ml_collections.config_dict.placeholder(str)
     config.data.split = "train"
     config.data.eval_split = "validation"
+    config.data.eval_dataset = ml_collections.config_dict.placeholder(str)  # dataset's first part
     config.data.samples = 624 * 256
     config.data.workers = 0
+    # Dynamic reprogramming (section 3.2.2): 0 to 2 events with single labels join each pair.
+    config.data.reprogram = block(
+        events="",  # datasets, as in config.data.dataset; "" for none of it
+        n_events=(1.0, 1.0, 1.0),  # weights of 0, 1 and 2
+        gain_db=(-6.0, 6.0),  # an event's loudness over the pair's, from and to
+        crossfade=0.05,  # seconds
+    )
     # For dataset="audio_folder": the recordings, and a CSV, TSV or JSONL of captions or labels.
     config.data.folder = ml_collections.config_dict.placeholder(str)
     config.data.captions_file = ml_collections.config_dict.placeholder(str)

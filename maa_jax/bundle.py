@@ -62,6 +62,8 @@ NETWORKS = {
     "CLIPModel": ("transformers", "maa_jax.models.clip", "ClipConfig", "ClipModel"),
     "ClapModel": ("transformers", "maa_jax.models.clap", "LaionClapConfig", "LaionClap"),
     "BigVGAN": ("maa_jax", "maa_jax.models.bigvgan", "BigVGANConfig", "BigVGAN"),
+    "Captioner": ("maa_jax", "maa_jax.models.captioner", "CaptionerConfig", "Captioner"),
+    "Cnn10": ("maa_jax", "maa_jax.models.cnn10", "Cnn10Config", "Cnn10"),
     "Cnn14": ("maa_jax", "maa_jax.models.cnn14", "Cnn14Config", "Cnn14"),
     "Projection": ("maa_jax", "maa_jax.models.clap", "ProjectionConfig", "Projection"),
 }
@@ -315,7 +317,9 @@ def save_network(
     tensors = torch_layout.to_torch(jax.device_get(params))
     tensors |= getattr(config, "unused_tensors", dict)()
     with np.errstate(over="ignore"):  # reported below, by name
-        tensors = {k: v.astype(dtype) if v.dtype.kind == "f" else v for k, v in tensors.items()}
+        tensors = {
+            k: v.astype(dtype, copy=False) if v.dtype.kind == "f" else v for k, v in tensors.items()
+        }
     overflowed = [k for k, v in tensors.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
     if overflowed:
         raise ValueError(f"{name}: not finite as {dtype}: {', '.join(overflowed)}; not written")
@@ -398,14 +402,21 @@ def load_config(folder: str | os.PathLike[str], name: str, *, kind: str | None =
 
 
 def start_weights(
-    folder: str | os.PathLike[str], name: str, config: Any
+    folder: str | os.PathLike[str],
+    name: str,
+    config: Any,
+    *,
+    key: str = "init_from",
+    free: tuple[str, ...] = ("scaling_factor",),
 ) -> dict[str, dict[str, Any]]:
     """Returns {name: weights in `folder/name/`} for training to go on from; {} without a folder.
 
     Args:
-      folder: the model folder, "bundled", or "" for none.
-      name: the network's place.
-      config: what its configuration must be; the latents' scaling factor may differ.
+      folder: the model folder, "bundled", a hub id, or "" for none.
+      name: the network's place, "." where it is the folder itself.
+      config: what its configuration must be.
+      key: of the run's config that names the folder, for errors.
+      free: the fields of `config` in which it may differ.
 
     Raises:
       ValueError: there is no such folder, or its network has other sizes; all are listed.
@@ -413,18 +424,18 @@ def start_weights(
     if not folder:
         return {}
     try:
-        path = resolve(folder)
+        path = fetch(folder) if name == "." else resolve(folder)
         given = vars(load_config(path, name))
     except ValueError as e:
-        raise ValueError(f"config.init_from: {e}") from e
+        raise ValueError(f"config.{key}: {e}") from e
     different = [
         f"{field}: {given.get(field)!r} there, {value!r} here"
         for field, value in vars(config).items()
-        if given.get(field) != value and field != "scaling_factor"
+        if given.get(field) != value and field not in free
     ]
     if different:
         raise ValueError(
-            f"config.init_from={str(folder)!r}: another {name}, {'; '.join(different)}"
+            f"config.{key}={str(folder)!r}: another {type(config).__name__}, {'; '.join(different)}"
         )
     return {name: load_network(path, name)[1]}
 

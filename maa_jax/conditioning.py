@@ -92,6 +92,11 @@ class Tokenizer:
         tokenizer: of any model; it adds the special tokens itself.
         config: the content of tokenizer_config.json, by default that of a BERT; its `pad_token`
             fills up the prompts.
+
+    Attributes:
+        pad_id: of the padding token.
+        special_ids: of all tokens that are no part of a text, ascending.
+        vocab_size: number of tokens.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any] | None = None):
@@ -111,6 +116,8 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self.pad_id = tokenizer.token_to_id(pad)
         self.vocab_size = tokenizer.get_vocab_size()
+        added = tokenizer.get_added_tokens_decoder()
+        self.special_ids = tuple(sorted(i for i, token in added.items() if token.special))
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
@@ -163,6 +170,11 @@ class Tokenizer:
                 tokens = tokens[: MAX_TOKENS - 1] + tokens[-1:]
             row[: len(tokens)] = tokens
         return ids
+
+    def decode(self, ids: np.ndarray) -> list[str]:
+        """Returns the texts of ids [n, length], without special tokens."""
+        texts = self._tokenizer.decode_batch(ids.tolist(), skip_special_tokens=True)
+        return [text.replace(" - ", "-") for text in texts]  # which WordPiece takes apart
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes a tokenizer folder that transformers opens, whole or not at all."""

@@ -150,8 +150,8 @@ def released_to_folder(
         towers = clap and clap_names.from_released(
             released.numpy_tensors(released.read_pickle(clap)["model"])
         )
-        save("unet", released.unet_config(parts["unet"]), parts["unet"])
-        save("vae", released.autoencoder_config(parts["vae"], scale), parts["vae"])
+        save("unet", released.unet_config(parts["unet"]), parts.pop("unet"))
+        save("vae", released.autoencoder_config(parts["vae"], scale), parts.pop("vae"))
         save("text_encoder", text, parts["text_encoder"])
         save("text_projection", projection, parts["text_projection"])
         tokenizer_found.save(folder / "tokenizer")

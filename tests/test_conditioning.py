@@ -10,7 +10,13 @@ import pytest
 from flax import nnx
 
 from maa_jax import bundle
-from maa_jax.conditioning import TextConditioner, Tokenizer, build_tokenizer, find
+from maa_jax.conditioning import (
+    TextConditioner,
+    Tokenizer,
+    build_tokenizer,
+    find,
+    tokenizer_from_captions,
+)
 from maa_jax.models.bert import Bert, BertConfig
 from maa_jax.models.clap import Projection, ProjectionConfig
 from maa_jax.models.clip import ClipConfig, ClipModel, ClipVisionConfig
@@ -53,6 +59,13 @@ def test_prompts_become_77_ids(model):
     assert read[0] == ["[CLS]", "a", "crow", "barks", "[SEP]"]
     assert read[1] == ["[CLS]", "[SEP]"]
     assert read[2] == ["[CLS]", "z", "##e", "##b", "##r", "##a", "[SEP]"]
+
+
+def test_ids_become_text_again():
+    texts = ["a crow caws, twice", "a hi-hat", "zebra", ""]
+    tokenizer = tokenizer_from_captions(texts[:2], 90)
+    assert tokenizer.decode(tokenizer(texts)) == texts
+    assert set(tokenizer(["", ""])[0]) < set(tokenizer.special_ids)
 
 
 def test_the_words_cut_from_a_long_prompt_are_shown(model):

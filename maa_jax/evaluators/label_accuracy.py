@@ -181,7 +181,8 @@ def mel_features(wavs: jax.Array, *, sample_rate: int) -> jax.Array:
 
 def _recordings(data: input_pipeline.DataConfig, samples: int) -> Iterator[np.ndarray]:
     """Yields the split's recordings in order, [b, samples] each time."""
-    config = {**vars(data), "eval_split": data.split, "samples": samples}
+    evaluated = {"eval_dataset": data.dataset, "eval_split": data.split}
+    config = {**vars(data), **evaluated, "samples": samples}
     for batch in input_pipeline.eval_batches(config, batch_size=BATCH):
         yield batch["audio"][batch["valid"]]
 

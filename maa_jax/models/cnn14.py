@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,15 @@ from maa_jax.models.layers import Conv
 
 
 @dataclasses.dataclass(frozen=True)
-class Cnn14Config:
-    """Front end and widths; the defaults are PANNs' Cnn14_16k.
+class CnnConfig:
+    """Front end and convolutions of a network of PANNs.
 
-    `channels` has one entry for each block of two convolutions; every block but the last halves
-    time and mels. `fmin` and `fmax` are in Hz. SpecAugment drops `stripes` stripes of up to
-    `time_stripe` frames and `mel_stripe` mels each, in training mode.
+    `channels` has one entry for each block of two convolutions. `fmin` and `fmax` are in Hz.
+    SpecAugment drops `stripes` stripes of up to `time_stripe` frames and `mel_stripe` mels each, in
+    training mode.
     """
+
+    NAME: ClassVar[str]
 
     sample_rate: int = 16000
     n_fft: int = 512
@@ -29,10 +31,8 @@ class Cnn14Config:
     n_mels: int = 64
     fmin: float = 50.0
     fmax: float = 8000.0
-    channels: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
-    num_classes: int = 527
+    channels: tuple[int, ...] = ()
     block_dropout: float = 0.2
-    head_dropout: float = 0.5
     stripes: int = 2
     time_stripe: int = 64
     mel_stripe: int = 8
@@ -49,26 +49,30 @@ class Cnn14Config:
                 f"channels={self.channels}: ask for at least {self.reduction} or fewer blocks."
             )
 
-    @classmethod
-    def clap_2022(cls) -> Self:
-        """The audio tower of Microsoft's CLAP of 2022, at 44.1 kHz."""
-        return cls(sample_rate=44100, n_fft=1024, hop_length=320, fmax=14000.0)
+    @property
+    def halvings(self) -> int:
+        """Number of blocks, from the first, after which time and mels are halved."""
+        return len(self.channels)
 
     @property
     def reduction(self) -> int:
         """Factor by which the blocks shrink time and mels."""
-        return 2 ** (len(self.channels) - 1)
+        return 2**self.halvings
 
     @property
     def min_samples(self) -> int:
         """Samples of the shortest clip that leaves a frame after the last block."""
         return max((self.reduction - 1) * self.hop_length, self.n_fft // 2 + 1)
 
+    def frames(self, samples: int) -> int:
+        """Returns the frames that the blocks leave of a clip of that many samples."""
+        return (1 + samples // self.hop_length) // self.reduction
+
     def to_hf(self) -> dict[str, Any]:
         """Returns the content of config.json; the layout is this project's own."""
         return {
-            "architectures": ["Cnn14"],
-            "model_type": "cnn14",
+            "architectures": [self.NAME],
+            "model_type": self.NAME.lower(),
             **dataclasses.asdict(self),
             "channels": list(self.channels),
         }
@@ -78,11 +82,38 @@ class Cnn14Config:
         """Reads config.json.
 
         Raises:
-            ValueError: the file is not a Cnn14's.
+            ValueError: the file is another network's.
         """
-        if d.get("model_type") != "cnn14":
-            raise ValueError(f"model_type={d.get('model_type')!r} is not a Cnn14: use 'cnn14'.")
+        kind = cls.NAME.lower()
+        if d.get("model_type") != kind:
+            raise ValueError(
+                f"model_type={d.get('model_type')!r} is not a {cls.NAME}: use {kind!r}."
+            )
         return cls(**{f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d})
+
+
+@dataclasses.dataclass(frozen=True)
+class Cnn14Config(CnnConfig):
+    """Front end and widths; the defaults are PANNs' Cnn14_16k.
+
+    Every block but the last halves time and mels.
+    """
+
+    NAME = "Cnn14"
+
+    channels: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    num_classes: int = 527
+    head_dropout: float = 0.5
+
+    @classmethod
+    def clap_2022(cls) -> Self:
+        """The audio tower of Microsoft's CLAP of 2022, at 44.1 kHz."""
+        return cls(sample_rate=44100, n_fft=1024, hop_length=320, fmax=14000.0)
+
+    @property
+    def halvings(self) -> int:
+        """Number of blocks, from the first, after which time and mels are halved."""
+        return len(self.channels) - 1
 
 
 class ConvBlock(nnx.Module):
@@ -103,45 +134,35 @@ class ConvBlock(nnx.Module):
         return nnx.relu(self.bn2(self.conv2(x), use_running_average=use_running_average))
 
 
-class Cnn14(nnx.Module):
-    """Waveform to an embedding and to probabilities of AudioSet's classes."""
+class Cnn14Frames(nnx.Module):
+    """The front end and the convolutions: waveform to features over time."""
 
-    # Fourier and mel matrices of the front end, computed here; a counter that no result reads.
-    UNUSED = re.compile(r"(spectrogram|logmel)_extractor\..*|.*\.num_batches_tracked")
-
-    def __init__(self, config: Cnn14Config, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: CnnConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         self.config = config
         self.dtype = dtype
         self.bn0 = _batch_norm(config.n_mels, jnp.float32, rngs)
         for i, (n, m) in enumerate(zip((1, *config.channels), config.channels, strict=False), 1):
             setattr(self, f"conv_block{i}", ConvBlock(n, m, dtype=dtype, rngs=rngs))
-        width = config.channels[-1]
-        self.fc1 = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.fc_audioset = nnx.Linear(width, config.num_classes, dtype=dtype, rngs=rngs)
         self.block_dropout = nnx.Dropout(config.block_dropout)
-        self.head_dropout = nnx.Dropout(config.head_dropout)
 
-    def __call__(
+    def frames(
         self,
         wav: jax.Array,
         *,
         use_running_average: bool = True,
         rngs: nnx.Rngs | None = None,
-    ) -> dict[str, jax.Array]:
-        """Embeds recordings.
+    ) -> jax.Array:
+        """Returns features over time, [b, config.frames(samples), channels[-1]].
 
         Args:
             wav: [b, samples] in [-1, 1] at `config.sample_rate`.
             use_running_average: False normalises by the batch's statistics and updates the running
                 ones, as in training.
             rngs: turns dropout and SpecAugment on, with the stream `dropout`.
-
-        Returns:
-            `embedding` [b, channels[-1]] and `clipwise` [b, num_classes], probabilities.
         """
         if wav.shape[1] < self.config.min_samples:
             raise ValueError(
-                f"a clip of {wav.shape[1]} samples is too short for this Cnn14: "
+                f"a clip of {wav.shape[1]} samples is too short for this {self.config.NAME}: "
                 f"pad it to {self.config.min_samples} samples or more."
             )
         x = decibel_mel(wav, self.config)  # [b, frames, mels]
@@ -151,21 +172,48 @@ class Cnn14(nnx.Module):
             x = _drop_stripes(x, 2, self.config.mel_stripe, self.config.stripes, rngs.dropout())
         x = x[..., None].astype(self.dtype)
         drop = functools.partial(self.block_dropout, deterministic=rngs is None, rngs=rngs)
-        blocks = len(self.config.channels)
-        for i in range(1, blocks + 1):
+        for i in range(1, len(self.config.channels) + 1):
             block = getattr(self, f"conv_block{i}")
             x = block(x, use_running_average=use_running_average)
-            if i < blocks:
+            if i <= self.config.halvings:
                 x = _halve(x)
             x = drop(x)
-        x = jnp.mean(x, axis=2)  # [b, frames, channels]
+        return jnp.mean(x, axis=2)
+
+
+class Cnn14(Cnn14Frames):
+    """Waveform to an embedding and to probabilities of AudioSet's classes."""
+
+    # Fourier and mel matrices of the front end, computed here; a counter that no result reads.
+    UNUSED = re.compile(r"(spectrogram|logmel)_extractor\..*|.*\.num_batches_tracked")
+
+    def __init__(self, config: Cnn14Config, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        super().__init__(config, dtype=dtype, rngs=rngs)
+        width = config.channels[-1]
+        self.fc1 = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.fc_audioset = nnx.Linear(width, config.num_classes, dtype=dtype, rngs=rngs)
+        self.head_dropout = nnx.Dropout(config.head_dropout)
+
+    def __call__(
+        self,
+        wav: jax.Array,
+        *,
+        use_running_average: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> dict[str, jax.Array]:
+        """Embeds recordings; arguments as those of `frames`.
+
+        Returns:
+            `embedding` [b, channels[-1]] and `clipwise` [b, num_classes], probabilities.
+        """
+        x = self.frames(wav, use_running_average=use_running_average, rngs=rngs)
         x = jnp.max(x, axis=1) + jnp.mean(x, axis=1)
         drop = functools.partial(self.head_dropout, deterministic=rngs is None, rngs=rngs)
         x = nnx.relu(self.fc1(drop(x)))
         return {"embedding": drop(x), "clipwise": nnx.sigmoid(self.fc_audioset(x))}
 
 
-def decibel_mel(wav: jax.Array, config: Cnn14Config) -> jax.Array:
+def decibel_mel(wav: jax.Array, config: CnnConfig) -> jax.Array:
     """Returns the mel power spectrogram in decibels, [b, 1 + samples // hop, n_mels], float32.
 
     The front end of PANNs (torchlibrosa): centred frames with reflected ends, a periodic Hann

@@ -22,10 +22,11 @@ Pads = tuple[Pair, Pair]
 # in cache, enough for a matrix product to be worth starting. Measured on 2 cores with AVX-512.
 _POSITIONS = 1024
 _TILES = 256
-_SCORES = 2**18
-# Fewer channels, and Winograd's transforms cost more than the products that they save; fewer
-# positions, and transforming the kernel does.
-_WINOGRAD_CHANNELS = 128
+_SCORES = 2**20
+# Fewer channels, and Winograd's transforms cost more than the products that they save (a gradient
+# of the kernel saves more); fewer positions, and transforming the kernel does.
+_WINOGRAD_CHANNELS = 192
+_WINOGRAD_GRADIENT_CHANNELS = 128
 _WINOGRAD_POSITIONS = 512
 
 
@@ -55,7 +56,8 @@ def conv2d(
 def _conv2d(x, kernel, stride, padding, dilation, flipped):
     """Convolves; with `flipped`, by the kernel that leads back from output to input."""
     b, h, w, _ = x.shape
-    if _suits_winograd(x, kernel, stride, dilation) and b * h * w >= _WINOGRAD_POSITIONS:
+    suits = _suits_winograd(x, kernel, stride, dilation, _WINOGRAD_CHANNELS)
+    if suits and b * h * w >= _WINOGRAD_POSITIONS:
         return winograd(x, kernel, padding, flipped)
     if flipped:
         kernel = kernel[::-1, ::-1].swapaxes(2, 3)
@@ -77,7 +79,7 @@ def _backward(stride, padding, dilation, flipped, saved, grad):
         dx = strided_input_gradient(grad, kernel, x.shape, stride, padding)
     else:
         (dx,) = jax.vjp(lambda x: plain_conv2d(x, kernel, stride, padding, dilation), x)[1](grad)
-    if _suits_winograd(x, kernel, stride, dilation):
+    if _suits_winograd(x, kernel, stride, dilation, _WINOGRAD_GRADIENT_CHANNELS):
         return dx, winograd_kernel_gradient(x, grad, padding)
     return dx, kernel_gradient(x, grad, kernel.shape, stride, padding, dilation)
 
@@ -182,11 +184,11 @@ _KERNEL_TRANSFORM = np.kron(_KERNEL_TRANSFORM, _KERNEL_TRANSFORM)  # [16, 9]
 _FLIPPED = [4 * row + column for row in (3, 1, 2, 0) for column in (3, 1, 2, 0)]
 
 
-def _suits_winograd(x, kernel, stride, dilation):
+def _suits_winograd(x, kernel, stride, dilation, channels):
     return (
         kernel.shape[:2] == (3, 3)
         and stride == dilation == (1, 1)
-        and min(kernel.shape[2:]) >= _WINOGRAD_CHANNELS
+        and min(kernel.shape[2:]) >= channels
         and x.dtype == jnp.float32  # transforms cost less precise numbers too much
     )
 

@@ -21,6 +21,7 @@ import ml_collections
 
 _STAGES = {
     "autoencoder": "AutoencoderStage",
+    "captioner": "CaptionerStage",
     "clap": "ClapStage",
     "diffusion": "DiffusionStage",
     "vocoder": "VocoderStage",

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from maa_jax.audio.io import encode_flac
-from maa_jax.data import input_pipeline, transforms
+from maa_jax.data import input_pipeline, mixtures, transforms
 from maa_jax.data.input_pipeline import eval_batches, train_iterator
 
 
@@ -184,8 +184,8 @@ def test_bad_settings_are_named(data):
 
 
 def test_other_processes_do_not_wait_forever(tmp_path, monkeypatch):
-    monkeypatch.setattr(input_pipeline, "BUILD_TIMEOUT_S", 0)
-    with pytest.raises(TimeoutError, match=r"no dataset in .*sonic_sounds.*data_dir"):
+    monkeypatch.setattr(mixtures, "BUILD_TIMEOUT_S", 0)
+    with pytest.raises(TimeoutError, match=r"no dataset_info.json in .*sonic_sounds.*data_dir"):
         input_pipeline.prepare({"data_dir": str(tmp_path)}, process_index=1)
     assert not list(tmp_path.iterdir())
 

@@ -14,6 +14,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 WITH_FLAGS = ["maa_jax.sample", "maa_jax.convert", "maa_jax.evaluate", "maa_jax.embed"]
+# Scripts whose flags are those of maa_jax.train.
+TRAINS = ["launch/tpu_pod.sh", "launch/gpu_slurm.sh"]
 
 
 def blocks(language):
@@ -58,7 +60,7 @@ def test_flags_parse(module):
 
 
 def train_lines():
-    launched = [c[2:] for c in commands() if c[0] in ("bash", "sbatch") and len(c) > 2]
+    launched = [c[2:] for c in commands() if c[1] in TRAINS]
     return [[f for f in line if f[:2] == "--"] for line in flags_of("maa_jax.train") + launched]
 
 

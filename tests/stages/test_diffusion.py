@@ -80,7 +80,7 @@ def test_a_dropped_condition_is_the_empty_prompt(config, frozen, batch):
             float(step(state, frozen, b, key)[1]["loss"]) for b in (batch, empty)
         ]
     assert losses[0.0][0] != losses[0.0][1]
-    assert losses[1.0][0] == losses[1.0][1] == losses[0.0][1]
+    assert losses[1.0][0] == losses[1.0][1] == pytest.approx(losses[0.0][1], rel=1e-6)
 
 
 def test_microbatches_give_the_gradient_of_their_examples(config, frozen, batch):
@@ -97,8 +97,8 @@ def test_scores_are_one_an_example_and_summaries_are_images_and_sound(stage, fro
     state = jax.jit(stage.init)(jax.random.key(0))
     assert jax.jit(stage.eval_step)(state, frozen, batch, jax.random.key(0))["loss"].shape == (8,)
     summary = jax.jit(stage.summarize)(state, frozen, batch, jax.random.key(0))
-    assert summary["image/sample"].shape == (5, 80, 32, 1)
-    assert summary["audio/sample"].shape == (5, 8192, 1)
+    assert summary["image/sample"].shape == (1, 80, 32, 1)
+    assert summary["audio/sample"].shape == (1, 8192, 1)
     assert 0 <= summary["image/sample"].min() and summary["image/sample"].max() <= 1
 
 

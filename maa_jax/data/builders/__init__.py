@@ -2,8 +2,27 @@
 
 import importlib
 
-# Dataset's name, as the module here, and its class.
-BUILDERS = {"sonic_sounds": "SonicSounds", "audio_folder": "AudioFolder", "enhanced": "Enhanced"}
+# Dataset's name, as the module here, and its class. From clotho on: the paper's Table 4.
+BUILDERS = {
+    "sonic_sounds": "SonicSounds",
+    "audio_folder": "AudioFolder",
+    "enhanced": "Enhanced",
+    "clotho": "Clotho",
+    "audiocaps": "AudioCaps",
+    "macs": "Macs",
+    "wavtext5k": "WavText5k",
+    "bbc_sound_effects": "BbcSoundEffects",
+    "audiostock": "Audiostock",
+    "audioset": "AudioSet",
+    "esc50": "Esc50",
+    "fsd50k": "Fsd50k",
+    "sonniss": "Sonniss",
+    "wesoundeffects": "WeSoundEffects",
+    "epidemic_sound": "EpidemicSound",
+    "urbansound8k": "UrbanSound8k",
+    "libritts": "LibriTts",
+    "medley_solos_db": "MedleySolosDb",
+}
 
 
 def builder_class(name: str):

@@ -14,11 +14,13 @@ Examples hold 16 kHz mono FLAC, so that reading needs no resampling and little d
 
 import abc
 import collections
+import concurrent.futures
 import csv
 import dataclasses
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -30,15 +32,17 @@ from maa_jax.audio.io import AudioError, decode, encode_flac, is_silent, load, p
 SAMPLE_RATE = 16000
 MAX_BROKEN = 0.01  # Share of unusable recordings above which a build stops.
 _LISTED = 20  # Broken recordings that an error message names; the report holds all.
+# Recordings decoded at a time; a long one takes some 100 MB meanwhile.
+_THREADS = min(8, os.cpu_count() or 1)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)  # There may be millions.
 class Recording:
     """One recording before it is read.
 
     Attributes:
       id: Unique in its dataset; decides the split.
-      audio: The file, or its content.
+      audio: The file, or its content; None where a published dataset's user does not have it.
       captions: Sentences about it, up to five.
       labels: Its classes; the first one is the stratum that the splits balance.
       source: Where it comes from: an address or a file name.
@@ -47,7 +51,7 @@ class Recording:
     """
 
     id: str
-    audio: epath.Path | bytes
+    audio: epath.Path | bytes | None
     captions: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     source: str = ""
@@ -128,9 +132,11 @@ class AudioBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self, split: str, recordings: Sequence[Recording], is_last: bool
     ) -> Iterator[tuple[str, dict]]:
         kept = 0
-        for recording in tqdm.tqdm(recordings, desc=f"{self.name}: {split}", unit="file"):
+        reading = zip(recordings, _read_ahead(recordings), strict=True)
+        progress = {"desc": f"{self.name}: {split}", "unit": "file", "total": len(recordings)}
+        for recording, example in tqdm.tqdm(reading, **progress):
             try:
-                example = _read(recording)
+                example = example.result()
             except AudioError as error:
                 self._broken.append((recording.source or recording.id, str(error)))
                 # A large dataset is not read to its end once it has failed.
@@ -158,6 +164,20 @@ class AudioBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         writer.writerows([("file", "reason"), *self._broken])
         self.report_path.parent.mkdir(parents=True, exist_ok=True)
         self.report_path.write_text(table.getvalue())
+
+
+def _read_ahead(recordings: Iterable[Recording]) -> Iterator[concurrent.futures.Future]:
+    """Yields each recording's `_read`, in order, while threads work on the next few.
+
+    What is done and waits is FLAC: memory hangs on the number of threads alone.
+    """
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+        waiting = collections.deque()
+        for recording in recordings:
+            waiting.append(threads.submit(_read, recording))
+            if len(waiting) > 2 * _THREADS:
+                yield waiting.popleft()
+        yield from waiting
 
 
 def _read(recording: Recording) -> dict:

@@ -1,0 +1,77 @@
+r"""What reprogramming costs: examples a second that the input pipeline makes.
+
+    python -m benchmarks.reprogramming [--dataset=sonic_sounds] [--seconds=10] [--training_rate=8]
+
+Each row adds 0, 1 or 2 events to every pair, and "drawn" 0 to 2 of them, as training does, beside
+the pipeline without any ("off"); each column is a way to run it: threads of the training process, or
+worker processes. With `--training_rate`, the examples a second that training takes (it prints them
+as it goes), each rate is followed by how many times over it feeds training.
+"""
+
+import time
+
+from absl import app, flags
+
+from maa_jax.data import input_pipeline
+
+EVENTS = {
+    "off": None,
+    "0": (1.0, 0.0, 0.0),
+    "1": (0.0, 1.0, 0.0),
+    "2": (0.0, 0.0, 1.0),
+    "drawn": (1.0, 1.0, 1.0),
+}
+
+_DATASET = flags.DEFINE_string("dataset", "sonic_sounds", "Of the pairs, as config.data.dataset.")
+_EVENTS = flags.DEFINE_string("events", "sonic_sounds", "As config.data.reprogram.events.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the datasets are or are built.")
+_SAMPLES = flags.DEFINE_integer("samples", 624 * 256, "Of a clip at 16 kHz; the paper's.")
+_BATCH = flags.DEFINE_integer("batch_size", 32, "Examples at a time.")
+_WORKERS = flags.DEFINE_list("workers", ["0", "1", "2"], "Processes; 0 for threads.")
+_SECONDS = flags.DEFINE_float("seconds", 5.0, "How long each is measured.")
+_TRAINING_RATE = flags.DEFINE_float("training_rate", None, "Examples a second; to compare with.")
+
+
+def rate(workers: int, n_events: tuple[float, float, float] | None) -> float:
+    """Returns examples a second, once the first batches are made."""
+    data = input_pipeline.DataConfig.of(
+        {
+            "dataset": _DATASET.value,
+            "data_dir": _DATA_DIR.value,
+            "samples": _SAMPLES.value,
+            "workers": workers,
+            "reprogram": {"events": _EVENTS.value, "n_events": n_events} if n_events else {},
+        }
+    )
+    iterator = input_pipeline.train_iterator(data, batch_size=_BATCH.value, seed=0)
+    # What was made ahead before the clock runs does not count: as many are taken off as are kept.
+    for _ in range(data.prefetch * max(workers, 1) + 1):
+        next(iterator)
+    begin, batches = time.perf_counter(), 0
+    while (seconds := time.perf_counter() - begin) < _SECONDS.value:
+        next(iterator)
+        batches += 1
+    return batches * _BATCH.value / seconds
+
+
+def main(argv: list[str]) -> None:
+    """Prints the table."""
+    if len(argv) > 1:
+        raise app.UsageError(f"{argv[1]!r} is not a flag")
+    workers = [int(n) for n in _WORKERS.value]
+    print(f"examples a second, clips of {_SAMPLES.value / 16000:.1f} s, {_DATASET.value}")
+    if _TRAINING_RATE.value:
+        print(f"training takes {_TRAINING_RATE.value:g} a second")
+    head = ["events", *(f"{n} worker{'s' * (n > 1)}" if n else "threads" for n in workers)]
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for name, n_events in EVENTS.items():
+        cells = []
+        for n in workers:
+            found = rate(n, n_events)
+            times = f" ({found / _TRAINING_RATE.value:.0f} x)" if _TRAINING_RATE.value else ""
+            cells.append(f"{found:.0f}{times}")
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,44 @@
+"""AudioCaps: 10 s clips of AudioSet with captions by people."""
+
+import tensorflow_datasets as tfds
+
+from maa_jax.data.builders.base import Recording
+from maa_jax.data.builders.published import PublishedAudio, table, youtube, youtube_files
+
+_SPLITS = {"train": "train", "val": "validation", "test": "test"}
+
+
+class AudioCaps(PublishedAudio):
+    """Kim et al. 2019. Its splits are train, val and test; the last two have five captions a clip.
+
+    Clips have AudioSet's ids. Those that YouTube has lost are left out.
+    """
+
+    name = "audiocaps"
+    VERSION = tfds.core.Version("1.0.0")
+    DESCRIPTION = "10 s clips of AudioSet with captions by people."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "train.csv, val.csv and test.csv from"
+        " https://github.com/cdjkim/audiocaps/tree/master/dataset, and in audio/, at any depth, the"
+        " ten seconds from start_time on of each video, in a file named YOUTUBE_ID.wav (.flac,"
+        " .ogg, .mp3)"
+    )
+    FILES = ("train.csv", "val.csv", "test.csv", "audio")
+
+    def read(self, folder):
+        """Joins the rows of each clip: one a caption."""
+        files = youtube_files(folder / "audio")
+        for part, split in _SPLITS.items():
+            clips = {}
+            for row in table(folder / f"{part}.csv", "youtube_id", "start_time", "caption"):
+                start, captions = clips.setdefault(row["youtube_id"], (row["start_time"], []))
+                captions.append(row["caption"].strip())
+            for video, (start, captions) in clips.items():
+                yield Recording(
+                    id=video,
+                    audio=files.get(video),
+                    captions=tuple(captions[:5]),
+                    source=youtube(video, start),
+                    license="captions: academic use only; audio: terms of YouTube and uploader",
+                    split=split,
+                )

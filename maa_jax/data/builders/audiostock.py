@@ -1,0 +1,37 @@
+"""Audiostock: sound effects bought from the shop, with their titles."""
+
+import tensorflow_datasets as tfds
+
+from maa_jax.data.builders.base import Recording
+from maa_jax.data.builders.published import PublishedAudio, by_stem, table
+
+
+class Audiostock(PublishedAudio):
+    """Sound effects of https://audiostock.net/se. It has no splits.
+
+    The shop ships files alone: the table is made from the pages of what was bought. The caption is
+    the title, labels are the tags.
+    """
+
+    name = "audiostock"
+    VERSION = tfds.core.Version("1.0.0")
+    DESCRIPTION = "Sound effects with a title each."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "the recordings from https://audiostock.net/se in audio/, named by the number in their"
+        " page's address (audiostock.net/audio/1150592: 1150592.mp3), and audiostock.csv with the"
+        " columns id (that number), title and tags (separated by commas)"
+    )
+    FILES = ("audiostock.csv", "audio")
+
+    def read(self, folder):
+        """Reads the one table."""
+        files = by_stem(folder / "audio")
+        for row in table(folder / "audiostock.csv", "id", "title", "tags"):
+            yield Recording(
+                id=row["id"],
+                audio=files.get(row["id"]),
+                captions=(row["title"].strip(),),
+                labels=tuple(tag.strip() for tag in row["tags"].split(",") if tag.strip()),
+                source=f"https://audiostock.net/audio/{row['id']}",
+                license="Audiostock licence, by purchase",
+            )

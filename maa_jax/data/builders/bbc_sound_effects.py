@@ -1,0 +1,36 @@
+"""BBC Sound Effects: the archive's recordings, minutes long, with a description each."""
+
+import tensorflow_datasets as tfds
+
+from maa_jax.data.builders.base import Recording
+from maa_jax.data.builders.published import PublishedAudio, by_stem, table
+
+
+class BbcSoundEffects(PublishedAudio):
+    """The BBC's sound effect archive. It has no splits. Recordings not fetched are left out."""
+
+    name = "bbc_sound_effects"
+    VERSION = tfds.core.Version("1.0.0")
+    DESCRIPTION = "Recordings of the BBC's archive with a description each."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "BBCSoundEffects.csv from https://sound-effects.bbcrewind.co.uk, and in audio/, at any"
+        " depth, the recordings under the names of its column location (07076051.wav)"
+    )
+    FILES = ("BBCSoundEffects.csv", "audio")
+
+    def read(self, folder):
+        """Reads the one table; the first row of a recording counts."""
+        files, seen = by_stem(folder / "audio"), set()
+        for row in table(folder / "BBCSoundEffects.csv", "location", "description", "category"):
+            name = row["location"].strip().rpartition(".")[0]
+            if name in seen:
+                continue
+            seen.add(name)
+            yield Recording(
+                id=name,
+                audio=files.get(name),
+                captions=(row["description"].strip(),),
+                labels=(row["category"].strip(),) if row["category"].strip() else (),
+                source=f"https://sound-effects-media.bbcrewind.co.uk/zip/{name}.wav.zip",
+                license="BBC RemArc: personal, educational and research use",
+            )

@@ -1,0 +1,36 @@
+"""Epidemic Sound: sound effects of the subscription service, named by what is heard."""
+
+import re
+
+import tensorflow_datasets as tfds
+
+from maa_jax.data.builders.base import Recording
+from maa_jax.data.builders.published import PublishedAudio, name_labels, sound_files
+
+
+class EpidemicSound(PublishedAudio):
+    """Sound effects of Epidemic Sound. It has no table and no splits.
+
+    Files come as "ES_Title 3 - SFX Producer.mp3": the first label is the title's words, the second
+    those of the folder, where the user sorted them into folders by category.
+    """
+
+    name = "epidemic_sound"
+    VERSION = tfds.core.Version("1.0.0")
+    DESCRIPTION = "Sound effects, labelled by their titles."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "the sound effects downloaded from https://www.epidemicsound.com/sound-effects/, under the"
+        " names that they come with, in folders by category if wanted"
+    )
+    FILES = (".",)
+
+    def read(self, folder):
+        """Takes every sound file."""
+        for name, path in sound_files(folder).items():
+            yield Recording(
+                id=name,
+                audio=path,
+                labels=name_labels(re.sub(r"(^|/)ES_([^/]*?)( - [^/]*)?(\.\w+)$", r"\1\2\4", name)),
+                source=name,
+                license="Epidemic Sound licence, by subscription",
+            )

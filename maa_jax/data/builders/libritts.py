@@ -1,0 +1,46 @@
+"""LibriTTS: read English, for the sound of speech; its words are not used."""
+
+import tensorflow_datasets as tfds
+
+from maa_jax.data.builders.base import Recording
+from maa_jax.data.builders.published import PublishedAudio, sound_files
+
+_SPLITS = {
+    "train-clean-100": "train",
+    "train-clean-360": "train",
+    "train-other-500": "train",
+    "dev-clean": "validation",
+    "dev-other": "validation",
+    "test-clean": "test",
+    "test-other": "test",
+}
+
+
+class LibriTts(PublishedAudio):
+    """Zen et al. 2019. Its subsets train-*, dev-* and test-* share no speaker; any may be absent.
+
+    "Language-free" in the paper: neither captions nor labels; the transcripts stay unread.
+    """
+
+    name = "libritts"
+    VERSION = tfds.core.Version("1.0.0")
+    DESCRIPTION = "Read English without its words."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "the archives that are wanted from https://www.openslr.org/60/ (the paper took 300 hours),"
+        " unpacked to LibriTTS/SUBSET/SPEAKER/CHAPTER/"
+    )
+    FILES = ("LibriTTS",)
+
+    def read(self, folder):
+        """Takes the sound files of each subset that is there."""
+        for part, split in _SPLITS.items():
+            if not (folder / "LibriTTS" / part).exists():
+                continue
+            for name, path in sound_files(folder / "LibriTTS" / part).items():
+                yield Recording(
+                    id=path.stem,
+                    audio=path,
+                    source=f"LibriTTS/{part}/{name}",
+                    license="CC-BY-4.0",
+                    split=split,
+                )

@@ -1,0 +1,43 @@
+"""MACS: soundscapes of TAU Urban Acoustic Scenes 2019 with two to five captions each."""
+
+import tensorflow_datasets as tfds
+import yaml
+
+from maa_jax.data.builders.base import Recording
+from maa_jax.data.builders.published import PublishedAudio, group_split
+
+_AUDIO = "TAU-urban-acoustic-scenes-2019-development/audio"
+
+
+class Macs(PublishedAudio):
+    """Martin-Morato and Mesaros 2021. It has no splits.
+
+    Files are named scene-city-location-segment-device: the segments of one location go to one
+    split, which a hash of the location decides. Labels are the annotators' tags, commonest first.
+    """
+
+    name = "macs"
+    VERSION = tfds.core.Version("1.0.0")
+    DESCRIPTION = "Airports, public squares and parks in ten cities with two to five captions each."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "MACS.yaml from https://zenodo.org/records/5114771, and the archives of audio from"
+        " https://zenodo.org/records/2589280 unpacked to"
+        f" {_AUDIO}/"
+    )
+    FILES = ("MACS.yaml", _AUDIO)
+
+    def read(self, folder):
+        """Takes the sentences and tags of all annotators of a file."""
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        for entry in yaml.load((folder / "MACS.yaml").read_bytes(), loader)["files"]:
+            name, annotations = entry["filename"], entry["annotations"]
+            tags = [tag.replace("_", " ") for given in annotations for tag in given["tags"]]
+            yield Recording(
+                id=name.removesuffix(".wav"),
+                audio=folder / _AUDIO / name,
+                captions=tuple(given["sentence"].strip() for given in annotations)[:5],
+                labels=tuple(sorted(dict.fromkeys(tags), key=tags.count, reverse=True)),
+                source=name,
+                license="Tampere University: non-commercial use with attribution",
+                split=group_split("-".join(name.split("-")[:3])),
+            )

@@ -1,0 +1,39 @@
+"""Medley-solos-DB: 3 s of one instrument alone, of eight."""
+
+import tensorflow_datasets as tfds
+
+from maa_jax.data.builders.base import Recording
+from maa_jax.data.builders.published import PublishedAudio, table
+
+_SPLITS = {"training": "train", "validation": "validation", "test": "test"}
+
+
+class MedleySolosDb(PublishedAudio):
+    """Lostanlen and Cella 2016. Its subsets are training, validation and test: no song is in two.
+
+    "Language-free" in the paper: no captions; the instrument is the label.
+    """
+
+    name = "medley_solos_db"
+    VERSION = tfds.core.Version("1.0.0")
+    DESCRIPTION = "3 s of one instrument alone, of eight."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Medley-solos-DB_metadata.csv, and Medley-solos-DB.tar.gz unpacked to audio/, from"
+        " https://zenodo.org/records/3464194"
+    )
+    FILES = ("Medley-solos-DB_metadata.csv", "audio")
+
+    def read(self, folder):
+        """Reads the one table, from which the files' names are made."""
+        columns = ("subset", "instrument", "instrument_id", "uuid4")
+        for row in table(folder / "Medley-solos-DB_metadata.csv", *columns):
+            part = row["subset"]
+            name = f"Medley-solos-DB_{part}-{row['instrument_id']}_{row['uuid4']}"
+            yield Recording(
+                id=row["uuid4"],
+                audio=folder / "audio" / f"{name}.wav",
+                labels=(row["instrument"],),
+                source=name,
+                license="CC-BY-4.0",
+                split=_SPLITS[part],
+            )

@@ -1,0 +1,31 @@
+"""Sonniss Game Effects: bundles of sound effects, named by what is heard."""
+
+import tensorflow_datasets as tfds
+
+from maa_jax.data.builders.base import Recording
+from maa_jax.data.builders.published import PublishedAudio, name_labels, sound_files
+
+
+class Sonniss(PublishedAudio):
+    """The GDC bundles of Sonniss. They have no table and no splits.
+
+    They hold folders "Vendor - Library" of files named by what is heard: the first label is the
+    words of the file's name without numbers, the second those of the library.
+    """
+
+    name = "sonniss"
+    VERSION = tfds.core.Version("1.0.0")
+    DESCRIPTION = "Sound effects of many libraries, labelled by the files' names."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "the bundles of https://sonniss.com/gameaudiogdc, unpacked"
+    FILES = (".",)
+
+    def read(self, folder):
+        """Takes every sound file."""
+        for name, path in sound_files(folder).items():
+            yield Recording(
+                id=name,
+                audio=path,
+                labels=name_labels(name),
+                source=name,
+                license="Sonniss GDC bundle licence: royalty-free, no resale",
+            )

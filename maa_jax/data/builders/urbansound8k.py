@@ -1,0 +1,38 @@
+"""UrbanSound8K: up to 4 s of city sound in ten classes."""
+
+import tensorflow_datasets as tfds
+
+from maa_jax.data.builders.base import Recording
+from maa_jax.data.builders.published import PublishedAudio, freesound, table
+
+_SPLITS = {"9": "validation", "10": "test"}
+
+
+class UrbanSound8k(PublishedAudio):
+    """Salamon et al. 2014. It has ten folds: here 1 to 8 are train, 9 is validation, 10 is test.
+
+    All slices of one recording are in one fold.
+    """
+
+    name = "urbansound8k"
+    VERSION = tfds.core.Version("1.0.0")
+    DESCRIPTION = "Up to 4 s of city sound in ten classes."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "UrbanSound8K.tar.gz from https://zenodo.org/records/1203745, unpacked to UrbanSound8K/"
+    )
+    FILES = ("UrbanSound8K/metadata/UrbanSound8K.csv", "UrbanSound8K/audio")
+
+    def read(self, folder):
+        """Reads the one table."""
+        root = folder / "UrbanSound8K"
+        columns = ("slice_file_name", "fsID", "fold", "class")
+        for row in table(root / "metadata/UrbanSound8K.csv", *columns):
+            name, fold = row["slice_file_name"], row["fold"]
+            yield Recording(
+                id=name.removesuffix(".wav"),
+                audio=root / f"audio/fold{fold}" / name,
+                labels=(row["class"].replace("_", " "),),
+                source=freesound(row["fsID"]),
+                license="CC-BY-NC-3.0",
+                split=_SPLITS.get(fold, "train"),
+            )

@@ -1,0 +1,300 @@
+"""The captioner: sound to sentences (paper Appendix E.2; Xu et al. 2020, "A CRNN-GRU based
+reinforcement learning approach to audio captioning").
+
+A Cnn10 hears, a single-layer GRU writes, and at every word additive attention (Bahdanau et al.
+2015) chooses the frames to write about.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from maa_jax.models.cnn10 import Cnn10, Cnn10Config
+from maa_jax.models.layers import NEVER
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionerConfig:
+    """Sizes, and what the ids of a vocabulary mean; the defaults are the full size.
+
+    A caption is `bos_token_id`, its words, `eos_token_id`, and `pad_token_id` up to `max_length`
+    ids in all. Ids in `suppress_tokens` are never written. Recordings come at `sample_rate` Hz;
+    the encoder may be one of a whole multiple of it, as PANNs' released Cnn10 at 32 kHz is.
+    """
+
+    encoder: Cnn10Config = dataclasses.field(default_factory=Cnn10Config)
+    sample_rate: int = 16000
+    vocab_size: int = 30522
+    embedding_size: int = 512
+    hidden_size: int = 512
+    dropout: float = 0.5
+    max_length: int = 40
+    pad_token_id: int = 0
+    bos_token_id: int = 101
+    eos_token_id: int = 102
+    suppress_tokens: tuple[int, ...] = (0, 100, 101, 103)
+
+    def __post_init__(self):
+        object.__setattr__(self, "suppress_tokens", tuple(self.suppress_tokens))
+        if self.encoder.sample_rate % self.sample_rate:
+            raise ValueError(
+                f"encoder.sample_rate={self.encoder.sample_rate} is no multiple of the recordings' "
+                f"sample_rate={self.sample_rate}: make it one."
+            )
+        if self.max_length < 3:
+            raise ValueError(
+                f"max_length={self.max_length} has no room for a word between a caption's begin "
+                "and its end: give 3 or more."
+            )
+
+    @property
+    def min_samples(self) -> int:
+        """Samples of the shortest recording that leaves a frame to write about."""
+        return -(-self.encoder.min_samples * self.sample_rate // self.encoder.sample_rate)
+
+    def to_hf(self) -> dict[str, Any]:
+        """Returns the content of config.json; the layout is this project's own."""
+        return {
+            "architectures": ["Captioner"],
+            "model_type": "captioner",
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
+            "encoder": self.encoder.to_hf(),
+            "suppress_tokens": list(self.suppress_tokens),
+        }
+
+    @classmethod
+    def from_hf(cls, d: dict[str, Any]) -> Self:
+        """Reads config.json.
+
+        Raises:
+            ValueError: the file is not a captioner's.
+        """
+        if d.get("model_type") != "captioner":
+            raise ValueError(
+                f"model_type={d.get('model_type')!r} is not a captioner: use 'captioner'."
+            )
+        given = {f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d}
+        return cls(**given | {"encoder": Cnn10Config.from_hf(d.get("encoder") or {})})
+
+
+class Memory(NamedTuple):
+    """What the decoder reads of recordings: frames [b, n, c], and their keys [b, n, hidden]."""
+
+    frames: jax.Array
+    keys: jax.Array
+
+
+class Captioner(nnx.Module):
+    """Encoder and decoder."""
+
+    def __init__(self, config: CaptionerConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        width, hidden = config.encoder.channels[-1], config.hidden_size
+        linear = lambda n, m, bias=True: nnx.Linear(n, m, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.encoder = Cnn10(config.encoder, dtype=dtype, rngs=rngs)
+        self.embedding = nnx.Embed(config.vocab_size, config.embedding_size, dtype=dtype, rngs=rngs)
+        self.query = linear(hidden, hidden, bias=False)
+        self.key = linear(width, hidden)
+        self.score = linear(hidden, 1, bias=False)
+        self.input_gates = linear(config.embedding_size + width, 3 * hidden)
+        self.hidden_gates = linear(hidden, 3 * hidden)
+        self.classifier = linear(hidden, config.vocab_size)
+        self.dropout = nnx.Dropout(config.dropout)
+
+    def encode(
+        self,
+        wav: jax.Array,
+        *,
+        use_running_average: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> Memory:
+        """Hears recordings.
+
+        Args:
+            wav: [b, samples] in [-1, 1] at `config.sample_rate`.
+            use_running_average: False normalises by the batch's statistics and updates the running
+                ones, as in training.
+            rngs: turns dropout and SpecAugment on, with the stream `dropout`.
+        """
+        wav = _upsampled(wav, self.config.encoder.sample_rate // self.config.sample_rate)
+        frames = self.encoder.frames(wav, use_running_average=use_running_average, rngs=rngs)
+        return Memory(frames, self.key(frames))
+
+    def start(self, memory: Memory) -> jax.Array:
+        """Returns the state [b, hidden] before the first word."""
+        return jnp.zeros((len(memory.frames), self.config.hidden_size), jnp.float32)
+
+    def _step(
+        self, memory: Memory, hidden: jax.Array, embedded: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Reads a word [b, embedding_size]: the new state, and attention [b, n] to the frames."""
+        energy = jnp.tanh(memory.keys + self.query(hidden)[:, None])
+        attention = jax.nn.softmax(self.score(energy)[..., 0].astype(jnp.float32), axis=-1)
+        context = jnp.einsum("bn,bnc->bc", attention.astype(memory.frames.dtype), memory.frames)
+        # PyTorch's GRUCell: its gates are reset, update and new, in this order.
+        inputs = self.input_gates(jnp.concatenate([embedded, context], axis=-1))
+        reset, update, new = jnp.split(inputs.astype(jnp.float32), 3, axis=-1)
+        states = self.hidden_gates(hidden).astype(jnp.float32)
+        reset_h, update_h, new_h = jnp.split(states, 3, axis=-1)
+        update = nnx.sigmoid(update + update_h)
+        new = jnp.tanh(new + nnx.sigmoid(reset + reset_h) * new_h)
+        return (1 - update) * new + update * hidden, attention
+
+    def next(
+        self, memory: Memory, hidden: jax.Array, tokens: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Reads the word last written [b] and proposes the next one.
+
+        Returns:
+            The new state [b, hidden], and log-probabilities float32 [b, vocab_size]; those of
+            `suppress_tokens` are far below any other.
+        """
+        hidden, _ = self._step(memory, hidden, self.embedding(tokens))
+        return hidden, self._log_probs(self.classifier(hidden))
+
+    def _log_probs(self, logits: jax.Array) -> jax.Array:
+        suppressed = jnp.zeros(logits.shape[-1], bool)
+        suppressed = suppressed.at[jnp.array(self.config.suppress_tokens, int)].set(True)
+        return jax.nn.log_softmax(jnp.where(suppressed, NEVER, logits.astype(jnp.float32)))
+
+    def __call__(
+        self, memory: Memory, tokens: jax.Array, *, rngs: nnx.Rngs | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Proposes each word of given captions after the true words before it.
+
+        Args:
+            memory: of `encode`.
+            tokens: captions [b, length].
+            rngs: turns dropout on, with the stream `dropout`.
+
+        Returns:
+            Logits float32 [b, length - 1, vocab_size] of `tokens[:, 1:]`, and attention
+            [b, length - 1, n] to the frames.
+        """
+        embedded = self._drop(self.embedding(tokens[:, :-1]), rngs)
+
+        def read(hidden, word):
+            hidden, attention = self._step(memory, hidden, word)
+            return hidden, (hidden, attention)
+
+        _, out = lax.scan(read, self.start(memory), embedded.swapaxes(0, 1))
+        states, attention = (x.swapaxes(0, 1) for x in out)
+        return self.classifier(self._drop(states, rngs)).astype(jnp.float32), attention
+
+    def _drop(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        return self.dropout(x, deterministic=rngs is None, rngs=rngs)
+
+    def log_likelihood(self, memory: Memory, tokens: jax.Array) -> jax.Array:
+        """Returns the log-probabilities [b] with which `sample` writes captions [b, length]."""
+        logits, _ = self(memory, tokens)
+        words = tokens[:, 1:]
+        chosen = jnp.take_along_axis(self._log_probs(logits), words[..., None], axis=-1)[..., 0]
+        return jnp.sum(jnp.where(words != self.config.pad_token_id, chosen, 0), axis=1)
+
+
+def beam_search(network: Captioner, memory: Memory, *, width: int) -> tuple[jax.Array, jax.Array]:
+    """Writes the likeliest captions that a beam of `width` finds; 1 is greedy. Pure.
+
+    Args:
+        network: the captioner.
+        memory: of `network.encode`, of b recordings.
+        width: captions kept at every word.
+
+    Returns:
+        Ids int32 [b, width, max_length] and log-probabilities float32 [b, width] of the captions,
+        each recording's likeliest first.
+    """
+    config, size, vocab = network.config, len(memory.frames), network.config.vocab_size
+    memory = jax.tree.map(lambda x: jnp.repeat(x, width, axis=0), memory)
+    ids = jnp.arange(vocab)
+    padding = jnp.where(ids == config.pad_token_id, 0, NEVER)  # all that may follow an end
+
+    def extend(carry, position):
+        tokens, scores, hidden = carry
+        last = tokens[:, :, position - 1]
+        hidden, log_probs = network.next(memory, hidden, last.reshape(-1))
+        log_probs = log_probs.reshape(size, width, vocab)
+        log_probs = jnp.where(_ended(config, last)[..., None], padding, log_probs)
+        total = (scores[..., None] + log_probs).reshape(size, width * vocab)
+        scores, best = lax.top_k(total, width)
+        beam = best // vocab
+        tokens = jnp.take_along_axis(tokens, beam[..., None], axis=1)
+        tokens = tokens.at[:, :, position].set(best % vocab)
+        hidden = jnp.take_along_axis(hidden.reshape(size, width, -1), beam[..., None], axis=1)
+        return (tokens, scores, hidden.reshape(size * width, -1)), None
+
+    # All beams are alike at first: one alone may be extended.
+    scores = jnp.broadcast_to(jnp.where(jnp.arange(width) == 0, 0.0, NEVER), (size, width))
+    carry = (_begin(config, (size, width)), scores, network.start(memory))
+    (tokens, scores, _), _ = lax.scan(extend, carry, jnp.arange(1, config.max_length))
+    return tokens, scores
+
+
+def sample(
+    network: Captioner,
+    memory: Memory,
+    keys: jax.Array,
+    *,
+    top_p: float = 1.0,
+    temperature: float = 1.0,
+) -> jax.Array:
+    """Draws captions by nucleus sampling (Holtzman et al. 2020). Pure.
+
+    Args:
+        network: the captioner.
+        memory: of `network.encode`, of b recordings.
+        keys: [b] PRNG keys; a caption depends on its own alone.
+        top_p: words are drawn from the smallest set that has this probability.
+        temperature: log-probabilities are divided by it first.
+
+    Returns:
+        Ids int32 [b, max_length].
+    """
+    config = network.config
+
+    def extend(carry, position):
+        tokens, hidden = carry
+        last = tokens[:, position - 1]
+        hidden, log_probs = network.next(memory, hidden, last)
+        logits = nucleus(log_probs / temperature, top_p)
+        drawn = jax.vmap(jax.random.categorical)(
+            jax.vmap(jax.random.fold_in, (0, None))(keys, position), logits
+        )
+        drawn = jnp.where(_ended(config, last), config.pad_token_id, drawn)
+        return (tokens.at[:, position].set(drawn), hidden), None
+
+    carry = (_begin(config, (len(memory.frames),)), network.start(memory))
+    (tokens, _), _ = lax.scan(extend, carry, jnp.arange(1, config.max_length))
+    return tokens
+
+
+def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
+    """Returns logits [..., n] with all but the smallest set of probability `top_p` ruled out."""
+    if top_p >= 1:
+        return logits
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    probs = jax.nn.softmax(ordered, axis=-1)
+    before = jnp.cumsum(probs, axis=-1) - probs
+    least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits >= least, logits, NEVER)
+
+
+def _begin(config: CaptionerConfig, shape: tuple[int, ...]) -> jax.Array:
+    tokens = jnp.full((*shape, config.max_length), config.pad_token_id, jnp.int32)
+    return tokens.at[..., 0].set(config.bos_token_id)
+
+
+def _ended(config: CaptionerConfig, last: jax.Array) -> jax.Array:
+    return (last == config.eos_token_id) | (last == config.pad_token_id)
+
+
+def _upsampled(wav: jax.Array, factor: int) -> jax.Array:
+    """Returns [b, factor * samples], the same band of frequencies at a higher rate."""
+    if factor == 1:
+        return wav
+    size = wav.shape[1] * factor
+    return factor * jnp.fft.irfft(jnp.fft.rfft(wav.astype(jnp.float32)), size)
