@@ -1,0 +1,1 @@
+"""Prompt enhancement: captions for sound that has none, and new combinations of both."""
