@@ -55,6 +55,9 @@ setuptools.setup(
         "huggingface_hub>=1.0",
         "pillow>=10.1",  # CLIP's images
         "pyyaml>=6.0",  # sizes of released vocoders
+        # Numbers and units of captions in words; pure Python, needs nothing. Young, so held below
+        # the next minor version: what it writes is what a model has been trained on.
+        "normt2s>=0.7,<0.8",
     ],
     extras_require={
         "cuda": ["jax[cuda13]>=0.10"],
