@@ -55,12 +55,17 @@ setuptools.setup(
         "huggingface_hub>=1.0",
         "pillow>=10.1",  # CLIP's images
         "pyyaml>=6.0",  # sizes of released vocoders
+        # Numbers and units of captions in words; pure Python, needs nothing. Young, so held below
+        # the next minor version: what it writes is what a model has been trained on.
+        "normt2s>=0.7,<0.8",
     ],
     extras_require={
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         # Parity against the PyTorch classes; a released checkpoint is read with torch.
         "torch": ["torch>=2.6,<2.14", "diffusers>=0.35"],
+        # Prompt enhancement written by Beam: on Flink, Spark or Dataflow, or here.
+        "beam": ["apache-beam>=2.77"],
         "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14"],
     },
 )

@@ -1,0 +1,185 @@
+"""Recordings of built datasets with captions that experts proposed and CLAP chose.
+
+`maa_jax.enhance` writes them; they are read by name as any other: "enhanced/NAME". The split
+`train` holds what was accepted, `rejected` the rest, with no caption; both hold all candidates.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from maa_jax.prompts.distill import Candidate, best
+
+ACCEPTED, REJECTED = "train", "rejected"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A part of a built dataset that is enhanced in one go.
+
+    Attributes:
+      index: Its number among all shards of a build.
+      dataset: Name, version and split of the dataset: "esc50/1.0.0:train".
+      folder: Where that dataset is; also the workers of a Beam runner must see it.
+      split: As TFDS slices it.
+      start: Its first recording in the split.
+      stop: The first one that is no longer its own.
+    """
+
+    index: int
+    dataset: str
+    folder: str
+    split: str
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@functools.lru_cache(maxsize=8)
+def open_split(folder: str, split: str) -> Sequence[dict]:
+    """Returns a split of a built dataset as a random-access source of example dicts."""
+    return tfds.builder_from_directory(folder).as_data_source(split)
+
+
+def write_record(work: epath.PathLike, shard: Shard, rows: Sequence[tuple[str, list[Candidate]]]):
+    """Writes what was found for a shard, (id, candidates) of each recording, whole or not at all.
+
+    As lines of JSON; restarting a build, a shard is taken as done where its file is.
+    """
+    path = _record_path(work, shard)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    lines = [json.dumps([id, [dataclasses.astuple(c) for c in found]]) for id, found in rows]
+    temporary.write_text("\n".join(lines) + "\n")
+    temporary.replace(path)
+
+
+def has_record(work: epath.PathLike, shard: Shard) -> bool:
+    """Whether a shard is done."""
+    return _record_path(work, shard).exists()
+
+
+def read_record(work: epath.PathLike, shard: Shard) -> list[tuple[str, list[Candidate]]]:
+    """Returns what `write_record` wrote."""
+    lines = _record_path(work, shard).read_text().splitlines()
+    if len(lines) != len(shard):
+        raise ValueError(
+            f"{_record_path(work, shard)} holds {len(lines)} of {len(shard)} recordings; remove it"
+            " and run the same command again"
+        )
+    return [(id, [Candidate(*fields) for fields in found]) for id, found in map(json.loads, lines)]
+
+
+def _record_path(work: epath.PathLike, shard: Shard) -> epath.Path:
+    return epath.Path(work) / f"{shard.index:06d}.jsonl"
+
+
+class Enhanced(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """Joins recordings, as they are in their datasets, with what was found for them.
+
+    Each shard becomes a file of either split, by one after another in this process or by Beam.
+
+    Args:
+      config: Name of this dataset among the enhanced ones.
+      shards: Of the datasets, all with their record in `work`.
+      work: Folder of the records.
+      threshold: Score from which on a caption is accepted.
+      withhold_labels: Whether the examples have no labels.
+      settings: What all of it hangs on, kept in the dataset's metadata.json.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(
+        self,
+        *,
+        config: str | None = None,
+        shards: Sequence[Shard] = (),
+        work: epath.PathLike = "",
+        threshold: float = 0.0,
+        withhold_labels: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        **kwargs,
+    ):
+        if not shards:
+            raise ValueError(
+                "an enhanced dataset is not there, and only maa_jax.enhance builds it: run"
+                " `python -m maa_jax.enhance --dataset=... --name=... --out=...` first, with"
+                " data.data_dir as OUT"
+            )
+        self._shards, self._work = shards, os.fspath(work)
+        self._threshold, self._withhold = threshold, withhold_labels
+        self._settings = dict(settings or {})
+        super().__init__(
+            config=tfds.core.BuilderConfig(name=config), file_format="array_record", **kwargs
+        )
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        source = tfds.builder_from_directory(self._shards[0].folder).info.features
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Recordings with captions that experts proposed and CLAP chose.",
+            features=tfds.features.FeaturesDict(
+                {
+                    **source,
+                    "dataset": text,  # Where the recording is from, `id` its name there.
+                    "score": np.float32,  # The best of the candidates'; -1 without any.
+                    "candidates": tfds.features.Sequence(text),
+                    "candidate_experts": tfds.features.Sequence(text),
+                    "candidate_scores": tfds.features.Sequence(np.float32),
+                }
+            ),
+            metadata=tfds.core.MetadataDict(self._settings),
+        )
+
+    def _shard_iterators_per_split(self, dl_manager) -> Mapping[str, list[Callable]]:
+        splits = {ACCEPTED: [], REJECTED: []}
+        for shard in self._shards:
+            found = [candidates for _, candidates in read_record(self._work, shard)]
+            accepted = {best(candidates, self._threshold) is not None for candidates in found}
+            for name in accepted:
+                splits[ACCEPTED if name else REJECTED].append(
+                    functools.partial(
+                        _examples, shard, self._work, self._threshold, self._withhold, name
+                    )
+                )
+        return {name: generators for name, generators in splits.items() if generators}
+
+
+def _examples(
+    shard: Shard, work: str, threshold: float, withhold_labels: bool, accepted: bool
+) -> Iterator[tuple[str, dict]]:
+    """Yields those of a shard's examples that were accepted, or those that were not."""
+    source = open_split(shard.folder, shard.split)
+    for index, (id, candidates) in enumerate(read_record(work, shard), shard.start):
+        chosen = best(candidates, threshold)
+        if (chosen is not None) != accepted:
+            continue
+        example = source[index]
+        if example["id"].decode() != id:
+            raise ValueError(
+                f"{shard.dataset}: recording {index} is {example['id'].decode()!r} and was {id!r}"
+                f" when candidates were found; the dataset was built anew: remove {work}"
+            )
+        yield (
+            f"{shard.dataset}/{index}",
+            {
+                **example,
+                "captions": [chosen.caption] if chosen else [],
+                "labels": [] if withhold_labels else list(example["labels"]),
+                "dataset": shard.dataset,
+                "score": max((c.score for c in candidates), default=-1.0),
+                "candidates": [c.caption for c in candidates],
+                "candidate_experts": [c.expert for c in candidates],
+                "candidate_scores": [c.score for c in candidates],
+            },
+        )

@@ -1,0 +1,194 @@
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from maa_jax import enhance
+from maa_jax.data import input_pipeline
+from tests.subprocesses import start_python
+
+SETTINGS = ["--experts=tests.test_enhance:Words,labels", "--clip_seconds=0.5"]
+SETTINGS += ["--batch_size=8", "--shard_size=16"]
+
+
+class Words:
+    """Proposes a sentence that depends on the sound alone; kills the process where it is told."""
+
+    name = "words"
+
+    def propose(self, audio, labels):
+        import os
+        import signal
+
+        Words.calls = getattr(Words, "calls", 0) + 1
+        if str(Words.calls) == os.environ.get("KILLED_AT_CALL"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        loud = audio.std(axis=1) > 0.05
+        return [["a loud sound", "a crow caws"] if x else ["a quiet sound"] for x in loud]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("enhanced")
+    input_pipeline.prepare({"data_dir": str(folder)})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(out, tiny_model):
+    """A build of three shards that is killed in the third one, and then run again."""
+    command = ["-m", "maa_jax.enhance", "--dataset=sonic_sounds:train[:40]", "--name=killed"]
+    command += [f"--out={out}", f"--clap={tiny_model}", "--threshold=0", *SETTINGS]
+    process = start_python(*command, KILLED_AT_CALL="5")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == -9, output
+    work = out / "enhanced" / "killed" / "1.0.0-work"
+    assert sorted(p.name for p in work.glob("*.jsonl")) == ["000000.jsonl", "000001.jsonl"]
+    before = {path: path.stat().st_mtime_ns for path in work.glob("*.jsonl")}
+    assert not (work.parent / "1.0.0").exists()
+    Words.calls = 0
+    summary = run(out, tiny_model)
+    assert Words.calls == 1  # the third shard is 8 recordings: one batch
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    return work, summary
+
+
+def run(out, clap, **changes):
+    arguments = {
+        "dataset": "sonic_sounds:train[:40]",
+        "out": str(out),
+        "name": "killed",
+        "experts": ["tests.test_enhance:Words", "labels"],
+        "clap": str(clap),
+        "threshold": 0.0,
+        "clip_seconds": 0.5,
+        "batch_size": 8,
+        "shard_size": 16,
+    }
+    return enhance.enhance(**arguments | changes)
+
+
+def examples(work, split):
+    import tensorflow_datasets as tfds
+
+    return list(tfds.builder_from_directory(work.parent / "1.0.0").as_data_source(split))
+
+
+def test_a_killed_build_goes_on_and_every_recording_is_in_one_split(built):
+    work, summary = built
+    accepted, rejected = examples(work, "train"), examples(work, "rejected")
+    assert len(accepted) == summary["accepted"] and len(accepted) + len(rejected) == 40
+    source = input_pipeline.metadata({"data_dir": str(work.parents[2])}, "train[:40]")
+    ids = {example["id"].decode() for example in accepted + rejected}
+    assert ids == {example["id"] for example in source}
+    for example in accepted + rejected:
+        scores = example["candidate_scores"]
+        assert example["score"] == max(scores)
+        assert set(example["candidate_experts"]) == {b"words", b"labels"}
+        assert len(example["candidates"]) == len(scores) == len(example["candidate_experts"])
+        assert re.fullmatch(rb"sonic_sounds/[\d.]+:train\[:40\]", example["dataset"])
+        assert example["license"] and len(example["audio_hash"]) == 64
+    for example in accepted:
+        best = np.argmax(example["candidate_scores"])
+        assert list(example["captions"]) == [example["candidates"][best]]
+        assert example["score"] >= 0
+    assert all(e["score"] < 0 and len(e["captions"]) == 0 for e in rejected)
+
+
+def test_the_sound_is_that_of_the_source(built):
+    work, _ = built
+    import tensorflow_datasets as tfds
+
+    data = input_pipeline.DataConfig(data_dir=str(work.parents[2]))
+    source = tfds.builder_from_directory(input_pipeline.prepare(data))
+    audio = {e["id"]: e["audio"] for e in source.as_data_source("train")}
+    assert all(e["audio"] == audio[e["id"]] for e in examples(work, "train"))
+
+
+def test_the_result_is_read_by_its_name(built):
+    work, summary = built
+    data = {"dataset": "enhanced/killed", "data_dir": str(work.parents[2]), "samples": 4000}
+    batch = next(input_pipeline.train_iterator(data, batch_size=4, seed=0))
+    assert batch["audio"].shape == (4, 4000) and batch["audio"].any()
+    assert input_pipeline.num_examples(data) == summary["accepted"]
+    with pytest.raises(ValueError, match=r"python -m maa_jax.enhance"):
+        input_pipeline.prepare(data | {"dataset": "enhanced/none"})
+
+
+def test_the_report_has_the_scores_and_sounds(built):
+    work, summary = built
+    page = (work.parent / "1.0.0-report.html").read_text()
+    assert len(re.findall('<audio [^>]*src="data:audio/flac;base64,[^"]{99}', page)) == 40
+    assert page.count("<rect") == 48 and page.count(":train[:40]") > 40
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert sum(e["chosen"] for e in summary["experts"].values()) == summary["accepted"]
+    assert summary["recordings"] == 40 and set(summary["experts"]) == {"words", "labels"}
+
+
+def test_another_threshold_needs_another_name_and_the_same_one_is_not_built_again(
+    built, out, tiny_model
+):
+    Words.calls = 0
+    assert run(out, tiny_model)["accepted"] == built[1]["accepted"]
+    assert Words.calls == 0
+    with pytest.raises(ValueError, match=r"threshold: 0.0 there, 0.5 here.*another name"):
+        run(out, tiny_model, threshold=0.5)
+    with pytest.raises(ValueError, match=r"clip_seconds: 0.5 there, 1.0 here"):
+        run(out, tiny_model, clip_seconds=1.0)
+
+
+def test_withheld_labels_are_neither_heard_nor_written_and_none_may_pass(out, tiny_model, capsys):
+    summary = run(
+        out, tiny_model, dataset="sonic_sounds:test[:8] + sonic_sounds:validation[:8]",
+        name="withheld", experts=["tests.test_enhance:Words"], withhold_labels=True, threshold=1.0,
+    )  # fmt: skip
+    assert summary["accepted"] == 0 and len(summary["sources"]) == 2
+    rejected = examples(out / "enhanced" / "withheld" / "1.0.0-work", "rejected")
+    assert len(rejected) == 16 and not any(len(e["labels"]) for e in rejected)
+    assert "the highest score is" in capsys.readouterr().out
+    metadata = json.loads((out / "enhanced" / "withheld" / "1.0.0" / "metadata.json").read_text())
+    assert metadata["withhold_labels"] and metadata["clap_sha256"]
+
+
+def test_beam_writes_the_same_files(built, out, tiny_model):
+    pytest.importorskip("apache_beam", reason="needs the extra beam")
+    run(out, tiny_model, name="beam", beam_options="--runner=DirectRunner")
+    for file in (out / "enhanced" / "killed" / "1.0.0").glob("*array_record*"):
+        assert (out / "enhanced" / "beam" / "1.0.0" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"experts": ["retrieval"]}, "'retrieval' needs retriever"),
+        ({"experts": ["labls"]}, "nearest: 'labels'"),
+        ({"captioner": "models/captioner"}, "add that to experts"),
+        ({"withhold_labels": True}, "'labels' has nothing to say"),
+        ({"dataset": "sonic_sounds:none"}, "no split 'none'"),
+        ({"dataset": "sonic_sound"}, "dataset is 'sonic_sound'"),
+        ({"name": "a/b"}, "name='a/b'"),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(out, tiny_model, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(out, tiny_model, **{"name": "wrong"} | changes)
+    assert not (out / "enhanced" / "wrong").exists()
+
+
+def test_without_beam_its_extra_is_named(out, tiny_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", None)
+    with pytest.raises(ValueError, match=r"\[beam\]"):
+        run(out, tiny_model, name="wrong", beam_options="--runner=DirectRunner")
+
+
+def test_recordings_are_cut_in_their_middle_or_padded_behind(tones):
+    from maa_jax.audio.io import encode_flac
+
+    data = encode_flac(tones[0])
+    middle = enhance.middle_clip(data, 8000)
+    assert abs(middle - tones[0][4000:12000]).max() < 1e-4
+    padded = enhance.middle_clip(data, 20000)
+    assert abs(padded[:16000] - tones[0]).max() < 1e-4 and not padded[16000:].any()
