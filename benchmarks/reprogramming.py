@@ -1,16 +1,16 @@
 r"""What reprogramming costs: examples a second that the input pipeline makes.
 
-    python -m benchmarks.reprogramming [--dataset=sonic_sounds] [--seconds=10] [--training_rate=8]
+    python -m benchmarks.reprogramming [--dataset=sonic_sounds] [--seconds=5] [--training_rate=8]
 
 Each row adds 0, 1 or 2 events to every pair, and "drawn" 0 to 2 of them, as training does, beside
-the pipeline without any ("off"); each column is a way to run it: threads of the training process, or
-worker processes. With `--training_rate`, the examples a second that training takes (it prints them
-as it goes), each rate is followed by how many times over it feeds training.
+the pipeline without any ("off"); each column is a way to run it: threads of the training process,
+or worker processes. With `--training_rate`, the examples a second that training takes (it prints
+them as it goes), each rate is followed by how many times over it feeds training.
 """
 
 import time
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from maa_jax.data import input_pipeline
 
@@ -58,6 +58,7 @@ def main(argv: list[str]) -> None:
     """Prints the table."""
     if len(argv) > 1:
         raise app.UsageError(f"{argv[1]!r} is not a flag")
+    logging.set_verbosity(logging.WARNING)  # TFDS tells of every dataset that it opens
     workers = [int(n) for n in _WORKERS.value]
     print(f"examples a second, clips of {_SAMPLES.value / 16000:.1f} s, {_DATASET.value}")
     if _TRAINING_RATE.value:

@@ -98,8 +98,11 @@ class Reprogram:
         """
         weights = np.array(self.config.n_events, float)
         count = rng.choice(3, p=weights / weights.sum())
-        caption, sounds = example["caption"], [trim(example["audio"])]
-        if not count or not caption or not len(sounds[0]):
+        caption = example["caption"]
+        if not count or not caption:
+            return dict(example)
+        sounds = [trim(example["audio"])]
+        if not len(sounds[0]):
             return dict(example)
         loudness = _rms(sounds[0])
         for _ in range(count):

@@ -177,8 +177,8 @@ def test_bad_settings_are_named(data):
         input_pipeline.DataConfig.of({"samples": 0})
     with pytest.raises(ValueError, match=r"batch_size is 7.*2 processes"):
         train_iterator(data, batch_size=7, seed=0, process_count=2)
-    with pytest.raises(ValueError, match=r"no 'dev'; use one of .*validation"):
-        train_iterator({**data, "split": "dev"}, batch_size=7, seed=0)
+    with pytest.raises(ValueError, match=r"no 'extra'; use one of .*validation"):
+        train_iterator({**data, "split": "extra"}, batch_size=7, seed=0)
     with pytest.raises(ValueError, match="is empty"):
         train_iterator({**data, "split": "train[:0]"}, batch_size=7, seed=0)
 
