@@ -52,8 +52,8 @@ class Embedder:
         known = self.config.text_encoder.vocab_size
         if self._tokenizer.vocab_size > known:
             raise ValueError(
-                f"{folder}: the tokenizer has {self._tokenizer.vocab_size} tokens and the retriever "
-                f"{known}: bring the tokenizer that the retriever was trained with."
+                f"{folder}: the tokenizer has {self._tokenizer.vocab_size} tokens and the "
+                f"retriever {known}: bring the tokenizer that the retriever was trained with."
             )
         mesh = Mesh(np.array(devices or jax.local_devices()), ("batch",))
         self.batch_size = -(-batch_size // mesh.size) * mesh.size

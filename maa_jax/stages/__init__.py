@@ -27,6 +27,8 @@ _STAGES = {
     "retriever": "RetrieverStage",
     "vocoder": "VocoderStage",
 }
+# Stages whose networks can compute activations twice instead of keeping them.
+_WITH_REMAT = ("autoencoder", "diffusion")
 
 
 def make_stage(config: ml_collections.ConfigDict, steps_per_epoch: int):
@@ -38,5 +40,11 @@ def make_stage(config: ml_collections.ConfigDict, steps_per_epoch: int):
     if config.stage not in _STAGES:
         near = difflib.get_close_matches(config.stage, _STAGES, 1, 0) or sorted(_STAGES)
         raise ValueError(f"config.stage={config.stage!r} is no stage; did you mean {near[0]!r}?")
+    if config.remat and config.stage not in _WITH_REMAT:
+        raise ValueError(
+            f"config.remat=True: the {config.stage} stage keeps its activations, only "
+            f"{' and '.join(_WITH_REMAT)} can recompute them; lower config.batch_size or raise "
+            "config.accumulate to save memory"
+        )
     module = importlib.import_module(f"maa_jax.stages.{config.stage}")
     return getattr(module, _STAGES[config.stage])(config, steps_per_epoch=steps_per_epoch)
