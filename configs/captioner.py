@@ -98,9 +98,10 @@ def bundled():
 def demo():
     """The same for 500 steps: two and a half minutes of one shared core of an Intel Xeon.
 
-    It learns the 104 training recordings by heart (loss 0.60 a token; each has three captions, of
-    which one is drawn), and little that holds beyond: of the 13 validation recordings the loss is
-    6.1 and the CIDEr-D of greedy captions 0.17.
+    It learns the training captions by heart (0.60 a token; a recording has three captions, of which
+    one is drawn), but only in part which recording each is of: greedy captions of training
+    recordings reach a CIDEr-D of about 1.4 of 10, those of the 13 validation recordings 0.17, at a
+    loss of 6.1 there.
     """
     config = common.small_run(bundled(), steps=500)
     config.optimizer.cosine_steps = config.total_steps
