@@ -38,7 +38,15 @@ def embed(config, out: str) -> int:
 
     Returns:
         How many were written.
+
+    Raises:
+        ValueError: training would make captions that no one can compute before it runs.
     """
+    if config.data.reprogram.events:
+        raise ValueError(
+            f"config.data.reprogram.events={config.data.reprogram.events!r}: reprogramming makes "
+            "new captions as training runs, whose contexts cannot be computed before; set it to ''"
+        )
     import jax
     import jax.numpy as jnp
 

@@ -18,7 +18,7 @@ from maa_jax import bundle, conditioning
 from maa_jax.evaluators import cider
 from maa_jax.models import captioner as captioner_lib
 from maa_jax.models.cnn10 import Cnn10Config
-from maa_jax.stages.clap import augment
+from maa_jax.stages.pairs import augment, make_tokenizer
 from maa_jax.training import optim, state
 
 Tree = Any
@@ -55,15 +55,9 @@ class CaptionerStage:
         """
         self.config = config
         keys = dict(config.captioner)
+        self.tokenize = make_tokenizer(config, keys["vocab_size"])
         if config.tokenizer == "captions":
-            # Imported here: a stage with a tokenizer of its own needs no dataset to be defined.
-            from maa_jax.data import input_pipeline
-
-            captions = input_pipeline.captions(config.data, config.data.split)
-            self.tokenize = conditioning.tokenizer_from_captions(captions, keys["vocab_size"])
             keys["vocab_size"] = self.tokenize.vocab_size
-        else:
-            self.tokenize = conditioning.Tokenizer.from_folder(config.tokenizer)
         begin, end = self._ends()
         keys |= {
             "encoder": Cnn10Config(**config.captioner.encoder),
