@@ -31,7 +31,7 @@ a guitar chord
 vinyl crackle and hiss
 END
 
-steps=8
+steps=10
 number=0
 again=""
 running=""
@@ -97,13 +97,27 @@ last_step() {
     "$demo/$1/config.json"
 }
 
+enhance() {  # the recordings of UNKNOWN, without their own captions and labels
+  python -m maa_jax.enhance --dataset="$unknown" --name=demo --out="$demo/data" --withhold_labels \
+    --experts=retrieval --retriever="$models/retriever" --bank_captions="$known" \
+    --clip_seconds=4.096 --threshold=0.4
+}
+
 models=$demo/models
+known="sonic_sounds:train[:60%]"
+unknown="sonic_sounds:train[60%:]"
 step bundled "Sound from the bundled model" bundled/samples.jsonl sample bundled bundled
 step data "Build the bundled dataset" data/sonic_sounds build
 step clap "Train clap: which caption belongs to which sound" models/clap train clap
+step retriever "Train retrieval: which caption of others suits a sound" models/retriever \
+  train retriever --config.data.dataset="$known"
+step enhanced "Find captions for the other 40 %: retrieval proposes, CLAP chooses" data/enhanced/demo \
+  enhance
 step autoencoder "Train the spectrogram autoencoder" models/autoencoder train autoencoder
 step vocoder "Train the vocoder: spectrogram to sound" models/vocoder train vocoder
-step t2a "Train text-to-audio diffusion" models/t2a/model_index.json train t2a \
+step t2a "Train text-to-audio diffusion, with found captions and joined sounds" \
+  models/t2a/model_index.json train t2a \
+  --config.data.dataset="$known + enhanced/demo" --config.data.reprogram.events="$known" \
   --config.text_encoder="$models/clap" \
   --config.autoencoder="$models/autoencoder" \
   --config.vocoder="$models/vocoder"

@@ -23,6 +23,7 @@ from absl import app, flags, logging
 
 STAGES = {
     "clap": ("CLAP", "which caption belongs to which sound"),
+    "retriever": ("Retriever", "a sound to captions of others"),
     "autoencoder": ("Autoencoder", "spectrogram to latent and back"),
     "vocoder": ("Vocoder", "spectrogram to sound"),
     "t2a": ("Diffusion", "sentence to latent"),
@@ -31,6 +32,7 @@ STEPS = {
     "bundled": "Sound from the bundled model",
     "data": "Building the dataset",
     **{name: f"Training: {title.lower()}" for name, (title, _) in STAGES.items()},
+    "enhanced": "Finding captions",
     "trained": "Sound from the model trained here",
 }
 RECORDINGS = 4  # shown beside their reconstruction

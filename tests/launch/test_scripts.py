@@ -11,7 +11,8 @@ import yaml
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
-STEPS = ["bundled", "data", "clap", "autoencoder", "vocoder", "t2a", "trained", "report"]
+STEPS = ["bundled", "data", "clap", "retriever", "enhanced"]
+STEPS += ["autoencoder", "vocoder", "t2a", "trained", "report"]
 
 # Stands in for python: notes what it was asked to do, and makes the files that would be made.
 STUB = r"""#!{python}
@@ -32,7 +33,9 @@ if arguments[:1] == ["-m"]:
     note(what + " " + folder.name)
     if fail == what + " " + folder.name:
         sys.exit(3)
-    if what == "sample":
+    if what == "enhance":
+        write(folder / "enhanced" / flags["name"] / "dataset_info.json")
+    elif what == "sample":
         write(folder / "samples.jsonl")
     elif what == "train":
         write(folder / "config.json", json.dumps(dict(total_steps=7)))
@@ -115,9 +118,11 @@ def demo(tmp_path):
 def test_demo_takes_every_step_once(demo):
     first, calls = demo()
     assert first.returncode == 0, first.stderr
-    stages = [f"{verb} {s}" for s in STEPS[2:6] for verb in ("train", "convert")]
+    trained = [s for s in STEPS[2:8] if s != "enhanced"]
+    stages = [f"{verb} {s}" for s in trained for verb in ("train", "convert")]
+    stages.insert(4, "enhance data")
     assert calls == ["sample bundled", "build", *stages, "sample trained", "report"]
-    assert "8/8" in first.stdout and str(demo.workdir / "report.html") in first.stdout
+    assert "10/10" in first.stdout and str(demo.workdir / "report.html") in first.stdout
     names = [line.split("\t")[0] for line in (demo.workdir / "times.tsv").read_text().splitlines()]
     assert names == STEPS
     second, calls = demo()
