@@ -246,40 +246,35 @@ def _beam(options: str | None) -> dict[str, Any]:
     return {"beam_options": parsed, "beam_runner": create_runner(runner)}
 
 
-def _datasets(expression: str, out: str) -> list[tuple[str, str, str]]:
-    """Returns (name, folder, split) of each dataset of an expression; builds what is missing."""
-    import jax
-
-    from maa_jax.data import input_pipeline
-
-    parts = []
-    for part in re.split(r"\s\+\s", expression):
-        name, _, split = part.strip().partition(":")
-        config = input_pipeline.DataConfig(dataset=name, data_dir=out)
-        folder = input_pipeline.prepare(config, jax.process_index())
-        parts.append((name, str(folder), split or config.split))
-    return parts
-
-
 def _shards(expression: str, out: str, size: int) -> list:
-    """Returns the shards of all datasets of an expression."""
+    """Returns the shards of all datasets of an expression; builds datasets that are missing."""
+    import jax
     import tensorflow_datasets as tfds
 
+    from maa_jax.data import input_pipeline, mixtures
     from maa_jax.data.builders.enhanced import Shard
 
+    parts = mixtures.parse("dataset", expression, "train")
+    weighted = [str(part) for part in parts if part.weight != 1]
+    if weighted:
+        raise ValueError(f"dataset={expression!r}: weights are for training; name {weighted} alone")
     shards = []
-    for name, folder, split in _datasets(expression, out):
+    for part in parts:
+        # Evaluation splits may be enhanced, too: what is refused is to train on them.
+        config = input_pipeline.DataConfig(dataset=part.dataset, data_dir=out)
+        folder = input_pipeline.prepare(config, jax.process_index())
         splits = tfds.builder_from_directory(folder).info.splits
         try:
-            count = splits[split].num_examples
+            count = splits[part.split].num_examples
         except (KeyError, ValueError) as e:
             raise ValueError(
-                f"dataset={expression!r}: {name} has no split {split!r}; use one of {list(splits)}"
+                f"dataset={expression!r}: {part.dataset} has no split {part.split!r}; use one of "
+                f"{list(splits)}"
             ) from e
-        label = f"{name}/{folder.rpartition('/')[2]}:{split}"
+        label = f"{part.dataset}/{folder.name}:{part.split}"
         for start in range(0, count, size):
             stop = min(start + size, count)
-            shards.append(Shard(len(shards), label, folder, split, start, stop))
+            shards.append(Shard(len(shards), label, str(folder), part.split, start, stop))
     if not shards:
         raise ValueError(f"dataset={expression!r} holds no recording; take a larger part")
     return shards
@@ -293,10 +288,7 @@ def _captions(source: str, out: str) -> list[str]:
 
     if epath.Path(source).is_file():
         return epath.Path(source).read_text().splitlines()
-    captions = []
-    for name, _, split in _datasets(source, out):
-        captions += input_pipeline.captions({"dataset": name, "data_dir": out}, split)
-    return captions
+    return input_pipeline.captions({"dataset": source, "data_dir": out})
 
 
 def _check_same(path, settings: dict[str, Any]) -> None:

@@ -110,10 +110,13 @@ def test_the_sound_is_that_of_the_source(built):
 def test_the_result_is_read_by_its_name(built):
     work, summary = built
     data = {"dataset": "enhanced/killed", "data_dir": str(work.parents[2]), "samples": 4000}
+    data["eval_dataset"] = "sonic_sounds"
     batch = next(input_pipeline.train_iterator(data, batch_size=4, seed=0))
+    accepted = {e["captions"][0].decode() for e in examples(work, "train")}
+    assert set(input_pipeline.captions(data)) == accepted
     assert batch["audio"].shape == (4, 4000) and batch["audio"].any()
     assert input_pipeline.num_examples(data) == summary["accepted"]
-    with pytest.raises(ValueError, match=r"python -m maa_jax.enhance"):
+    with pytest.raises(ValueError, match="did you mean 'enhanced/killed'"):
         input_pipeline.prepare(data | {"dataset": "enhanced/none"})
 
 
@@ -167,7 +170,8 @@ def test_beam_writes_the_same_files(built, out, tiny_model):
         ({"captioner": "models/captioner"}, "add that to experts"),
         ({"withhold_labels": True}, "'labels' has nothing to say"),
         ({"dataset": "sonic_sounds:none"}, "no split 'none'"),
-        ({"dataset": "sonic_sound"}, "dataset is 'sonic_sound'"),
+        ({"dataset": "sonic_sound"}, "did you mean 'sonic_sounds'"),
+        ({"dataset": "sonic_sounds*2"}, "weights are for training"),
         ({"name": "a/b"}, "name='a/b'"),
         ({"batch_size": 0}, "batch_size=0"),
     ],

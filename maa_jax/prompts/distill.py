@@ -20,6 +20,7 @@ import numpy as np
 
 from maa_jax.data.transforms import LABEL_CAPTION
 from maa_jax.evaluators.clap_score import ClapScore
+from maa_jax.prompts.normalize import normalize
 
 SAMPLE_RATE = 16_000  # of what experts hear
 
@@ -118,8 +119,8 @@ def distill(
 ) -> list[list[Candidate]]:
     """Returns all candidates of each recording, in the experts' order, with their scores.
 
-    White space becomes single spaces first. An expert's repetitions count once; a caption of two
-    experts is a candidate of each.
+    Captions are normalised (section 5.1) first. An expert's repetitions count once; a caption of
+    two experts is a candidate of each.
 
     Args:
         audio: float32 [n, samples] at 16 kHz.
@@ -139,7 +140,7 @@ def distill(
                 "propose() must return a list for each, an empty one where it has no caption"
             )
         for pairs, captions in zip(proposed, answers, strict=True):
-            for caption in (" ".join(caption.split()) for caption in captions):
+            for caption in (" ".join(normalize(caption).split()) for caption in captions):
                 if caption:
                     pairs[caption, expert.name] = None
     captions = list(dict.fromkeys(caption for pairs in proposed for caption, _ in pairs))

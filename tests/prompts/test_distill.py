@@ -35,7 +35,7 @@ def sound(**letters):
 
 def test_every_candidate_is_scored_and_kept_and_the_best_is_chosen():
     experts = [
-        Toy("one", ["birds  sing", "birds sing"], [], ["rain"]),
+        Toy("one", ["birds  sing", "birds sing"], [], ["rain 2"]),
         Toy("two", ["birds sing", "crows caw"], ["", " "], ["wind"]),
     ]
     audio = np.stack([sound(b=0.2, c=0.7), sound(), sound(r=0.5, w=0.5)])
@@ -47,7 +47,7 @@ def test_every_candidate_is_scored_and_kept_and_the_best_is_chosen():
             Candidate("crows caw", "two", 0.7),
         ],
         [],
-        [Candidate("rain", "one", 0.5), Candidate("wind", "two", 0.5)],
+        [Candidate("rain two", "one", 0.5), Candidate("wind", "two", 0.5)],
     ]
     assert distill.best(found[0], 0.7).caption == "crows caw"
     assert distill.best(found[0], 0.71) is None

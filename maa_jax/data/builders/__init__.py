@@ -6,7 +6,6 @@ import importlib
 BUILDERS = {
     "sonic_sounds": "SonicSounds",
     "audio_folder": "AudioFolder",
-    "enhanced": "Enhanced",
     "clotho": "Clotho",
     "audiocaps": "AudioCaps",
     "macs": "Macs",

@@ -101,23 +101,17 @@ class Enhanced(tfds.core.ShardBasedBuilder, skip_registration=True):
     def __init__(
         self,
         *,
-        config: str | None = None,
-        shards: Sequence[Shard] = (),
-        work: epath.PathLike = "",
-        threshold: float = 0.0,
-        withhold_labels: bool = False,
-        settings: Mapping[str, Any] | None = None,
+        config: str,
+        shards: Sequence[Shard],
+        work: epath.PathLike,
+        threshold: float,
+        withhold_labels: bool,
+        settings: Mapping[str, Any],
         **kwargs,
     ):
-        if not shards:
-            raise ValueError(
-                "an enhanced dataset is not there, and only maa_jax.enhance builds it: run"
-                " `python -m maa_jax.enhance --dataset=... --name=... --out=...` first, with"
-                " data.data_dir as OUT"
-            )
         self._shards, self._work = shards, os.fspath(work)
         self._threshold, self._withhold = threshold, withhold_labels
-        self._settings = dict(settings or {})
+        self._settings = dict(settings)
         super().__init__(
             config=tfds.core.BuilderConfig(name=config), file_format="array_record", **kwargs
         )
