@@ -71,17 +71,24 @@ class Embedder:
         """Returns the embeddings of recordings, float32 [n, width].
 
         Of a recording longer than the clips in training, the mean of those of as few windows as
-        cover it; a shorter one is padded behind, as it is there.
+        cover it; a shorter one is padded behind, as it is there. Zeros at a recording's end, with
+        which a batch is filled up, are no part of it.
 
         Args:
             wavs: [n, samples] at the audio encoder's rate.
         """
-        window = self.config.max_samples
-        wavs = np.asarray(wavs, np.float32)
-        wavs = np.pad(wavs, ((0, 0), (0, max(0, window - wavs.shape[1]))))
-        starts = np.linspace(0, wavs.shape[1] - window, -(-wavs.shape[1] // window)).astype(int)
-        parts = [self._in_batches(self._clips, wavs[:, s : s + window]) for s in starts]
-        return np.asarray(unit_length(np.mean(parts, axis=0)))
+        window, clips, counts = self.config.max_samples, [], []
+        for wav in np.asarray(wavs, np.float32):
+            wav = np.trim_zeros(wav, "b")
+            wav = np.pad(wav, (0, max(0, window - len(wav))))
+            counts.append(-(-len(wav) // window))
+            starts = np.linspace(0, len(wav) - window, counts[-1]).astype(int)
+            clips += [wav[start : start + window] for start in starts]
+        rows = self._in_batches(self._clips, np.array(clips))
+        if not counts:
+            return rows
+        means = [part.mean(axis=0) for part in np.split(rows, np.cumsum(counts)[:-1])]
+        return np.asarray(unit_length(np.array(means)))
 
     def _in_batches(self, function, *arrays: np.ndarray) -> np.ndarray:
         rows = []

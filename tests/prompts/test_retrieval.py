@@ -62,6 +62,10 @@ def test_clips_of_any_length_are_embedded(embedder):
     np.testing.assert_allclose(embedder.audio(wav), expected, atol=1e-5)
     short = np.pad(wav[:, :300], ((0, 0), (0, window - 300)))
     np.testing.assert_allclose(embedder.audio(wav[:, :300]), embedder.audio(short), atol=1e-6)
+    filled_up = np.concatenate([wav, np.pad(wav[:, :300], ((0, 0), (0, 2 * window - 300)))])
+    np.testing.assert_allclose(
+        embedder.audio(filled_up), np.concatenate([expected, embedder.audio(short)]), atol=1e-5
+    )
     assert embedder.audio(wav[:0]).shape == (0, TINY.embedding_size)
 
 

@@ -12,6 +12,9 @@ from maa_jax.training import state
 from tests.conftest import random_network
 from tests.stages.test_clap import CAPTIONS, make_batch, tokenizer  # noqa: F401
 
+# Each program runs a few times at most: compiling is what takes long.
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 
 def make_config(tokenizer, **changes):  # noqa: F811
     config = configs.get_config("runlocal")
@@ -33,7 +36,6 @@ def trained(tokenizer):  # noqa: F811
     """A stage, its state after some steps on one batch, and the steps' losses."""
     stage = RetrieverStage(make_config(tokenizer), steps_per_epoch=1)
     batch, key = make_batch(tokenizer), jax.random.key(1)
-    quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     train = quick(stage.init)(jax.random.key(0))
     step = quick(stage.train_step)
     losses = []
@@ -52,13 +54,13 @@ def test_the_loss_falls_on_a_fixed_batch(trained):
 def test_a_model_folder_gives_the_network_that_was_scored(trained, tokenizer, tmp_path):  # noqa: F811
     stage, train, _ = trained
     batch = make_batch(tokenizer)
-    scores = jax.jit(stage.eval_step)(train, {}, batch, jax.random.key(0))
+    scores = quick(stage.eval_step)(train, {}, batch, jax.random.key(0))
     assert scores["text_to_audio/recall_at_1"].shape == (6,)
     stage.export(train.weights(), train.extra, tmp_path)
     bundle.load_index(tmp_path, parts=("retriever", "tokenizer"))
     graph, params = bundle.load_network(tmp_path, "retriever")
 
-    @jax.jit
+    @quick
     def compare(params, batch):
         retriever = bundle.build(graph, params)
         text = retriever.text_embedding(batch["tokens"], batch["tokens"] != 0)
