@@ -54,9 +54,9 @@ def written(tmp_path_factory):
         for kind in "ABCDE":
             for manner in ("Soft", "Hard"):
                 wav = 0.1 * noise.standard_normal(1600)
-                soundfile.write(packages / KIT / f"Pearl{kind}{drum}-{manner}.wav", wav, 16000)
+                soundfile.write(packages / KIT / f"{kind} {drum}-{manner}.wav", wav, 16000)
     twice = packages / KIT / "OtherSnare-Med.wav"
-    twice.write_bytes((packages / KIT / "PearlASnare-Soft.wav").read_bytes())
+    twice.write_bytes((packages / KIT / "A Snare-Soft.wav").read_bytes())
     (packages / KIT / "BrokenSnare.wav").write_bytes(b"RIFF")
     flags.FLAGS.mark_as_parsed()
     for out in ("tables", "again"):
