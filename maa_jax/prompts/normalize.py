@@ -162,7 +162,8 @@ def _roman(match: re.Match) -> str:
     values = [_ROMAN[letter] for letter in numeral]
     pairs = zip(values, [*values[1:], 0], strict=True)
     number = sum(-value if value < after else value for value, after in pairs)
-    return f"{title or ''}{name} {f'the {_ordinal(number)}' if title else number}"
+    of_rulers = title or name in _TITLES.split("|")
+    return f"{title}{name} {f'the {_ordinal(number)}' if of_rulers else number}"
 
 
 def _any_of(words: dict[str, str]) -> str:
