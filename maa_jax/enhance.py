@@ -35,6 +35,7 @@ def define_flags() -> None:
     """Defines the flags; by this module as a program alone, or two programs' flags would clash."""
     needed = {"required": True}
     flags.DEFINE_string("dataset", None, "NAME, NAME:SPLIT or several, joined by ' + '.", **needed)
+    flags.DEFINE_string("folder", None, "Sound files of --dataset=audio_folder/NAME, if not built.")
     flags.DEFINE_string("out", None, "Where TFDS keeps datasets: those read, this one.", **needed)
     flags.DEFINE_string("name", None, "It becomes enhanced/NAME; the first dataset's by default.")
     flags.DEFINE_list(
@@ -61,6 +62,7 @@ def enhance(
     dataset: str,
     out: str,
     *,
+    folder: str | None = None,
     name: str | None = None,
     experts: Sequence[str] = EXPERTS,
     clap: str = "bundled",
@@ -80,6 +82,7 @@ def enhance(
     Args:
         dataset: built or buildable datasets: "NAME:SPLIT", joined by " + ".
         out: TFDS's data_dir.
+        folder: recordings without captions that "audio_folder/NAME" is built of.
         name: of the result; the first dataset's by default.
         experts: keys of `prompts.distill.EXPERTS`, or "package.module:Class".
         clap: model folder, LAION CLAP's folder or hub id, or "bundled".
@@ -132,7 +135,7 @@ def enhance(
         if model
     }
     check_folder(paths["clap"])
-    shards = _shards(dataset, out, shard_size)
+    shards = _shards(dataset, out, folder, shard_size)
 
     final = epath.Path(out) / "enhanced" / name / str(Enhanced.VERSION)
     work = final.parent / f"{final.name}-work"
@@ -246,7 +249,7 @@ def _beam(options: str | None) -> dict[str, Any]:
     return {"beam_options": parsed, "beam_runner": create_runner(runner)}
 
 
-def _shards(expression: str, out: str, size: int) -> list:
+def _shards(expression: str, out: str, sounds: str | None, size: int) -> list:
     """Returns the shards of all datasets of an expression; builds datasets that are missing."""
     import jax
     import tensorflow_datasets as tfds
@@ -261,7 +264,7 @@ def _shards(expression: str, out: str, size: int) -> list:
     shards = []
     for part in parts:
         # Evaluation splits may be enhanced, too: what is refused is to train on them.
-        config = input_pipeline.DataConfig(dataset=part.dataset, data_dir=out)
+        config = input_pipeline.DataConfig(part.dataset, data_dir=out, folder=sounds)
         folder = input_pipeline.prepare(config, jax.process_index())
         splits = tfds.builder_from_directory(folder).info.splits
         try:
@@ -406,7 +409,7 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # TFDS tells of every dataset it opens.
     enable_compilation_cache()
     initialize_distributed()
-    names = ("name", "experts", "clap", "captioner", "retriever", "bank", "bank_captions")
+    names = ("folder", "name", "experts", "clap", "captioner", "retriever", "bank", "bank_captions")
     names += ("threshold", "clip_seconds", "batch_size", "shard_size", "withhold_labels")
     try:
         enhance(f.dataset, f.out, beam_options=f.beam_options, **{n: f[n].value for n in names})

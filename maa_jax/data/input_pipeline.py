@@ -36,7 +36,7 @@ class DataConfig:
       data_dir: Where TFDS keeps datasets; default $TFDS_DATA_DIR or ~/tensorflow_datasets. All
         processes must see it.
       folder: audio_folder's sound files.
-      captions_file: audio_folder's CSV, TSV or JSONL.
+      captions_file: audio_folder's CSV, TSV or JSONL; without it its recordings have no captions.
       split: Trained on, of parts that name none; TFDS's slices work ("train[:50%]").
       eval_split: Evaluated on.
       eval_dataset: Evaluated on; like `dataset` but without weights. Default: its first part's.
@@ -285,7 +285,7 @@ def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None]
     builder = builder_class(base)
     arguments = {"config": variant} if variant else {}
     if base == "audio_folder":
-        if config.folder and config.captions_file:
+        if config.folder:
             from maa_jax.data.builders.audio_folder import config_name
 
             variant = variant or config_name(config.folder, config.captions_file)
@@ -296,8 +296,8 @@ def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None]
             }
         elif not variant:
             raise ValueError(
-                "data.dataset is 'audio_folder': set data.folder (the sound files) and"
-                " data.captions_file (.csv, .tsv or .jsonl), or name a built one as"
+                "data.dataset is 'audio_folder': set data.folder (the sound files) and, for their"
+                " captions, data.captions_file (.csv, .tsv or .jsonl), or name a built one as"
                 " data.dataset=audio_folder/NAME"
             )
     folder = data_dir / base / variant / str(builder.VERSION)

@@ -52,9 +52,8 @@ def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     tensors = {}
     for path, value in _walk(params):
         value = np.asarray(value)
-        tensors[torch_name(path)] = np.ascontiguousarray(
-            value.transpose(_torch_axes(path, value.ndim))
-        )
+        value = value.transpose(_torch_axes(path, value.ndim))
+        tensors[torch_name(path)] = np.require(value, requirements="C")  # scalars stay scalars
     return tensors
 
 
@@ -105,7 +104,7 @@ def from_torch(
         for key in path[:-1]:
             node = node.setdefault(key, {})
         value = value.transpose(np.argsort(axes))
-        node[path[-1]] = np.ascontiguousarray(value, jnp.dtype(expected.dtype))
+        node[path[-1]] = np.require(value, jnp.dtype(expected.dtype), "C")
     problems += [f"no place for: {name}" for name in given]
     if problems:
         raise ValueError(

@@ -247,3 +247,16 @@ def test_missing_folder_or_table_is_named(tmp_path):
         input_pipeline.prepare(config)
     with pytest.raises(ValueError, match="'chirps'; the known ones are sonic_sounds"):
         input_pipeline.prepare({"dataset": "chirps"})
+
+
+def test_a_folder_without_a_table_becomes_recordings_without_captions(tmp_path):
+    config = make_folder(tmp_path / "sounds", 4)
+    del config["captions_file"]
+    config["dataset"] = "audio_folder/bare"
+    found = input_pipeline.metadata(config)
+    assert {example["id"].rpartition(".")[2] for example in found} == set(SUFFIXES)
+    assert all(example["captions"] == [""] and not example["labels"] for example in found)
+    (tmp_path / "empty").mkdir()
+    config |= {"dataset": "audio_folder/none", "folder": str(tmp_path / "empty")}
+    with pytest.raises(ValueError, match=r"folder .*empty holds no sound file"):
+        input_pipeline.prepare(config)

@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from maa_jax.data.builders.base import AudioBuilder, Recording
+from maa_jax.data.builders.published import sound_files
 
 _SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "test": "test"}
 _HINT = (
@@ -19,7 +20,10 @@ _HINT = (
 
 
 class AudioFolder(AudioBuilder):
-    """Recordings of `folder` that `captions_file` names.
+    """Recordings of `folder`: those that `captions_file` names, or all where there is no such file.
+
+    Without it they have neither captions nor labels and are all in the train split, for
+    maa_jax.enhance to find captions.
 
     Args:
       folder: Holds the sound files, at any depth.
@@ -38,28 +42,45 @@ class AudioFolder(AudioBuilder):
         self,
         *,
         folder: epath.PathLike,
-        captions_file: epath.PathLike,
+        captions_file: epath.PathLike | None = None,
         config: str | None = None,
         **kwargs,
     ):
         self._folder = epath.Path(folder)
-        self._captions_file = epath.Path(captions_file)
+        self._captions_file = captions_file and epath.Path(captions_file)
         if config is None:
             config = config_name(folder, captions_file)
         super().__init__(config=tfds.core.BuilderConfig(name=config), **kwargs)
 
     def recordings(self, dl_manager):
         """Reads and checks the whole table before any audio."""
-        return read_table(self._folder, self._captions_file)
+        if self._captions_file:
+            return read_table(self._folder, self._captions_file)
+        files = _sound_files(self._folder)
+        return [Recording(id=n, audio=p, source=n, split="train") for n, p in files.items()]
 
 
-def config_name(folder: epath.PathLike, captions_file: epath.PathLike) -> str:
-    """Name made from the folder's, and from a hash of both paths and of the table's content."""
-    for key, path in (("folder", epath.Path(folder)), ("captions_file", captions_file)):
-        if not epath.Path(path).exists():
+def _sound_files(folder: epath.Path) -> dict[str, epath.Path]:
+    files = sound_files(folder)
+    if not files:
+        raise ValueError(f"audio_folder: folder {folder} holds no sound file; correct the path")
+    return files
+
+
+def config_name(folder: epath.PathLike, captions_file: epath.PathLike | None = None) -> str:
+    """Name made from the folder's, and from a hash of both paths and of the table's content.
+
+    Without a table it is the list of sound files that counts.
+    """
+    for key, path in (("folder", folder), ("captions_file", captions_file)):
+        if path and not epath.Path(path).exists():
             raise ValueError(f"audio_folder: {key} {path} does not exist; correct the path")
     where = os.path.abspath(folder) if "://" not in os.fspath(folder) else os.fspath(folder)
-    content = hashlib.sha256(where.encode() + b"\0" + epath.Path(captions_file).read_bytes())
+    if captions_file:
+        table = epath.Path(captions_file).read_bytes()
+    else:
+        table = "\n".join(_sound_files(epath.Path(folder))).encode()
+    content = hashlib.sha256(where.encode() + b"\0" + table)
     name = re.sub(r"\W+", "_", epath.Path(where).name).strip("_") or "folder"
     return f"{name}-{content.hexdigest()[:8]}"
 
