@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 
 use_environment
 install torch==2.13.0
-install -e ".[test,torch]"
+install -e ".[test,torch,beam]"
 
 # Programs compiled once are shared by the tests, and by the processes that some of them start.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.pytest_cache/jax}"

@@ -29,6 +29,7 @@ import numpy as np
 import tokenizers
 
 from maa_jax import bundle
+from maa_jax.prompts.normalize import normalize
 
 MAX_TOKENS = 77
 PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
@@ -151,13 +152,16 @@ class Tokenizer:
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
         """Returns int32 ids [n, 77]: those of the prompt and its special tokens, then padding.
 
-        An empty prompt is the special tokens, of a BERT [CLS] and [SEP]. A prompt that is too long
-        is cut, with a warning that shows the words cut.
+        Prompts and training's captions alike are normalised first (paper section 5.1): numbers,
+        units, dates and abbreviations become words. An empty prompt is the special tokens, of a
+        BERT [CLS] and [SEP]. A prompt that is too long is cut, with a warning that shows the words
+        cut.
         """
         if isinstance(prompts, str):
             raise TypeError(f"prompts={prompts!r} is a string: give a list of strings.")
         ids = np.full((len(prompts), MAX_TOKENS), self.pad_id, np.int32)
         for row, prompt in zip(ids, prompts, strict=True):
+            prompt = normalize(prompt)
             encoding = self._tokenizer.encode(prompt)
             tokens = encoding.ids
             if len(tokens) > MAX_TOKENS:
@@ -201,7 +205,7 @@ def tokenizer_from_captions(captions: Iterable[str], vocab_size: int) -> Tokeniz
     model = _wordpiece(SPECIAL)
     counts = collections.Counter(
         word
-        for caption in captions
+        for caption in map(normalize, captions)
         for word, _ in model.pre_tokenizer.pre_tokenize_str(model.normalizer.normalize_str(caption))
     )
     if not counts:
