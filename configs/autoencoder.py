@@ -81,6 +81,6 @@ def runlocal():
     config.batch_size = 2
     config.data.samples = 32 * 256
     config.autoencoder.block_out_channels = (8, 8, 16, 16)
-    config.discriminator.multi_window.windows = (32,)
+    config.discriminator.multi_window.update(windows=(32,), channels=4, layers=1)
     config.discriminator.start = 1
     return config

@@ -103,5 +103,6 @@ def runlocal():
     config = common.small_run(bundled(), steps=2)
     config.batch_size = 2
     config.data.samples = 16_384
-    config.clap.audio_encoder.channels = (4, 8, 16)
+    config.clap.audio_encoder.channels = (4, 8)
+    config.clap.text_encoder.num_hidden_layers = 1
     return config

@@ -112,8 +112,16 @@ def runlocal():
     config = common.small_run(bundled(), steps=2)
     config.batch_size = 2
     config.data.samples = 4_096
-    config.generator.hifigan.upsample_initial_channel = 16
+    config.generator.hifigan.update(
+        upsample_initial_channel=16,
+        upsample_rates=(16, 16),
+        upsample_kernel_sizes=(32, 32),
+        resblock_kernel_sizes=(3,),
+        resblock_dilation_sizes=((1, 3),),
+    )
     config.discriminator.start = 1
-    config.discriminator.period.periods = (2,)
-    config.discriminator.scale.channels = (4, 8, 8, 8)
+    config.discriminator.period.update(periods=(2,), channels=(4, 8))
+    config.discriminator.scale.update(
+        channels=(4, 8), kernel_sizes=(15, 5), strides=(1, 4), groups=(1, 2)
+    )
     return config

@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import dataclasses
+import importlib
 import pathlib
 
 import jax
@@ -14,8 +15,14 @@ CAPTIONS = ("a crow caws", "rain falls on a tin roof", "a dog barks twice, then 
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the longest file first, so that two workers end at about the same time."""
-    items.sort(key=lambda item: item.path.name != "test_train.py")
+    """Puts the longest files first, so that two workers end at about the same time."""
+    items.sort(key=lambda item: item.path.name not in ("test_train.py", "test_devices.py"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Compiles quickly what computes little: most of the time of these tests is compilation."""
+    jax.config.update("jax_disable_most_optimizations", not item.get_closest_marker("full"))
 
 
 def random_network(make, seed):
@@ -107,3 +114,30 @@ def tones():
     """Waveform [2, 16000]: a sine and a chirp."""
     t = np.arange(16000) / 16000
     return 0.5 * np.sin(2 * np.pi * np.stack([440 * t, 200 * t + 900 * t**2])).astype("f")
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """The bundled recordings, built once for this session."""
+    return str(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture(scope="session")
+def make_config(data_dir, tiny_model):
+    """Returns the `:runlocal` config of a file in configs/, over the tiny model's networks.
+
+    With fewer levels: nearly all the time here is compilation.
+    """
+
+    def make(name):
+        config = importlib.import_module(f"configs.{name}").get_config("runlocal")
+        config.data.data_dir = data_dir
+        if name == "t2a":
+            config.autoencoder = config.text_encoder = str(tiny_model)
+            config.unet.cross_attention_dim = 24
+            config.unet.block_out_channels = (16,)
+        if name == "autoencoder":
+            config.autoencoder.block_out_channels = (8,)
+        return config
+
+    return make

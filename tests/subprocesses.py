@@ -14,6 +14,7 @@ def environment(devices: int = 1, **more: str) -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # as tests/conftest.py has it
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         **more,
     }

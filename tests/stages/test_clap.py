@@ -131,7 +131,7 @@ def test_a_model_folder_gives_the_trained_networks(trained, tokenizer, tmp_path)
 
 def test_the_temperature_stays_at_or_below_100(trained, tokenizer):
     _, train, _, step = trained
-    params = {"clap": {**train.params["clap"], "logit_scale": jnp.asarray(9.0)}}
+    params = {"clap": {**train.params["clap"], "logit_scale": jnp.float32(9.0)}}
     train = train.replace(params=params)
     train, scalars = step(train, {}, make_batch(tokenizer), jax.random.key(0))
     np.testing.assert_allclose(scalars["logit_scale"], 100, rtol=1e-5)

@@ -1,0 +1,84 @@
+"""The training loop on several devices and in several processes."""
+
+import json
+import socket
+
+import numpy as np
+import pytest
+
+from maa_jax import train
+from maa_jax.training import checkpoint
+from tests.subprocesses import run_python, start_python
+
+
+@pytest.fixture(scope="module")
+def sharded_config(make_config):
+    """A U-Net with kernels that are large enough to be split, and a batch for 8 devices."""
+    config = make_config("t2a")
+    config.total_steps, config.batch_size, config.log_every = 2, 8, 1
+    config.eval_every = config.summary_every = config.checkpoint_every = 2
+    config.unet.block_out_channels = (64,)
+    return config
+
+
+@pytest.fixture(scope="module")
+def one(sharded_config, tmp_path_factory):
+    """The losses of one device."""
+    return train.train(sharded_config, str(tmp_path_factory.mktemp("one")))
+
+
+def test_eight_devices_give_the_losses_of_one(sharded_config, one, tmp_path):
+    output = run_python(
+        f"""
+        import jax, json, ml_collections
+        from maa_jax import train
+        config = ml_collections.ConfigDict(json.loads('''{sharded_config.to_json()}'''))
+        for fsdp in (1, 4):  # data-parallel alone, and with split parameters
+            config.mesh.fsdp = fsdp
+            print("RESULT", json.dumps(train.train(config, f"{tmp_path}/{{fsdp}}")))
+        """,
+        devices=8,
+    )
+    _assert_same_losses(one, output, runs=2)
+
+
+def test_two_processes_train_together_and_give_the_losses_of_one(sharded_config, one, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    code = f"""
+import json, ml_collections
+from maa_jax import train
+from maa_jax.training import sharding
+sharding.initialize_distributed()
+config = ml_collections.ConfigDict(json.loads('''{sharded_config.to_json()}'''))
+print("RESULT", json.dumps(train.train(config, {str(tmp_path / "two")!r})))
+"""
+    processes = [
+        start_python(
+            "-c",
+            code,
+            devices=2,
+            JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(i),
+            JAX_SHARE_BINARY_BETWEEN_HOSTS="1",  # the second would compile the same
+            JAX_SHARE_BINARY_BETWEEN_HOSTS_TIMEOUT_MS="300000",
+        )
+        for i in range(2)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, output
+        _assert_same_losses(one, output)
+    assert checkpoint.read_config(tmp_path / "two").batch_size == 8
+
+
+def _assert_same_losses(expected, output, runs=1):
+    lines = [x for x in output.splitlines() if x.startswith("RESULT ")]
+    assert len(lines) == runs
+    for line in lines:
+        found = json.loads(line.removeprefix("RESULT "))
+        for name, value in expected.items():
+            if name.startswith(("train/", "validation/")):
+                np.testing.assert_allclose(found[name], value, rtol=2e-4, err_msg=name)
