@@ -145,7 +145,7 @@ def test_a_tokenizer_too_large_for_its_network_is_refused(tmp_path):
         TextConditioner.from_folder(write_model(tmp_path, vocab_size=50))
 
 
-PROMPTS = ["A crow caws, twice!", "", "the dog's  bark\n33", "rain falls on a tin roof " * 20]
+PROMPTS = ["A crow caws, twice!", "", "the dog's  bark\nagain", "rain falls on a tin roof " * 20]
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ def test_flags_parse(module):
 
 
 def train_lines():
-    launched = [c[2:] for c in commands() if c[1] in TRAINS]
+    launched = [c[2:] for c in commands() if set(c[1:2]) & set(TRAINS)]
     return [[f for f in line if f[:2] == "--"] for line in flags_of("maa_jax.train") + launched]
 
 

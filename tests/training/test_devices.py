@@ -62,8 +62,6 @@ print("RESULT", json.dumps(train.train(config, {str(tmp_path / "two")!r})))
             JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
             JAX_NUM_PROCESSES="2",
             JAX_PROCESS_ID=str(i),
-            JAX_SHARE_BINARY_BETWEEN_HOSTS="1",  # the second would compile the same
-            JAX_SHARE_BINARY_BETWEEN_HOSTS_TIMEOUT_MS="300000",
         )
         for i in range(2)
     ]
