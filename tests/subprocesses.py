@@ -14,7 +14,6 @@ def environment(devices: int = 1, **more: str) -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # as tests/conftest.py has it
         # Devices that share two cores with other tests wait for each other longer than 40 seconds.
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
         " --xla_cpu_collective_call_terminate_timeout_seconds=600"
