@@ -14,10 +14,12 @@ def environment(devices: int = 1, **more: str) -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        # Devices that share two cores with other tests wait for each other longer than 40 seconds.
+        # Devices that share two cores with other tests wait for each other longer than 40 seconds,
+        # and for ever where the scheduler lets them start collectives in different orders.
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
         " --xla_cpu_collective_call_terminate_timeout_seconds=600"
-        " --xla_cpu_collective_call_warn_stuck_timeout_seconds=300",
+        " --xla_cpu_collective_call_warn_stuck_timeout_seconds=300"
+        " --xla_cpu_enable_concurrency_optimized_scheduler=false",
         **more,
     }
 
