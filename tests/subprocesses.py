@@ -11,15 +11,19 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 def environment(devices: int = 1, **more: str) -> dict[str, str]:
     """Returns the environment of a process with `devices` CPU devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    if devices > 1:
+        # This scheduler lets each device begin collectives in another order, and then all wait for
+        # each other for ever. Beside other tests they may also wait longer than XLA's 40 seconds.
+        flags += (
+            " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+            " --xla_cpu_collective_call_warn_stuck_timeout_seconds=300"
+            " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+        )
     return os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        # Devices that share two cores with other tests wait for each other longer than 40 seconds,
-        # and for ever where the scheduler lets them start collectives in different orders.
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
-        " --xla_cpu_collective_call_terminate_timeout_seconds=600"
-        " --xla_cpu_collective_call_warn_stuck_timeout_seconds=300"
-        " --xla_cpu_enable_concurrency_optimized_scheduler=false",
+        "XLA_FLAGS": flags,
         **more,
     }
 

@@ -32,7 +32,7 @@ def _networks(name, **changes):
 def test_the_unet_has_the_papers_size():
     config = importlib.import_module("configs.t2a").get_config()
     # Not through the stage, which would read a full-size autoencoder and text encoder.
-    unet = nnx.eval_shape(lambda: UNet(UNetConfig(**config.unet), rngs=nnx.Rngs(0)))
+    unet = nnx.eval_shape(lambda: UNet(UNetConfig(**config.unet), rngs=bundle.InitRngs(0)))
     assert _count(nnx.state(unet, nnx.Param)) == 160_223_684
 
 

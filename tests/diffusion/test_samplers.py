@@ -16,7 +16,7 @@ from tests.parity.named_weights import reference, state_dict
 @pytest.fixture(scope="module")
 def unet():
     config = UNetConfig(block_out_channels=(32, 64), cross_attention_dim=48)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0))))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: UNet(config, rngs=bundle.InitRngs(0))))
     params = torch_layout.from_torch(state, unet_from_ldm(state_dict("unet_small")))
     return graphdef, jax.device_put(params)
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from maa_jax.bundle import InitRngs
 from maa_jax.interop import clap as names
 from maa_jax.interop.torch_layout import from_torch, to_torch
 from maa_jax.models.clap import Clap
@@ -10,7 +11,7 @@ from tests.models.test_clap import TINY
 
 @pytest.fixture(scope="module")
 def clap():
-    return Clap(TINY, rngs=nnx.Rngs(0))
+    return Clap(TINY, rngs=InitRngs(0))
 
 
 def released(clap):

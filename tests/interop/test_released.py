@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from maa_jax.bundle import InitRngs
 from maa_jax.interop import released, torch_layout
 from maa_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from maa_jax.models.unet import UNet, UNetConfig
@@ -32,7 +33,7 @@ def test_every_name_has_one_counterpart_and_comes_back(case):
     assert len(renamed) == len(tensors)
     assert not {k for k in renamed if k.startswith(("input_blocks", "output_blocks", "middle"))}
     # The strict loader takes them, so every name and shape is one of the network's.
-    torch_layout.from_torch(nnx.eval_shape(lambda: network(config, rngs=nnx.Rngs(0))), renamed)
+    torch_layout.from_torch(nnx.eval_shape(lambda: network(config, rngs=InitRngs(0))), renamed)
     again = back(renamed)
     assert again.keys() == tensors.keys()
     assert all(np.array_equal(again[k], tensors[k]) for k in tensors)
@@ -47,7 +48,7 @@ def test_other_depths_map_one_to_one(levels):
         num_heads=2,
         cross_attention_dim=5,
     )
-    abstract = nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: UNet(config, rngs=InitRngs(0)))
     params = jax.tree.map(lambda x: np.zeros(x.shape), nnx.to_pure_dict(nnx.state(abstract)))
     tensors = torch_layout.to_torch(params)
     ldm = released.unet_to_ldm(tensors)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from maa_jax.bundle import InitRngs
 from maa_jax.interop import clap as names
 from maa_jax.interop.torch_layout import from_torch
 from maa_jax.models.bert import Bert, BertConfig
@@ -22,7 +23,7 @@ SMALL = BertConfig(
 
 
 def load(config, tensors):
-    abstract = nnx.eval_shape(lambda: Bert(config, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: Bert(config, rngs=InitRngs(0)))
     graphdef, state = nnx.split(abstract)
     return nnx.merge(graphdef, from_torch(state, names.from_bert(tensors)))
 
@@ -63,21 +64,21 @@ def test_config_refuses_heads_that_do_not_divide_the_width():
 
 
 def test_too_many_tokens_are_refused():
-    bert = Bert(SMALL, rngs=nnx.Rngs(0))
+    bert = Bert(SMALL, rngs=InitRngs(0))
     with pytest.raises(ValueError, match="101 tokens"):
         bert(np.zeros((1, 101), np.int32))
 
 
 def test_dropout_acts_only_when_given_a_key():
-    bert = Bert(SMALL, rngs=nnx.Rngs(0))
+    bert = Bert(SMALL, rngs=InitRngs(0))
     ids = np.arange(10)[None]
     np.testing.assert_array_equal(bert(ids), bert(ids))
     assert np.abs(bert(ids) - bert(ids, rngs=nnx.Rngs(dropout=1))).max() > 1e-3
 
 
 def test_bfloat16_stays_close_and_keeps_float32_parameters():
-    exact = Bert(SMALL, rngs=nnx.Rngs(0))
-    fast = Bert(SMALL, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    exact = Bert(SMALL, rngs=InitRngs(0))
+    fast = Bert(SMALL, dtype=jnp.bfloat16, rngs=InitRngs(0))
     ids = np.arange(10)[None]
     assert fast(ids).dtype == jnp.bfloat16
     assert fast.encoder.layer[0].intermediate.dense.kernel.dtype == jnp.float32

@@ -33,7 +33,7 @@ def check_parity(case, config):
     # The release stores its filters beside the parameters.
     tensors["activation_post.upsample.filter"] = np.zeros((1, 1, 12), np.float32)
     graphdef, state = nnx.split(
-        nnx.eval_shape(lambda: BigVGAN(config, weight_norm=True, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: BigVGAN(config, weight_norm=True, rngs=bundle.InitRngs(0)))
     )
     params = from_torch(state, bigvgan_tensors(tensors))
     mel, expected = arrays["mel"].transpose(0, 2, 1), arrays["wav"][:, 0]
@@ -52,7 +52,9 @@ def test_released_size_agrees_with_the_reference():
 
 
 def test_released_size_has_its_parameter_count():
-    abstract = nnx.eval_shape(lambda: BigVGAN(BigVGANConfig(), weight_norm=True, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(
+        lambda: BigVGAN(BigVGANConfig(), weight_norm=True, rngs=bundle.InitRngs(0))
+    )
     assert sum(x.size for x in jax.tree.leaves(nnx.state(abstract))) == 112_231_250
 
 
@@ -78,7 +80,7 @@ def test_sin_squared_and_its_slope():
 
 
 def test_a_folder_gives_the_trained_network_back(tmp_path):
-    model = BigVGAN(TINY, weight_norm=True, rngs=nnx.Rngs(1))
+    model = BigVGAN(TINY, weight_norm=True, rngs=bundle.InitRngs(1))
     mel = jnp.asarray(np.random.default_rng(0).normal(size=(2, 12, 8)), jnp.float32)
     expected = jax.jit(lambda mel: model(mel))(mel)
     bundle.save_network(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from maa_jax.bundle import InitRngs
 from maa_jax.interop import clap as names
 from maa_jax.interop.torch_layout import from_torch
 from maa_jax.models.bert import BertConfig
@@ -42,7 +43,7 @@ def fill(clap, case, tower):
     ],
 )
 def test_text_tower_agrees_with_the_reference(case, config):
-    clap = nnx.eval_shape(lambda: Clap(config, rngs=nnx.Rngs(0)))
+    clap = nnx.eval_shape(lambda: Clap(config, rngs=InitRngs(0)))
     fill(clap, case, "text")
     r = reference(case)
     context = clap.token_condition(r["input_ids"])
@@ -55,7 +56,7 @@ def test_text_tower_agrees_with_the_reference(case, config):
 @full_size
 def test_audio_tower_agrees_with_the_reference():
     config = ClapConfig(text_encoder=SMALL, audio_encoder=Cnn14Config.clap_2022())
-    clap = nnx.eval_shape(lambda: Clap(config, rngs=nnx.Rngs(0)))
+    clap = nnx.eval_shape(lambda: Clap(config, rngs=InitRngs(0)))
     fill(clap, "clap_audio_2022", "audio")
     r = reference("clap_audio_2022")
     embedding = clap.audio_embedding(r["wav"])
@@ -65,7 +66,7 @@ def test_audio_tower_agrees_with_the_reference():
 
 
 def test_embeddings_share_one_space_and_have_unit_length():
-    clap = Clap(TINY, rngs=nnx.Rngs(0))
+    clap = Clap(TINY, rngs=InitRngs(0))
     ids = np.arange(2 * 77).reshape(2, 77) % 120
     text = clap.text_embedding(ids, np.ones_like(ids))
     audio = clap.audio_embedding(np.random.default_rng(0).normal(0, 0.1, (2, 4000)).astype("f"))
@@ -80,7 +81,7 @@ def test_full_size_is_bert_base_and_cnn14():
     assert config.text_encoder == BertConfig()
     assert config.text_projection == ProjectionConfig(768, 1024)
     assert config.audio_projection == ProjectionConfig(2048, 1024)
-    clap = nnx.eval_shape(lambda: Clap(config, rngs=nnx.Rngs(0)))
+    clap = nnx.eval_shape(lambda: Clap(config, rngs=InitRngs(0)))
     assert clap.text_projection.linear1.kernel.shape == (768, 1024)
     assert clap.text_encoder.embeddings.word_embeddings.embedding.shape == (30522, 768)
 

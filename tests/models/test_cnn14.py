@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from maa_jax.bundle import InitRngs
 from maa_jax.interop import clap as names
 from maa_jax.interop.torch_layout import from_torch, to_torch
 from maa_jax.models.cnn14 import Cnn14, Cnn14Config, decibel_mel
@@ -16,12 +17,12 @@ SMALL = Cnn14Config(n_mels=16, channels=(4, 8, 12), num_classes=5)
 
 
 def load(config, tensors):
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Cnn14(config, rngs=nnx.Rngs(0))))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Cnn14(config, rngs=InitRngs(0))))
     return nnx.merge(graphdef, from_torch(state, names.from_panns(tensors)))
 
 
 def small():
-    abstract = nnx.eval_shape(lambda: Cnn14(SMALL, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: Cnn14(SMALL, rngs=InitRngs(0)))
     shapes = to_torch(
         jax.tree.map(lambda x: np.zeros(x.shape), nnx.to_pure_dict(nnx.state(abstract)))
     )
@@ -81,7 +82,7 @@ def test_decibels_follow_the_wave():
 
 
 def test_only_training_updates_the_running_statistics():
-    net = Cnn14(SMALL, rngs=nnx.Rngs(0))
+    net = Cnn14(SMALL, rngs=InitRngs(0))
     graphdef, (params, before) = nnx.graphdef(net), split(net)
 
     @functools.partial(jax.jit, static_argnums=0)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from maa_jax.bundle import InitRngs
 from maa_jax.interop.torch_layout import from_torch
 from maa_jax.interop.vocoders import mpd_tensors, released_mpd_tensors
 from maa_jax.models import discriminators as d
@@ -32,7 +33,7 @@ IMAGE = {
 def test_multi_period_agrees_with_the_reference():
     released, arrays = state_dict("hifigan_mpd"), reference("hifigan_mpd")
     graphdef, state = nnx.split(
-        nnx.eval_shape(lambda: d.MultiPeriodDiscriminator(rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: d.MultiPeriodDiscriminator(rngs=InitRngs(0)))
     )
     params = from_torch(state, mpd_tensors(released))
     judge = jax.jit(lambda params, wav: nnx.merge(graphdef, params)(wav))
@@ -49,7 +50,7 @@ def test_multi_period_agrees_with_the_reference():
 def test_judges_and_passes_gradients_on(name):
     shape = (2, 300) if name in WAVEFORM else (2, 16, 24, 1)
     make = (WAVEFORM | IMAGE)[name]
-    graphdef, (params, extra) = define(make), split(make(nnx.Rngs(0)))
+    graphdef, (params, extra) = define(make), split(make(InitRngs(0)))
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
     def loss(params, x):
@@ -70,7 +71,7 @@ def test_silence_has_finite_gradients():
 
 
 def test_spectral_norm_finds_the_largest_singular_value():
-    conv = d.SpectralConv1d(3, 4, 5, rngs=nnx.Rngs(0))
+    conv = d.SpectralConv1d(3, 4, 5, rngs=InitRngs(0))
     conv.bias[...] = jnp.zeros(4)
     x = jax.random.normal(jax.random.key(0), (1, 9, 3))
     for _ in range(200):
@@ -93,7 +94,7 @@ def test_magnitudes_are_torchs():
 
 
 def test_windows_move_with_the_key_and_rest_without():
-    judge = IMAGE["window"](nnx.Rngs(0))
+    judge = IMAGE["window"](InitRngs(0))
     mel = jax.random.normal(jax.random.key(0), (1, 16, 64, 1))
     logits = lambda seed: judge(mel, rngs=nnx.Rngs(dropout=seed))[0][0]
     np.testing.assert_array_equal(logits(1), logits(1))
@@ -102,7 +103,7 @@ def test_windows_move_with_the_key_and_rest_without():
 
 
 def test_a_window_longer_than_the_image_sees_all_of_it():
-    judge = IMAGE["window"](nnx.Rngs(0))
+    judge = IMAGE["window"](InitRngs(0))
     assert len(judge(jnp.zeros((1, 16, 10, 1)), rngs=nnx.Rngs(dropout=0))) == 2
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from maa_jax.bundle import InitRngs
 from maa_jax.interop.torch_layout import from_torch, to_torch
 from maa_jax.interop.vocoders import hifigan_name
 from maa_jax.models import cpu1d
@@ -24,7 +25,7 @@ TINY = HifiGanConfig(
 
 def abstract(config, weight_norm):
     return nnx.split(
-        nnx.eval_shape(lambda: HifiGan(config, weight_norm=weight_norm, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: HifiGan(config, weight_norm=weight_norm, rngs=InitRngs(0)))
     )
 
 
@@ -60,7 +61,7 @@ def test_transformers_opens_what_is_written(tmp_path):
     transformers = pytest.importorskip("transformers", reason="opens the folder")
     from maa_jax import bundle
 
-    params = nnx.to_pure_dict(nnx.state(HifiGan(TINY, weight_norm=True, rngs=nnx.Rngs(1))))
+    params = nnx.to_pure_dict(nnx.state(HifiGan(TINY, weight_norm=True, rngs=InitRngs(1))))
     bundle.save_network(tmp_path, "vocoder", TINY, fold_weight_norm(params))
     theirs = transformers.SpeechT5HifiGan.from_pretrained(tmp_path / "vocoder").eval()
     mel = np.random.default_rng(0).normal(size=(2, 12, 8)).astype(np.float32)
@@ -101,7 +102,7 @@ def test_config_refuses_what_it_cannot_be():
 def test_conv1d_and_its_gradients_are_pytorchs(channels, features, size, options):
     torch = pytest.importorskip("torch", reason="compares with torch.nn.Conv1d")
     theirs = torch.nn.Conv1d(channels, features, size, **options)
-    check_layer(theirs, Conv1d(channels, features, size, **options, rngs=nnx.Rngs(0)))
+    check_layer(theirs, Conv1d(channels, features, size, **options, rngs=InitRngs(0)))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_conv1d_and_its_gradients_are_pytorchs(channels, features, size, options
 def test_conv_transpose1d_and_its_gradients_are_pytorchs(size, options):
     torch = pytest.importorskip("torch", reason="compares with torch.nn.ConvTranspose1d")
     theirs = torch.nn.ConvTranspose1d(6, 4, size, **options)
-    check_layer(theirs, ConvTranspose1d(6, 4, size, **options, rngs=nnx.Rngs(0)))
+    check_layer(theirs, ConvTranspose1d(6, 4, size, **options, rngs=InitRngs(0)))
 
 
 @pytest.mark.parametrize("size", [3, 4, 7, 11])
@@ -150,7 +151,7 @@ def check_layer(theirs, ours):
 
 
 def test_weight_norm_starts_at_the_identity_and_trains_its_scale():
-    conv = Conv1d(3, 4, 5, weight_norm=True, rngs=nnx.Rngs(0))
+    conv = Conv1d(3, 4, 5, weight_norm=True, rngs=InitRngs(0))
     folded = fold_weight_norm(nnx.to_pure_dict(nnx.state(conv)))
     np.testing.assert_allclose(folded["kernel"], conv.weight_v[...], rtol=1e-6)
     graphdef, params = nnx.split(conv)

@@ -24,12 +24,12 @@ ONE_LEVEL = dataclasses.replace(TINY, block_out_channels=(8,))
 
 
 def weights(case, config):
-    abstract = nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: UNet(config, rngs=bundle.InitRngs(0)))
     return torch_layout.from_torch(abstract, released.unet_from_ldm(state_dict(case)))
 
 
 def predict(config, params, arrays, **kwargs):
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0), **kwargs)))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: UNet(config, rngs=bundle.InitRngs(0), **kwargs)))
     x = arrays["x"].transpose(0, 2, 3, 1)
     run = jax.jit(lambda params, *inputs: nnx.merge(graphdef, params)(*inputs))
     return run(params, x, arrays["t"], arrays["context"])
@@ -55,14 +55,14 @@ def test_full_size_agrees_with_the_reference():
 
 
 def test_full_size_has_the_papers_number_of_parameters():
-    state = nnx.state(nnx.eval_shape(lambda: UNet(UNetConfig(), rngs=nnx.Rngs(0))))
+    state = nnx.state(nnx.eval_shape(lambda: UNet(UNetConfig(), rngs=bundle.InitRngs(0))))
     assert sum(x.size for x in jax.tree.leaves(state)) == 160_223_684
 
 
 def test_a_fresh_network_predicts_zero_and_every_parameter_is_float32():
     @jax.jit
     def fresh():
-        model = UNet(ONE_LEVEL, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+        model = UNet(ONE_LEVEL, dtype=jnp.bfloat16, rngs=bundle.InitRngs(0))
         noise = model(jnp.ones((1, 4, 4, 4)), jnp.array([3]), jnp.ones((1, 2, 5)))
         return noise, nnx.state(model)
 
@@ -76,7 +76,7 @@ def test_rematerialised_gradient_is_the_same():
     x, context = rng.standard_normal((1, 4, 6, 4)), rng.standard_normal((1, 3, 5))
 
     def grads(remat):
-        abstract = nnx.eval_shape(lambda: UNet(ONE_LEVEL, remat=remat, rngs=nnx.Rngs(0)))
+        abstract = nnx.eval_shape(lambda: UNet(ONE_LEVEL, remat=remat, rngs=bundle.InitRngs(0)))
         graphdef, params = nnx.split(abstract)
         rng = np.random.default_rng(1)
         params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype("f") / 4, params)
@@ -98,7 +98,7 @@ def test_bfloat16_stays_near():
 
 def test_sizes_that_cannot_be_halved_are_refused():
     def run():
-        model = UNet(TINY, rngs=nnx.Rngs(0))
+        model = UNet(TINY, rngs=bundle.InitRngs(0))
         return model(jnp.ones((1, 5, 4, 4)), jnp.array([3]), jnp.ones((1, 2, 5)))
 
     with pytest.raises(ValueError, match="multiples of 2"):
