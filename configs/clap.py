@@ -28,31 +28,8 @@ def full():
     config.clap = common.block(
         embedding_size=1024,
         dropout=0.5,
-        text_encoder=common.block(
-            vocab_size=30522,
-            hidden_size=768,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            intermediate_size=3072,
-            max_position_embeddings=512,
-            hidden_dropout_prob=0.1,
-            attention_probs_dropout_prob=0.1,
-        ),
-        audio_encoder=common.block(
-            sample_rate=16_000,
-            n_fft=512,
-            hop_length=160,
-            n_mels=64,
-            fmin=50.0,
-            fmax=8000.0,
-            channels=(64, 128, 256, 512, 1024, 2048),
-            num_classes=527,
-            block_dropout=0.2,
-            head_dropout=0.5,
-            stripes=2,
-            time_stripe=64,
-            mel_stripe=8,
-        ),
+        text_encoder=common.bert_base(),
+        audio_encoder=common.panns(common.CNN14, num_classes=527, head_dropout=0.5),
     )
     config.optimizer.base_lr = 1e-4
     config.optimizer.warmup_steps = 2_000
@@ -74,18 +51,9 @@ def bundled():
     config.augment = common.block(gain_db=6.0, shift=0.05)
     config.clap.embedding_size = 128
     config.clap.dropout = 0.0  # 104 recordings are learnt by heart: dropout only slows that down
-    text = config.clap.text_encoder
-    text.vocab_size = 1024
-    text.hidden_size, text.intermediate_size = 128, 256
-    text.num_hidden_layers, text.num_attention_heads = 2, 4
-    text.max_position_embeddings = 77
-    text.hidden_dropout_prob = text.attention_probs_dropout_prob = 0.0
-    audio = config.clap.audio_encoder
-    audio.channels = (16, 32, 64, 128)
-    audio.num_classes = 18
-    audio.n_fft, audio.hop_length, audio.n_mels = 1024, 640, 32
-    audio.block_dropout = audio.head_dropout = 0.0
-    audio.stripes = 0
+    common.shrink_bert(config.clap.text_encoder)
+    common.shrink_panns(config.clap.audio_encoder)
+    config.clap.audio_encoder.num_classes, config.clap.audio_encoder.head_dropout = 18, 0.0
     config.optimizer.base_lr = 1e-3
     config.optimizer.warmup_steps = 50
     config.optimizer.cosine_steps = config.total_steps

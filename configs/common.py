@@ -78,6 +78,58 @@ def block(**keys) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(keys)
 
 
+def bert_base() -> ml_collections.ConfigDict:
+    """Returns the sizes of bert-base-uncased, fields of BertConfig."""
+    return block(
+        vocab_size=30522,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        max_position_embeddings=512,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+    )
+
+
+def panns(channels: tuple[int, ...], **more) -> ml_collections.ConfigDict:
+    """Returns a network of PANNs with its front end at 16 kHz, fields of CnnConfig and `more`."""
+    return block(
+        sample_rate=16_000,
+        n_fft=512,
+        hop_length=160,
+        n_mels=64,
+        fmin=50.0,
+        fmax=8000.0,
+        channels=channels,
+        block_dropout=0.2,
+        stripes=2,
+        time_stripe=64,
+        mel_stripe=8,
+        **more,
+    )
+
+
+CNN14 = (64, 128, 256, 512, 1024, 2048)
+
+
+def shrink_bert(text: ml_collections.ConfigDict) -> None:
+    """Makes a text encoder small enough for the bundled captions, which it learns by heart."""
+    text.vocab_size = 1024
+    text.hidden_size, text.intermediate_size = 128, 256
+    text.num_hidden_layers, text.num_attention_heads = 2, 4
+    text.max_position_embeddings = 77
+    text.hidden_dropout_prob = text.attention_probs_dropout_prob = 0.0
+
+
+def shrink_panns(audio: ml_collections.ConfigDict) -> None:
+    """Makes an audio encoder small enough for the bundled recordings; without regularisation."""
+    audio.channels = (16, 32, 64, 128)
+    audio.n_fft, audio.hop_length, audio.n_mels = 1024, 640, 32
+    audio.block_dropout = 0.0
+    audio.stripes = 0
+
+
 def small_run(config: ml_collections.ConfigDict, steps: int) -> ml_collections.ConfigDict:
     """Sets what short runs on one machine share."""
     config.dtype = "float32"

@@ -5,10 +5,11 @@
         --config.init_from.text_encoder=models/bert-base-uncased
 
 Arguments: none, BERT-base and MMT's transformer over Cnn14's features, trained as MMT was on
-MSR-VTT (Gabeur et al. 2020, section 4.1: margin 0.05, all negatives, rate 5e-5 falling); `demo` and
-`runlocal` as in common.py; `bundled`, small enough for the bundled recordings, with a vocabulary
-made from the training captions. `config.init_from.audio_encoder` is PANNs' Cnn14 in a folder with
-config.json and model.safetensors; a CLAP trained here has both encoders in its model folder.
+MSR-VTT (Gabeur et al. 2020, the authors' MSRVTT_jsfusion_trainval.json: margin 0.05, all negatives,
+rate 5e-5 falling); `demo` and `runlocal` as in common.py; `bundled`, small enough for the bundled
+recordings, with a vocabulary made from the training captions. `config.init_from.audio_encoder` is
+PANNs' Cnn14 in a folder with config.json and model.safetensors; a CLAP trained here has both
+encoders in its model folder. `python -m maa_jax.evaluate --model=DIR --out=DIR` prints recall.
 """
 
 from configs import common
@@ -30,29 +31,8 @@ def full():
     config.margin = 0.05
     config.negatives = "all"  # or "hardest"
     config.retriever = common.block(
-        text_encoder=common.block(
-            vocab_size=30522,
-            hidden_size=768,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            intermediate_size=3072,
-            max_position_embeddings=512,
-            hidden_dropout_prob=0.1,
-            attention_probs_dropout_prob=0.1,
-        ),
-        audio_encoder=common.block(
-            sample_rate=16_000,
-            n_fft=512,
-            hop_length=160,
-            n_mels=64,
-            fmin=50.0,
-            fmax=8000.0,
-            channels=(64, 128, 256, 512, 1024, 2048),
-            block_dropout=0.2,
-            stripes=2,
-            time_stripe=64,
-            mel_stripe=8,
-        ),
+        text_encoder=common.bert_base(),
+        audio_encoder=common.panns(common.CNN14),
         audio_transformer=common.block(
             hidden_size=512,  # and the width of the shared space
             num_hidden_layers=4,
@@ -82,17 +62,8 @@ def bundled():
     config.tokenizer = "captions"
     config.augment = common.block(gain_db=6.0, shift=0.05)
     config.margin = 0.2
-    text = config.retriever.text_encoder
-    text.vocab_size = 1024
-    text.hidden_size, text.intermediate_size = 128, 256
-    text.num_hidden_layers, text.num_attention_heads = 2, 4
-    text.max_position_embeddings = 77
-    text.hidden_dropout_prob = text.attention_probs_dropout_prob = 0.0
-    audio = config.retriever.audio_encoder
-    audio.channels = (16, 32, 64, 128)
-    audio.n_fft, audio.hop_length, audio.n_mels = 1024, 640, 32
-    audio.block_dropout = 0.0
-    audio.stripes = 0
+    common.shrink_bert(config.retriever.text_encoder)
+    common.shrink_panns(config.retriever.audio_encoder)
     transformer = config.retriever.audio_transformer
     transformer.hidden_size, transformer.intermediate_size = 128, 256
     transformer.num_hidden_layers = 2

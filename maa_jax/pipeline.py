@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maa_jax import bundle
@@ -24,6 +24,7 @@ from maa_jax.diffusion import samplers
 from maa_jax.diffusion.schedule import Schedule, check_name
 from maa_jax.evaluators import clap_score
 from maa_jax.model_card import model_card
+from maa_jax.training.sharding import create_local_mesh
 
 # Latent widths are rounded up to a multiple of this (1.02 s at 16 kHz and hop 256), so that all
 # durations together compile one program a second of sound and not one a frame.
@@ -184,9 +185,7 @@ class Pipeline:
 
         self._mesh = None
         if devices is not None:
-            self._mesh = jax.make_mesh(
-                (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
-            )
+            self._mesh = create_local_mesh(devices)
         # Weights are arguments of the jitted functions: closed over they would be constants of
         # the programs, copied into each and hashed for the cache.
         self._params = {"text": self._put(self._conditioner.params)}

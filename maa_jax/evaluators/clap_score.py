@@ -12,13 +12,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from maa_jax import bundle, conditioning
 from maa_jax.audio import io
 from maa_jax.audio.clap_features import ClapFeatures
 from maa_jax.models.clap import unit_length
+from maa_jax.training import sharding
 
 TOWERS = {
     "text_encoder": "BertModel",
@@ -145,9 +144,9 @@ class ClapScore:
         laion = _laion(folder)
         self._clap = _Laion(laion) if laion else _Microsoft(folder)
         self.sample_rate: int = self._clap.sample_rate
-        mesh = Mesh(np.array(devices or jax.local_devices()[:1]), ("data",))
-        self._rows = NamedSharding(mesh, P("data"))
-        self._params = jax.device_put(self._clap.params, NamedSharding(mesh, P()))
+        mesh = sharding.create_local_mesh(devices or jax.local_devices()[:1])
+        self._rows = sharding.batch_sharding(mesh)
+        self._params = jax.device_put(self._clap.params, sharding.replicated(mesh))
         self._text, self._audio = jax.jit(self._clap.text), jax.jit(self._clap.audio)
 
     def text_embeddings(self, sentences: Sequence[str]) -> np.ndarray:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
 
 from maa_jax import bundle, conditioning
 from maa_jax.models import captioner
@@ -64,12 +63,7 @@ class Captioning:
                 f"{self._config.vocab_size}: bring the tokenizer that it was trained with."
             )
         devices = jax.local_devices() if devices is None else devices
-        self._mesh = jax.make_mesh(
-            (len(devices), 1),
-            ("data", "fsdp"),
-            axis_types=(AxisType.Auto,) * 2,
-            devices=devices,
-        )
+        self._mesh = sharding.create_local_mesh(devices)
         self._params = jax.device_put(params, sharding.replicated(self._mesh))
         self._seed = seed
 

@@ -8,12 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from maa_jax import bundle, conditioning
 from maa_jax.models.clap import unit_length
 from maa_jax.prompts import bank as banks
+from maa_jax.training import sharding
 
 _SAMPLE_RATE = 16_000  # of what experts hear
 
@@ -55,10 +54,10 @@ class Embedder:
                 f"{folder}: the tokenizer has {self._tokenizer.vocab_size} tokens and the "
                 f"retriever {known}: bring the tokenizer that the retriever was trained with."
             )
-        mesh = Mesh(np.array(devices or jax.local_devices()), ("batch",))
+        mesh = sharding.create_local_mesh(devices or jax.local_devices())
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
-        self._rows = NamedSharding(mesh, P("batch"))
-        self._params = jax.device_put(params, NamedSharding(mesh, P()))
+        self._rows = sharding.batch_sharding(mesh)
+        self._params = jax.device_put(params, sharding.replicated(mesh))
         self._text = jax.jit(lambda params, *of: bundle.build(graph, params).text_embedding(*of))
         self._clips = jax.jit(lambda params, wav: bundle.build(graph, params).audio_embedding(wav))
 

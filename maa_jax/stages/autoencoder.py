@@ -146,13 +146,9 @@ class AutoencoderStage:
             lambda: (train.params["discriminator"], train.opt["discriminator"]),
         )
         params = {"vae": vae, "discriminator": discriminator}
-        new = state.TrainState(
-            step=train.step + 1,
-            params=params,
-            extra=train.extra | {"discriminator": aux.pop("extra")},
-            opt={"vae": vae_opt, "discriminator": discriminator_opt},
-            ema=state.average(train.ema, params, self.config.ema_decay, train.step),
-        )
+        opt = {"vae": vae_opt, "discriminator": discriminator_opt}
+        extra = {"discriminator": aux.pop("extra")}
+        new = state.advance(train, params, opt, self.config.ema_decay, extra)
         return new, {"loss": loss, **aux}
 
     def _plain_loss(self, image: jax.Array, l1: jax.Array, kl: jax.Array) -> jax.Array:

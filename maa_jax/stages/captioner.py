@@ -1,7 +1,7 @@
 """The captioner stage (paper section 3.2.1, Appendix E.2): sounds to sentences.
 
 First by cross-entropy with the true words before each word, then, as an option, by self-critical
-training (Rennie et al. 2017; for sound Xu et al. 2020, section 2.3): the likelihood of a sampled
+training (Rennie et al. 2017; for sound Xu et al. 2020): the likelihood of a sampled
 caption rises by as much as its CIDEr-D is above that of the greedy caption.
 """
 
@@ -185,12 +185,8 @@ class CaptionerStage:
             self._tx, grads, train.params["captioner"], train.opt["captioner"]
         )
         params = {"captioner": params}
-        new = train.replace(
-            step=train.step + 1,
-            params=params,
-            extra={"captioner": extra},
-            opt={"captioner": opt},
-            ema=state.average(train.ema, params, self.config.ema_decay, train.step),
+        new = state.advance(
+            train, params, {"captioner": opt}, self.config.ema_decay, {"captioner": extra}
         )
         return new, {"loss": loss, **scores}
 

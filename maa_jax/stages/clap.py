@@ -110,13 +110,7 @@ class ClapStage:
         params, opt = optim.update(self._tx, grads, train.params["clap"], train.opt["clap"])
         params = params | {"logit_scale": jnp.minimum(params["logit_scale"], _MAX_LOGIT_SCALE)}
         params = {"clap": params}
-        new = train.replace(
-            step=train.step + 1,
-            params=params,
-            extra={"clap": extra},
-            opt={"clap": opt},
-            ema=state.average(train.ema, params, self.config.ema_decay, train.step),
-        )
+        new = state.advance(train, params, {"clap": opt}, self.config.ema_decay, {"clap": extra})
         scale = jnp.exp(params["clap"]["logit_scale"])
         return new, {"loss": loss, **scores, "logit_scale": scale}
 

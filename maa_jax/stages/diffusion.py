@@ -162,13 +162,7 @@ class DiffusionStage:
         grad_fn = optim.accumulated_grad(loss_fn, self.config.accumulate)
         (loss, _), grads = grad_fn(train.params["unet"], batch, key)
         params, opt = optim.update(self._tx, grads, train.params["unet"], train.opt["unet"])
-        params = {"unet": params}
-        new = train.replace(
-            step=train.step + 1,
-            params=params,
-            opt={"unet": opt},
-            ema=state.average(train.ema, params, self.config.ema_decay, train.step),
-        )
+        new = state.advance(train, {"unet": params}, {"unet": opt}, self.config.ema_decay)
         return new, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
     def eval_step(

@@ -101,12 +101,8 @@ class RetrieverStage:
             self._tx, grads, train.params["retriever"], train.opt["retriever"]
         )
         params = {"retriever": params}
-        new = train.replace(
-            step=train.step + 1,
-            params=params,
-            extra={"retriever": extra},
-            opt={"retriever": opt},
-            ema=state.average(train.ema, params, self.config.ema_decay, train.step),
+        new = state.advance(
+            train, params, {"retriever": opt}, self.config.ema_decay, {"retriever": extra}
         )
         return new, {"loss": loss, **scores}
 
@@ -152,7 +148,7 @@ class RetrieverStage:
 def ranking_losses(
     cosines: jax.Array, same: jax.Array, margin: float, negatives: str = "all"
 ) -> jax.Array:
-    """Returns the bidirectional max-margin ranking loss [b] of each pair (MMT, equation 3).
+    """Returns the bidirectional max-margin ranking loss [b] of each pair, as MMT has it.
 
     By how much a negative comes nearer than the margin, summed over the negatives of the caption
     and of the recording.

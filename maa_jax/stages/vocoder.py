@@ -158,13 +158,8 @@ class VocoderStage:
             lambda: {name: (train.params[name], train.opt[name]) for name in self._adversaries},
         )
         params = {name: new for name, (new, _) in updated.items()}
-        new = state.TrainState(
-            step=train.step + 1,
-            params=params,
-            extra=train.extra | aux.pop("extra"),
-            opt={name: opt for name, (_, opt) in updated.items()},
-            ema=state.average(train.ema, params, self.config.ema_decay, train.step),
-        )
+        opt = {name: opt for name, (_, opt) in updated.items()}
+        new = state.advance(train, params, opt, self.config.ema_decay, aux.pop("extra"))
         return new, aux
 
     def _adversary(self, active, extra, audio, params, fake):

@@ -1,6 +1,7 @@
 """Processes, the device mesh, and where each array of a run lives."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -62,6 +63,13 @@ def create_mesh(config: ml_collections.ConfigDict) -> Mesh:
         )
     # Auto: under jax's explicit axes a convolution with an FSDP-sharded kernel is refused.
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2)
+
+
+def create_local_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """Returns a mesh of some of this process's devices, for batches that it spreads by itself."""
+    return jax.make_mesh(
+        (len(devices), 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
 
 
 def check_batch(batch_size: int, microbatches: int, mesh: Mesh) -> None:

@@ -113,3 +113,28 @@ def average(ema: dict[str, Tree], params: dict[str, Tree], decay: float, step: j
     return {
         name: optax.incremental_update(params[name], old, 1 - decay) for name, old in ema.items()
     }
+
+
+def advance(
+    train: TrainState,
+    params: dict[str, Tree],
+    opt: dict[str, Tree],
+    ema_decay: float,
+    extra: dict[str, Tree] | None = None,
+) -> TrainState:
+    """Returns the state after a step.
+
+    Args:
+      train: before it.
+      params: {network: parameters} after it, of all networks.
+      opt: {network: optax state} after it, of all networks.
+      ema_decay: of the averages that `train` keeps.
+      extra: what has changed of `train.extra`.
+    """
+    return train.replace(
+        step=train.step + 1,
+        params=params,
+        extra=train.extra | (extra or {}),
+        opt=opt,
+        ema=average(train.ema, params, ema_decay, train.step),
+    )
