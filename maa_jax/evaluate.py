@@ -1,10 +1,11 @@
 """Scores a model.
 
     python -m maa_jax.evaluate --model=bundled --dataset=sonic_sounds --split=train --out=scores
+    python -m maa_jax.evaluate --model=models/retriever --split=test --out=scores/retriever
 
 For each caption of the split a sound is made, and the label of the recording nearest to it compared
-with the caption's. Prints a table and writes it to OUT/scores.json. A run of several processes
-shares the prompts among them.
+with the caption's; a run of several processes shares the prompts among them. Of a folder with a
+retriever instead, it is that retriever's recall. Prints a table and writes it to OUT/scores.json.
 """
 
 import json
@@ -68,14 +69,16 @@ def evaluate(
     from maa_jax import bundle
     from maa_jax.audio import io
     from maa_jax.data.input_pipeline import DataConfig
-    from maa_jax.evaluators import label_accuracy
+    from maa_jax.evaluators import label_accuracy, recall
     from maa_jax.pipeline import Pipeline, check_request
 
     request = {k: settings[k] for k in ("steps", "guidance_scale", "seed") if k in settings}
     check_request(**request)
     folder = make_folder(out)
     path = bundle.fetch_model(model)
-    pipe = Pipeline.from_pretrained(model)
+    data = DataConfig(dataset=dataset, data_dir=data_dir, split=split)
+    retrieves = (path / "retriever").is_dir() and not (path / "unet").is_dir()
+    pipe = None if retrieves else Pipeline.from_pretrained(model)
 
     def keep(number: int, prompt: str, wav: Any) -> None:
         wavs = folder / "wavs"
@@ -84,8 +87,10 @@ def evaluate(
         io.write_wav(wavs / f"{number:04d}_{name}", wav, pipe.sample_rate)
 
     start = time.perf_counter()
-    data = DataConfig(dataset=dataset, data_dir=data_dir, split=split)
-    scores = dict(label_accuracy.run(pipe, data, keep=keep if keep_wavs else None, **settings))
+    if retrieves:
+        scores = dict(recall.run(str(path), data))
+    else:
+        scores = dict(label_accuracy.run(pipe, data, keep=keep if keep_wavs else None, **settings))
     if jax.process_index() == 0:
         result = {
             "model": model if model == "bundled" else str(path.resolve()),
@@ -100,8 +105,12 @@ def evaluate(
             "scores": scores,
         }
         (folder / "scores.json").write_text(json.dumps(result, indent=2) + "\n")
-        print(table(scores))
-        print(f"{scores['prompts']:.0f} prompts; all scores: {folder / 'scores.json'}")
+        if retrieves:
+            print("\n".join(f"{name:<28}{value:>9.3f}" for name, value in scores.items()))
+        else:
+            print(table(scores))
+            print(f"{scores['prompts']:.0f} prompts")
+        print(f"All scores: {folder / 'scores.json'}")
     return scores
 
 

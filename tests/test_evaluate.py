@@ -1,11 +1,15 @@
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import soundfile
 
-from maa_jax import evaluate
+from maa_jax import bundle, evaluate
+from maa_jax.models.retriever import Retriever
+from tests.conftest import random_network
+from tests.models.test_retriever import TINY
 
 
 def test_scores_a_model_folder(tiny_model, tmp_path, capsys):
@@ -47,3 +51,21 @@ def test_the_program_names_a_mistake(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "maa_jax.evaluate: model='/none'" in done.stderr
+
+
+def test_a_folder_with_a_retriever_is_scored_by_its_recall(tiny_model, tmp_path, capsys):
+    folder = tmp_path / "retriever"
+    shutil.copytree(tiny_model / "tokenizer", folder / "tokenizer")
+    network = random_network(lambda rngs: Retriever(TINY, rngs=rngs), 0)
+    bundle.save_network(folder, "retriever", TINY, network)
+    bundle.save_index(folder)
+    scores = evaluate.evaluate(
+        str(tmp_path / "out"),
+        model=str(folder),
+        data_dir=str(tmp_path / "data"),
+        split="validation",
+        num_prompts=2,
+    )
+    written = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert written["scores"] == scores and scores["recordings"] == 13
+    assert "text_to_audio/recall_at_10" in capsys.readouterr().out

@@ -1,16 +1,13 @@
-"""CIDEr-D: how much of what people say of a sound a caption says (Vedantam et al. 2015, section 7).
+"""CIDEr-D: how much of what people say of a sound a caption says (Vedantam et al. 2015).
 
 Captions are vectors of n-grams, one for each n from 1 to 4, weighted by term frequency and inverse
 document frequency; a score is ten times their mean cosine with those of the references, n-grams
 repeated beyond a reference's count clipped, and differences in length penalised. Term frequencies
 are counts, as in the authors' code. A recording's references are one document.
 
-Twice: over sentences, in numpy, to evaluate; over token ids, in JAX, as a reward in training.
+Over token ids and on the device: training takes it as a reward.
 """
 
-import collections
-import re
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,56 +18,9 @@ Tree = Any
 
 _ORDERS = 4
 _SIGMA = 6.0  # of the penalty of a difference in length, in words
-_WORD = re.compile(r"\w+(?:'\w+)*")
 # 2**32 over the golden ratio, odd: multiples of it lie far apart, so that pairs of ids below 2**15
 # never collide.
 _FACTOR, _SALT = np.uint32(0x9E3779B1), 0x85EBCA6B
-
-
-def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """Returns the score of each candidate, float64 [n] in 0..10.
-
-    Document frequencies are those of the references given: scores of a few recordings are small,
-    and of one recording 0.
-
-    Args:
-        candidates: n captions, one a recording.
-        references: n lists of captions.
-    """
-    references = [[_ngrams(caption) for caption in captions] for captions in references]
-    frequency = collections.Counter(
-        ngram for captions in references for ngram in {key for c in captions for key in c}
-    )
-
-    def vectors(counts):
-        weighted = [{} for _ in range(_ORDERS)]
-        for ngram, count in counts.items():
-            idf = np.log(len(references)) - np.log(max(1, frequency[ngram]))
-            weighted[len(ngram) - 1][ngram] = count * idf
-        length = sum(count for ngram, count in counts.items() if len(ngram) == 1)
-        return weighted, length
-
-    def similarity(candidate, reference):
-        (vector_c, length_c), (vector_r, length_r) = candidate, reference
-        total = 0.0
-        for c, r in zip(vector_c, vector_r, strict=True):
-            norm = np.linalg.norm([*c.values()]) * np.linalg.norm([*r.values()])
-            if norm:
-                total += sum(min(c[k], r[k]) * r[k] for k in c.keys() & r.keys()) / norm
-        return total / _ORDERS * np.exp(-((length_c - length_r) ** 2) / (2 * _SIGMA**2))
-
-    scores = []
-    for candidate, captions in zip(candidates, references, strict=True):
-        candidate = vectors(_ngrams(candidate))
-        scores.append(10 * np.mean([similarity(candidate, vectors(c)) for c in captions]))
-    return np.array(scores)
-
-
-def _ngrams(caption: str) -> collections.Counter:
-    words = _WORD.findall(caption.lower())
-    return collections.Counter(
-        tuple(words[i : i + n]) for n in range(1, _ORDERS + 1) for i in range(len(words) - n + 1)
-    )
 
 
 def token_tables(references: np.ndarray, pad_id: int) -> Tree:

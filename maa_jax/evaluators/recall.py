@@ -1,6 +1,6 @@
 """How often a retriever finds the recording of a caption, and a caption of a recording.
 
-Koepke et al. 2022, section IV: recall at 1, 5 and 10, both ways, over a whole split.
+As Koepke et al. 2022 report it: recall at 1, 5 and 10, both ways, over a whole split.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,9 +1,52 @@
+import collections
+import re
+
 import jax
 import numpy as np
 
-from maa_jax.evaluators.cider import cider_d, token_cider_d, token_tables
+from maa_jax.evaluators.cider import token_cider_d, token_tables
 
 PAD, BEGIN, END = 0, 2, 3
+_ORDERS, _SIGMA = 4, 6.0
+_WORD = re.compile(r"\w+(?:'\w+)*")
+
+
+def cider_d(candidates: list[str], references: list[list[str]]) -> np.ndarray:
+    """CIDEr-D over sentences as its authors write it: float64 [n] in 0..10."""
+    references = [[_ngrams(caption) for caption in captions] for captions in references]
+    frequency = collections.Counter(
+        ngram for captions in references for ngram in {key for c in captions for key in c}
+    )
+
+    def vectors(counts):
+        weighted = [{} for _ in range(_ORDERS)]
+        for ngram, count in counts.items():
+            idf = np.log(len(references)) - np.log(max(1, frequency[ngram]))
+            weighted[len(ngram) - 1][ngram] = count * idf
+        length = sum(count for ngram, count in counts.items() if len(ngram) == 1)
+        return weighted, length
+
+    def similarity(candidate, reference):
+        (vector_c, length_c), (vector_r, length_r) = candidate, reference
+        total = 0.0
+        for c, r in zip(vector_c, vector_r, strict=True):
+            norm = np.linalg.norm([*c.values()]) * np.linalg.norm([*r.values()])
+            if norm:
+                total += sum(min(c[k], r[k]) * r[k] for k in c.keys() & r.keys()) / norm
+        return total / _ORDERS * np.exp(-((length_c - length_r) ** 2) / (2 * _SIGMA**2))
+
+    scores = []
+    for candidate, captions in zip(candidates, references, strict=True):
+        candidate = vectors(_ngrams(candidate))
+        scores.append(10 * np.mean([similarity(candidate, vectors(c)) for c in captions]))
+    return np.array(scores)
+
+
+def _ngrams(caption: str) -> collections.Counter:
+    words = _WORD.findall(caption.lower())
+    return collections.Counter(
+        tuple(words[i : i + n]) for n in range(1, _ORDERS + 1) for i in range(len(words) - n + 1)
+    )
 
 
 def test_a_caption_that_is_its_only_reference_scores_ten():
