@@ -355,41 +355,21 @@ def read(path: pathlib.Path) -> str:
     return path.read_text("utf-8")
 
 
+# Beside `maa_jax.enhance_report.STYLE`.
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1d2026; --soft: #5d636d; --ground: #f6f5f3;
-  --card: #fff; --line: #e3e1dd; --accent: #8d2b7e }
-@media (prefers-color-scheme: dark) { :root { --ink: #e9eaed; --soft: #a1a7b1; --ground: #131418;
-  --card: #1c1e24; --line: #2d3038; --accent: #d27ac6 } }
-* { box-sizing: border-box }
-body { margin: 0; background: var(--ground); color: var(--ink); line-height: 1.5;
-  font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif }
-main { max-width: 1060px; margin: 0 auto; padding: 2.5rem 1rem 4rem }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.02em }
-h2 { font-size: 1.3rem; margin: 3rem 0 .3rem; padding-top: 1.2rem;
-  border-top: 2px solid var(--accent) }
-h3 { font-size: 1.02rem; margin: 0 }
-p { margin: .2rem 0 1rem; max-width: 68ch }
-.note { color: var(--soft); font-size: .88rem; margin: 0 }
-article { background: var(--card); border: 1px solid var(--line); border-radius: 12px;
-  padding: 1rem; margin: 1rem 0 }
-.row { display: flex; flex-wrap: wrap; gap: 1rem }
+main { max-width: 1060px }
+h2 { margin-top: 3rem }
+.row, .tables { display: flex; flex-wrap: wrap; gap: 1rem }
 figure { margin: .6rem 0 0; flex: 1 1 260px; min-width: 0; max-width: 480px }
-figcaption { font-size: .88rem; color: var(--soft) }
+figcaption, footer { font-size: .88rem; color: var(--soft) }
 img { display: block; width: 100%; height: auto }
-audio { display: block; width: 100%; height: 40px; margin-top: .3rem }
 .curves { display: grid; gap: .6rem; margin-top: .6rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 280px), 1fr)) }
 .curves picture { max-width: 420px }
-.tables { display: flex; flex-wrap: wrap; gap: 1rem }
 .tables article { flex: 1 1 300px }
-table { width: 100%; border-collapse: collapse; font-size: .92rem }
-th { text-align: left; font-weight: 400; color: var(--soft); padding: .3rem .8rem .3rem 0;
-  vertical-align: top }
-td { text-align: right; padding: .3rem 0; font-variant-numeric: tabular-nums }
-tr + tr > * { border-top: 1px solid var(--line) }
+td { text-align: right }
 .sum > * { font-weight: 600; color: var(--ink) }
-footer { color: var(--soft); font-size: .88rem; margin-top: 3rem }
-code { font-size: .92em }
+footer { margin-top: 3rem }
 """
 
 
@@ -398,6 +378,7 @@ def page(workdir: pathlib.Path) -> str:
     from maa_jax import bundle
     from maa_jax.audio.mel import MelConfig
     from maa_jax.data import input_pipeline
+    from maa_jax.enhance_report import STYLE
     from maa_jax.training.checkpoint import read_config
 
     # First what is quick, and tells whether the demo got to its end.
@@ -413,7 +394,7 @@ def page(workdir: pathlib.Path) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>maa_jax: from sentences to sound</title>
 <link rel="icon" href="data:,">
-<style>{_STYLE}</style>
+<style>{STYLE}{_STYLE}</style>
 </head>
 <body>
 <main>

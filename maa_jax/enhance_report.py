@@ -176,7 +176,8 @@ def _table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
-_STYLE = """
+# Of both this page and the demo's.
+STYLE = """
 :root { color-scheme: light dark; --ink: #1d2026; --soft: #5d636d; --ground: #f6f5f3;
   --card: #fff; --line: #e3e1dd; --accent: #8d2b7e; --out: #c9c5bf }
 @media (prefers-color-scheme: dark) { :root { --ink: #e9eaed; --soft: #a1a7b1; --ground: #131418;
@@ -231,7 +232,7 @@ def page(name: str, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> 
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(name)}</title>
 <link rel="icon" href="data:,">
-<style>{_STYLE}</style>
+<style>{STYLE}</style>
 </head>
 <body>
 <main>
