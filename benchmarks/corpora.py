@@ -2,7 +2,7 @@ r"""A corpus of recorded sounds from Debian packages, as tables for the dataset 
 
     mkdir debs packages
     (cd debs && apt-get download $(python -m benchmarks.corpora --list))
-    for deb in debs/*.deb; do dpkg-deb -x $deb packages; done
+    for deb in debs/*.deb; do dpkg-deb -x $deb packages/$(basename $deb .deb | cut -d_ -f1); done
     python -m benchmarks.corpora --packages=packages --out=corpus
 
 Nothing is installed or copied: the files that are written name recordings in `packages` (the

@@ -2,7 +2,7 @@
 
     audiocaps:train + enhanced/fsd50k*2.0 + sonic_sounds:train[:50%]
 
-Recordings are compared by what an index of each split holds, 25 bytes a recording, made once from
+Recordings are compared by what an index of each split holds, 26 bytes a recording, made once from
 the dataset's files without decoding a sound and kept in the dataset's folder.
 """
 

@@ -109,7 +109,7 @@ class GatedEmbedding(nnx.Module):
 class AudioTransformer(nnx.Module):
     """MMT for one modality: the frames' features and their aggregate, attending to each other.
 
-    Gabeur et al. 2020, section 3.1: the aggregate begins as the largest value over time of each
+    Gabeur et al. 2020: the aggregate begins as the largest value over time of each
     projected feature; it and every frame get an embedding of their place in time.
     """
 

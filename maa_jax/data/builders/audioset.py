@@ -19,8 +19,7 @@ class AudioSet(PublishedAudio):
     A clip is left out where nothing but speech and music is heard: each of its labels is Speech,
     Music or a class below these two in the ontology (its child_ids, at any depth: conversation,
     instruments, genres, moods). A clip with any other label stays, with all its labels. The paper
-    does not state its rule. Speech and Music are each in half of the two million clips: to drop a
-    clip where either is heard at all would leave far fewer than the paper's 2,084 hours.
+    does not state its rule; whether this one leaves its 2,084 hours was not counted.
 
     Its splits are balanced and unbalanced train (here both: train) and eval (here: test). Clips
     that YouTube has lost are left out.
