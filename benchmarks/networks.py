@@ -149,9 +149,9 @@ def autoencoder_pair(batch: int, dtype: Any, training: bool) -> Pair:
     )
 
 
-def vocoder_pair(batch: int, training: bool, here, there, channels_first: bool) -> Pair:
-    """A vocoder on 10 s, or in training on HiFi-GAN's segments, 16 of them a batch."""
-    frames, batch = (SEGMENT, 16 * batch) if training else (FRAMES, batch)
+def vocoder_pair(batch: int, segments: int, here, there, channels_first: bool) -> Pair:
+    """A vocoder on 10 s, or in training on so many of HiFi-GAN's segments for each of a batch."""
+    frames, batch = (SEGMENT, segments * batch) if segments else (FRAMES, batch)
     rng = np.random.default_rng(0)
     mel = rng.standard_normal((batch, frames, 80)).astype("f")
     wav = 0.1 * rng.standard_normal((batch, frames * 256)).astype("f")
@@ -181,16 +181,16 @@ def hifigan_pair(batch: int, dtype: Any, training: bool) -> Pair:
         return module
 
     here = lambda rngs: HifiGan(config, weight_norm=training, dtype=dtype, rngs=rngs)
-    return vocoder_pair(batch, training, here, there, channels_first=False)
+    return vocoder_pair(batch, 16 if training else 0, here, there, channels_first=False)
 
 
 def bigvgan_pair(batch: int, dtype: Any, training: bool) -> Pair:
     """BigVGAN with the release's sizes."""
     config = BigVGANConfig()
     here = lambda rngs: BigVGAN(config, weight_norm=training, dtype=dtype, rngs=rngs)
-    return vocoder_pair(
-        batch, training, here, lambda: TorchBigVGAN(config, training), channels_first=True
-    )
+    there = lambda: TorchBigVGAN(config, training)
+    # With 16 the two sides together take more than 24 GB.
+    return vocoder_pair(batch, 4 if training else 0, here, there, channels_first=True)
 
 
 class TorchAntiAliased(torch.nn.Module):
@@ -268,7 +268,9 @@ PAIRS = {
 }
 
 _NETWORKS = flags.DEFINE_list("networks", list(PAIRS), f"Any of {', '.join(PAIRS)}.")
-_BATCH = flags.DEFINE_integer("batch", 1, "Examples a run (vocoders train on 16 segments each).")
+_BATCH = flags.DEFINE_integer(
+    "batch", 1, "Examples a run (in training 16 segments a vocoder, 4 for BigVGAN)."
+)
 _REPEATS = flags.DEFINE_integer("repeats", 4, "Timed runs of each; medians are compared.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", list(TENSOR_DTYPES), "Of the computation.")
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 
+from maa_jax.models import cpu1d
 from maa_jax.models.hifigan import check_vocoder
 from maa_jax.models.layers1d import Conv1d, ConvTranspose1d
 
@@ -144,23 +144,21 @@ class AntiAliased(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [b, t, channels] to the same shape."""
         length, half = x.shape[1], len(_TAPS) // 2
-        even, odd = (float(2) * _TAPS[i::2] for i in (0, 1))
+        even, odd = (2 * _TAPS[i::2] for i in (0, 1))
         padded = jnp.pad(x, ((0, 0), (half // 2, half // 2), (0, 0)), mode="edge")
+        padded = cpu1d.materialized(padded)
         # High-rate sample 2 t is sum_j taps[2 j + 1] x[t + 2 - j], and 2 t + 1 is
         # sum_j taps[2 j] x[t + 3 - j].
-        first = self.act(_filter(padded, odd[::-1], 0, length))
-        second = self.act(_filter(padded, even[::-1], 1, length))
+        first = self.act(cpu1d.filtered(padded, odd[::-1], 0, length))
+        second = self.act(cpu1d.filtered(padded, even[::-1], 1, length))
+        first, second = cpu1d.materialized((first, second))
         # Output t is sum_k taps[k] y[2 t + k - 5], y continued by its first and last sample.
         lead, tail = first[:, :1], second[:, -1:]
         first = jnp.concatenate([*[lead] * 2, first, *[tail] * 3], axis=1)
         second = jnp.concatenate([*[lead] * 3, second, *[tail] * 2], axis=1)
-        return _filter(second, _TAPS[0::2], 0, length) + _filter(first, _TAPS[1::2], 0, length)
-
-
-def _filter(x, taps, start, length):
-    """Returns sum_i taps[i] x[:, start + i + t] for t < length: a filter of every channel alike."""
-    slices = (lax.slice_in_dim(x, start + i, start + i + length, axis=1) for i in range(len(taps)))
-    return sum(float(tap) * part for tap, part in zip(taps, slices, strict=True))
+        first, second = cpu1d.materialized((first, second))
+        of_even = cpu1d.filtered(second, _TAPS[0::2], 0, length)
+        return cpu1d.materialized(of_even + cpu1d.filtered(first, _TAPS[1::2], 0, length))
 
 
 class ResidualBlock(nnx.Module):

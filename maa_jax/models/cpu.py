@@ -153,7 +153,7 @@ def kernel_gradient(
         out = lax.dynamic_slice_in_dim(grad, i * rows, rows, axis=1)
         return jnp.stack(taps).reshape(-1, b * rows * w) @ out.reshape(-1, width_out)
 
-    return _sum_over(band, bands).reshape(shape)
+    return sum_over(band, bands).reshape(shape)
 
 
 def _extend(x, padding, height, width):
@@ -164,7 +164,7 @@ def _extend(x, padding, height, width):
     return lax.pad(x, jnp.zeros((), x.dtype), edges)
 
 
-def _sum_over(term, count):
+def sum_over(term, count):
     """Returns the sum of term(i), a tree, for i < count."""
     if count == 1:
         return term(0)
@@ -271,7 +271,7 @@ def winograd_kernel_gradient(x: jax.Array, grad: jax.Array, padding: Pads) -> ja
         slopes = _both_axes(_transposed_output, pixels)
         return jnp.stack([next(tiles).T @ s.reshape(-1, width) for row in slopes for s in row])
 
-    products = _sum_over(band, bands)
+    products = sum_over(band, bands)
     grad_kernel = jnp.tensordot(_KERNEL_TRANSFORM.T, products, 1)
     return grad_kernel.reshape(3, 3, *products.shape[1:])
 

@@ -10,7 +10,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+from maa_jax.models.cpu import sum_over
 
 _LAYOUT = ("NWC", "WIO", "NWC")
 
@@ -20,7 +23,10 @@ _NARROW = 64
 # that is so up to the second number.
 _HALVED, _HALVED_SHORT, _SHORT = 128, 256, 5
 # How often a convolution is halved.
-_DEPTH = 2
+_DEPTH = 3
+# Samples from which a kernel's gradient is made at once where channels are few: more, and what the
+# kernel's taps gather leaves the processor's cache.
+_SAMPLES = 2048
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -118,10 +124,18 @@ def kernel_gradient(x: jax.Array, grad: jax.Array, padding: int, dilation: int) 
     x = x.reshape(-1, x.shape[2])
     grad = jnp.pad(grad, ((0, 0), (0, gap), (0, 0))).reshape(-1, grad.shape[2])
     grad = grad[: len(grad) - gap]
-    products = lax.conv_general_dilated(
-        x.T[:, :, None], grad[:, None], (dilation,), "VALID", dimension_numbers=_LAYOUT
-    )
-    return products.transpose(1, 0, 2)
+    size = _SAMPLES if max(x.shape[1], grad.shape[1]) <= _NARROW else len(grad)
+    pieces = -(-len(grad) // size)
+    x, grad = (jnp.pad(y, ((0, pieces * size - len(grad)), (0, 0))) for y in (x, grad))
+
+    def piece(i):
+        seen = lax.dynamic_slice_in_dim(x, i * size, size + gap)
+        out = lax.dynamic_slice_in_dim(grad, i * size, size)
+        return lax.conv_general_dilated(
+            seen.T[:, :, None], out[:, None], (dilation,), "VALID", dimension_numbers=_LAYOUT
+        )
+
+    return sum_over(piece, pieces).transpose(1, 0, 2)
 
 
 def strided_conv(x: jax.Array, kernel: jax.Array, padding: int, stride: int) -> jax.Array:
@@ -142,3 +156,37 @@ def grouped(convolve, x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array
     """Applies `convolve(x, kernel)` to each group of channels."""
     parts = zip(jnp.split(x, groups, axis=2), jnp.split(kernel, groups, axis=2), strict=True)
     return jnp.concatenate([convolve(part, weights) for part, weights in parts], axis=2)
+
+
+def materialized(tree):
+    """Returns arrays as they are, written to memory before anything reads them.
+
+    XLA would rather make the samples of a long chain anew for each of their readers: filters of
+    six or twelve taps took 14 times as long.
+    """
+    return lax.optimization_barrier(tree) if jax.default_backend() == "cpu" else tree
+
+
+def filtered(x: jax.Array, taps: np.ndarray, start: int, length: int) -> jax.Array:
+    """Returns sum_i taps[i] x[:, start + i + t] for t < length: one filter for every channel."""
+    return _filtered(x, tuple(map(float, taps)), start, length)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _filtered(x, taps, start, length):
+    slices = (lax.slice_in_dim(x, start + i, start + i + length, axis=1) for i in range(len(taps)))
+    return sum(tap * part for tap, part in zip(taps, slices, strict=True))
+
+
+def _filtered_forward(x, taps, start, length):
+    return _filtered(x, taps, start, length), x.shape[1]
+
+
+def _filtered_backward(taps, start, length, whole, grad):
+    # A filter again: XLA would add up padded copies of the gradient.
+    edges = (start + len(taps) - 1, whole - start - length)
+    grad = materialized(jnp.pad(grad, ((0, 0), edges, (0, 0))))
+    return (_filtered(grad, taps[::-1], 0, whole),)
+
+
+_filtered.defvjp(_filtered_forward, _filtered_backward)

@@ -99,8 +99,9 @@ def test_config_refuses_what_it_cannot_be():
         (6, 4, 3, {"groups": 2}),
     ],
 )
-def test_conv1d_and_its_gradients_are_pytorchs(channels, features, size, options):
+def test_conv1d_and_its_gradients_are_pytorchs(channels, features, size, options, monkeypatch):
     torch = pytest.importorskip("torch", reason="compares with torch.nn.Conv1d")
+    monkeypatch.setattr(cpu1d, "_SAMPLES", 7)  # several pieces, the last one not full
     theirs = torch.nn.Conv1d(channels, features, size, **options)
     check_layer(theirs, Conv1d(channels, features, size, **options, rngs=InitRngs(0)))
 
@@ -123,9 +124,22 @@ def test_halved_convolution_is_the_plain_one(size, padding, dilation):
         for i, shape in enumerate([(2, 37, 3), (size, 3, 4)])
     )
     expected = cpu1d.plain(x, kernel, padding, dilation)
-    for depth in (1, 2):
+    for depth in (1, 2, 3):
         halved = cpu1d.halved(x, kernel, padding, dilation, depth)
         np.testing.assert_allclose(halved, expected, atol=1e-5)
+
+
+def test_a_filters_gradient_is_that_of_its_sum():
+    taps, start, length = np.arange(1.0, 5.0), 1, 9
+    x, weight = (jax.random.normal(jax.random.key(i), (2, n, 3)) for i, n in ((0, 15), (1, length)))
+
+    def plain(x):
+        return sum(tap * x[:, start + i : start + i + length] for i, tap in enumerate(taps))
+
+    filtered = lambda x: cpu1d.filtered(x, taps, start, length)
+    np.testing.assert_allclose(filtered(x), plain(x), rtol=1e-6)
+    ours, expected = (jax.grad(lambda x, f=f: jnp.sum(weight * f(x)))(x) for f in (filtered, plain))
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
 def check_layer(theirs, ours):
