@@ -1,8 +1,10 @@
 """The captioner stage (paper section 3.2.1, Appendix E.2): sounds to sentences.
 
 First by cross-entropy with the true words before each word, then, as an option, by self-critical
-training (Rennie et al. 2017; for sound Xu et al. 2020): the likelihood of a sampled
-caption rises by as much as its CIDEr-D is above that of the greedy caption.
+training (Rennie et al. 2017; for sound Xu et al. 2020): the likelihood of a sampled caption rises
+by as much as its CIDEr-D is above that of the captioner's others. Those are further samples (Luo
+2020, "A better variant of self-critical sequence training") and not the greedy caption, which is
+better than most samples, so that hardly any would ever be encouraged.
 """
 
 import pathlib
@@ -24,6 +26,7 @@ from maa_jax.training import optim, state
 Tree = Any
 
 _LOSSES = ("cross_entropy", "self_critical")
+_DRAWS = 5  # captions of a recording in a step of self-critical training
 _PICTURES = 4  # examples whose attention TensorBoard shows
 _PIXELS = 8  # of a cell of such a picture
 # Fields of the encoder that are training's own choice: weights may have been trained with others.
@@ -165,17 +168,17 @@ class CaptionerStage:
             # Two copies: nothing is differentiated through the making of captions.
             policy = state.merge(self._graph, params, extra)
             writer = state.merge(self._graph, jax.lax.stop_gradient(params), extra)
-            memory = policy.encode(audio)
-            heard = jax.lax.stop_gradient(memory)
-            keys = jax.random.split(key_sample, len(audio))
-            sampled = captioner_lib.sample(writer, heard, keys)
-            greedy = captioner_lib.beam_search(writer, heard, width=1)[0][:, 0]
-            reward, baseline = (
-                cider.token_cider_d(frozen["train"], batch["index"], x, self.tokenize.pad_id)
-                for x in (sampled, greedy)
-            )
-            loss = -jnp.mean((reward - baseline) * policy.log_likelihood(memory, sampled))
-            scores = {"reward": reward.mean(), "baseline": baseline.mean()}
+            several = lambda x: jnp.repeat(x, _DRAWS, axis=0)
+            memory = jax.tree.map(several, policy.encode(audio))
+            keys = jax.random.split(key_sample, len(memory.frames))
+            sampled = captioner_lib.sample(writer, jax.lax.stop_gradient(memory), keys)
+            reward = cider.token_cider_d(
+                frozen["train"], several(batch["index"]), sampled, self.tokenize.pad_id
+            ).reshape(-1, _DRAWS)
+            others = (reward.sum(1, keepdims=True) - reward) / (_DRAWS - 1)
+            likelihood = policy.log_likelihood(memory, sampled).reshape(-1, _DRAWS)
+            loss = -jnp.mean((reward - others) * likelihood)
+            scores = {"reward": reward.mean()}
             return loss, (scores, state.split(policy)[1])
 
         loss_fn = {"cross_entropy": cross_entropy, "self_critical": self_critical}[self.config.loss]

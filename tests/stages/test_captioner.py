@@ -92,7 +92,7 @@ def test_the_loss_falls_on_a_fixed_batch(trained):
     assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
 
 
-def test_a_self_critical_step_makes_captions_above_the_greedy_one_likelier(trained, tokenizer):
+def test_a_self_critical_step_makes_captions_above_a_recordings_others_likelier(trained, tokenizer):
     _, train, _ = trained
     config = make_config(tokenizer, loss="self_critical", **{"optimizer.base_lr": 1e-5})
     stage = CaptionerStage(config, steps_per_epoch=1)
@@ -100,9 +100,7 @@ def test_a_self_critical_step_makes_captions_above_the_greedy_one_likelier(train
     # The same draw twice: the captions stay, as the step is small, and their likelihoods move.
     train, before = step(train, frozen, batch, jax.random.key(0))
     _, after = step(train, frozen, batch, jax.random.key(0))
-    for name in ("reward", "baseline"):
-        assert 0 < before[name] == after[name] <= 10
-    assert before["reward"] != before["baseline"]
+    assert 0 < before["reward"] == after["reward"] <= 10
     assert after["loss"] < before["loss"] - 1e-3
 
 
