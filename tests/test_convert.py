@@ -195,7 +195,7 @@ def pytorch_sound(release, folder, prompt, noise, steps, scale):
     "size",
     [
         "small",
-        pytest.param("full", marks=[pytest.mark.slow, named_weights.full_size]),
+        pytest.param("full", marks=[pytest.mark.full, named_weights.full_size]),
     ],
 )
 def test_released_files_sound_here_as_in_pytorch(size, tmp_path, capsys):
