@@ -73,8 +73,6 @@ def run(out, clap, **changes):
 
 
 def examples(work, split):
-    import tensorflow_datasets as tfds
-
     return list(tfds.builder_from_directory(work.parent / "1.0.0").as_data_source(split))
 
 

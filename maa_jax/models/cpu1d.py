@@ -24,8 +24,8 @@ _NARROW = 64
 _HALVED, _HALVED_SHORT, _SHORT = 128, 256, 5
 # How often a convolution is halved.
 _DEPTH = 3
-# Samples from which a kernel's gradient is made at once where channels are few: more, and what the
-# kernel's taps gather leaves the processor's cache.
+# Samples from which a kernel's gradient is made at once where channels are few: all at once takes
+# up to 1.8 times as long.
 _SAMPLES = 2048
 
 
@@ -161,8 +161,8 @@ def grouped(convolve, x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array
 def materialized(tree):
     """Returns arrays as they are, written to memory before anything reads them.
 
-    XLA would rather make the samples of a long chain anew for each of their readers: filters of
-    six or twelve taps took 14 times as long.
+    XLA would rather make the samples of a long chain anew for each of their readers: BigVGAN's
+    activation of 10,000 samples of 384 channels took 132 ms and not 10.
     """
     return lax.optimization_barrier(tree) if jax.default_backend() == "cpu" else tree
 
