@@ -105,6 +105,7 @@ def enhance(
     """
     # After the flags, so that --help and a mistake in them answer at once.
     import jax
+    import tensorflow_datasets as tfds
     from etils import epath
 
     import maa_jax
@@ -160,7 +161,9 @@ def enhance(
 
     start = time.perf_counter()
     mine = shards[jax.process_index() :: jax.process_count()]
-    if not all(has_record(work, shard) for shard in mine):
+    # Of all shards: where processes share a bank and meet, they must come to the same answer, and
+    # one that has nothing left to do takes part for the others.
+    if not all(has_record(work, shard) for shard in shards):
         if bank_captions:
             from maa_jax.prompts import retrieval
 
@@ -197,7 +200,8 @@ def enhance(
             withhold_labels=withhold_labels,
             settings=settings | {"threshold": threshold, "maa_jax": maa_jax.__version__},
         )
-        _build(builder, beam)
+        config = tfds.download.DownloadConfig(**beam)
+        builder.download_and_prepare(download_config=config)
     summary = enhance_report.summarize(shards, work, threshold)
     if first:
         report = final.parent / f"{final.name}-report.html"
@@ -385,17 +389,6 @@ def middle_clip(data: bytes, samples: int):
     with soundfile.SoundFile(io.BytesIO(data)) as file:
         file.seek(max(0, file.frames - samples) // 2)
         return file.read(samples, dtype="float32", fill_value=0.0)
-
-
-def _build(builder, beam: dict[str, Any]) -> None:
-    """Writes the dataset unless it is there."""
-    import tensorflow_datasets as tfds
-
-    tfds.disable_progress_bar()  # its bars count splits
-    try:
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(**beam))
-    finally:
-        tfds.enable_progress_bar()
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,6 +1,8 @@
 import json
 import re
+import socket
 import sys
+import time
 
 import jax
 import numpy as np
@@ -9,10 +11,14 @@ import tensorflow_datasets as tfds
 
 from maa_jax import enhance
 from maa_jax.data import input_pipeline
+from tests.conftest import CAPTIONS
+from tests.prompts.test_captioning import folder as captioner  # noqa: F401
+from tests.prompts.test_retrieval import model as retriever  # noqa: F401
 from tests.subprocesses import start_python
 
 SETTINGS = ["--experts=tests.test_enhance:Words,labels", "--clip_seconds=0.5"]
 SETTINGS += ["--batch_size=8", "--shard_size=16"]
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compilation is most of what processes do
 
 
 class Words:
@@ -29,6 +35,15 @@ class Words:
             os.kill(os.getpid(), signal.SIGKILL)
         loud = audio.std(axis=1) > 0.05
         return [["a loud sound", "a crow caws"] if x else ["a quiet sound"] for x in loud]
+
+
+class WordsOnAllDevices(Words):
+    """Stops a process that has a network, or a bank, on a part of its devices alone."""
+
+    def propose(self, audio, labels):
+        devices = set(jax.local_devices())
+        assert all(x.devices() == devices for x in jax.live_arrays() if x.ndim)
+        return super().propose(audio, labels)
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +183,102 @@ def test_beam_writes_the_same_recordings(built, out, tiny_model):
             for key in ("score", "candidate_scores"):
                 np.testing.assert_allclose(one.pop(key), other.pop(key), atol=1e-4)
             jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.fixture(scope="module")
+def flags_of_all_experts(out, tiny_model, captioner, retriever):  # noqa: F811
+    """A build of five shards by two networks and CLAP, all but its name."""
+    bank = out / "bank.txt"
+    bank.write_text("\n".join([*CAPTIONS, "a door slams", "a bell rings", "wind in the trees"]))
+    flags = ["-m", "maa_jax.enhance", "--dataset=sonic_sounds:train[:40]", f"--out={out}"]
+    flags += ["--experts=captioning,retrieval,tests.test_enhance:WordsOnAllDevices"]
+    flags += [f"--captioner={captioner}", f"--retriever={retriever}", f"--bank_captions={bank}"]
+    flags += [f"--clap={tiny_model}", "--threshold=0.0323", "--clip_seconds=0.5"]
+    return [*flags, "--batch_size=6", "--shard_size=8"]  # 6: no multiple of 8 devices
+
+
+@pytest.fixture(scope="module")
+def alone(out, flags_of_all_experts):
+    """The records of one process with one device."""
+    process = start_python(*flags_of_all_experts, "--name=alone", **QUICK)
+    assert_ends_well(process)
+    return records(out / "enhanced" / "alone")
+
+
+def assert_ends_well(*processes):
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=120)
+            assert process.returncode == 0, output
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def records(folder):
+    """Returns ids, captions with their experts, and scores of a build, in its order."""
+    files = sorted((folder / "1.0.0-work").glob("*.jsonl"))
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    found = [[id, [candidate[:2] for candidate in candidates]] for id, candidates in rows]
+    return found, [candidate[2] for _, candidates in rows for candidate in candidates]
+
+
+def assert_same_dataset(folder, alone):
+    """Asserts that a build has the records of one device alone, and all of them as a dataset."""
+    found, scores = records(folder)
+    assert len(found) == 40 and found == alone[0]
+    np.testing.assert_allclose(scores, alone[1], atol=1e-4)
+    builds = (folder.parent / "alone", folder)
+    one, other = (tfds.builder_from_directory(build / "1.0.0") for build in builds)
+    for split in ("train", "rejected"):
+        wanted, got = (builder.as_data_source(split) for builder in (one, other))
+        assert len(wanted) == len(got) > 0
+        for key in ("id", "audio", "captions", "candidates"):
+            for a, b in zip(wanted, got, strict=True):
+                np.testing.assert_array_equal(a[key], b[key])
+    page = (folder / "1.0.0-report.html").read_text()
+    assert len(re.findall('<audio [^>]*src="data:audio/flac;base64,[^"]{99}', page)) == 40
+
+
+def test_eight_devices_find_what_one_finds(out, flags_of_all_experts, alone):
+    assert_ends_well(start_python(*flags_of_all_experts, "--name=eight", devices=8, **QUICK))
+    assert_same_dataset(out / "enhanced" / "eight", alone)
+
+
+def start_two(*command, **env_of_second):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        start_python(
+            *command,
+            JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(i),
+            **QUICK,
+            **(env_of_second if i else {}),
+        )
+        for i in range(2)
+    ]
+
+
+def test_two_processes_write_what_one_writes_and_each_goes_on_where_it_was_killed(
+    out, flags_of_all_experts, alone
+):
+    command, folder = [*flags_of_all_experts, "--name=two"], out / "enhanced" / "two"
+    first, second = start_two(*command, KILLED_AT_CALL="4")
+    output, _ = second.communicate(timeout=120)
+    assert second.returncode == -9, output
+    expected = {f"{shard:06}.jsonl" for shard in (0, 1, 2, 4)}  # the second has 1 and 3
+    while {path.name for path in folder.glob("*/0*.jsonl")} != expected:
+        assert first.poll() is None, first.communicate()[0]  # by itself it ends after 100 s
+        time.sleep(0.1)
+    first.kill()
+    first.communicate()
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/0*.jsonl")}
+    assert_ends_well(*start_two(*command))
+    assert all(path.stat().st_mtime_ns == written for path, written in before.items())
+    assert_same_dataset(folder, alone)
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,8 @@ def train_iterator(
       with `tokenize`, `tokens` int32 `[b, length]`; b = batch_size / process_count.
 
     Raises:
-      ValueError: Something named cannot be found, or evaluation data would be trained on.
+      ValueError: Something named cannot be found, or evaluation data or recordings without an
+        accepted caption would be trained on.
     """
     config = DataConfig.of(config)
     rows = _local_rows(batch_size, process_index, process_count)
@@ -237,14 +238,14 @@ def prepare(config: DataConfig | Mapping[str, Any], process_index: int = 0) -> e
       The folder of the first part's dataset.
 
     Raises:
-      ValueError: An unknown dataset, a folder of the user's that is not described, or evaluation
-        data in what is trained on.
+      ValueError: An unknown dataset, a folder of the user's that is not described, or what
+        `mixtures.refuse_untrainable` refuses.
       TimeoutError: Process 0 did not get done, or has another `data_dir`.
     """
     config = DataConfig.of(config)
     parts, evaluation, events = config.parts(), config.eval_parts(), config.event_parts()
-    mixtures.refuse_evaluation("data.dataset", parts, evaluation)
-    mixtures.refuse_evaluation("data.reprogram.events", events, evaluation)
+    mixtures.refuse_untrainable("data.dataset", parts, evaluation)
+    mixtures.refuse_untrainable("data.reprogram.events", events, evaluation)
     folders = _folders(config, process_index)
     for part in (*parts, *events, *_held_out(config, folders)):
         if mixtures.has_split(part, folders[part.dataset]):

@@ -25,6 +25,8 @@ from etils import epath
 
 # Names of splits that training never draws from.
 EVALUATION_SPLITS = ("validation", "test", "evaluation", "eval", "valid", "val", "dev")
+# Nor from this one of an enhanced dataset: no caption of its recordings passed.
+REJECTED = "rejected"
 # How long the other processes wait for what process 0 builds.
 BUILD_TIMEOUT_S = 3600
 
@@ -83,10 +85,25 @@ def parse(key: str, expression: str, split: str) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def refuse_evaluation(key: str, parts: Sequence[Part], evaluation: Sequence[Part]) -> None:
-    """Raises ValueError for a part that training would draw evaluation recordings from."""
+def refuse_untrainable(key: str, parts: Sequence[Part], evaluation: Sequence[Part]) -> None:
+    """Checks what a config would train on, by its names alone.
+
+    Args:
+      key: Of the config, for errors.
+      parts: What would be trained on.
+      evaluation: What is evaluated on.
+
+    Raises:
+      ValueError: A part is evaluation data, or recordings that enhancement found no caption for.
+    """
     for part in parts:
         for split, name in _pieces(part):
+            if part.dataset.startswith("enhanced/") and name == REJECTED:
+                raise ValueError(
+                    f"{key}: part '{part}' holds recordings whose captions did not pass the"
+                    f" threshold, and which are not trained on; take {part.dataset}:train, or"
+                    " enhance under another name with a lower threshold"
+                )
             # Two slices of one split may be disjoint; what they share is dropped by its id.
             evaluated = any(
                 (part.dataset, name) == (other.dataset, other_name)

@@ -12,6 +12,7 @@ from maa_jax.audio.io import SILENCE, AudioError, decode, load
 from maa_jax.data import input_pipeline
 from maa_jax.data.builders import audio_folder, sonic_sounds
 from maa_jax.data.builders.base import Recording, split_by_recording
+from tests.subprocesses import start_python
 
 SUFFIXES = ("wav", "flac", "ogg", "mp3")
 
@@ -95,6 +96,41 @@ def test_stored_audio_is_the_recording(data):
         pcm, rate = soundfile.read(io.BytesIO(example["audio"]), dtype="int16")
         assert rate == 16000
         assert example["audio_hash"].decode() == hashlib.sha256(pcm.tobytes()).hexdigest()
+
+
+BUILD = """
+import os, pathlib, signal, sys, time
+from maa_jax.data import input_pipeline
+from maa_jax.data.builders.sonic_sounds import SonicSounds
+
+root, me = pathlib.Path(sys.argv[1]), os.getpid()
+list_recordings = SonicSounds.recordings
+
+def recordings(self, dl_manager):
+    (root / f"building-{me}").touch()
+    if len(list(root.glob("building-*"))) == 1:
+        time.sleep(1)  # the others come to where they would build, too
+        os.kill(me, signal.SIGKILL)
+    return list_recordings(self, dl_manager)
+
+SonicSounds.recordings = recordings
+(root / f"ready-{me}").touch()
+while len(list(root.glob("ready-*"))) < 3:
+    time.sleep(0.01)
+builder = SonicSounds(data_dir=root)
+builder.download_and_prepare()
+folder = input_pipeline.prepare({"data_dir": str(root)})
+print("RESULT", len(builder.as_data_source("test")), folder)
+"""
+
+
+def test_three_processes_build_once_and_one_takes_over_from_a_killed_one(tmp_path):
+    processes = [start_python("-c", BUILD, str(tmp_path)) for _ in range(3)]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert sorted(process.returncode for process in processes) == [-9, 0, 0], outputs
+    assert len(list(tmp_path.glob("building-*"))) == 2
+    folder = tmp_path / "sonic_sounds" / str(sonic_sounds.SonicSounds.VERSION)
+    assert sum(f"RESULT 13 {folder}\n" in output for output in outputs) == 2
 
 
 # --- splits

@@ -183,6 +183,25 @@ def test_training_refuses_evaluation_data(mixed, change, part):
             start({**mixed, **change, "data_dir": "/no/such/folder"})  # Before anything is built.
 
 
+@pytest.mark.parametrize(
+    ("change", "key", "part"),
+    [
+        ({"dataset": f"{MIX} + enhanced/mine:rejected*2"}, "dataset", "rejected"),
+        ({"dataset": "enhanced/mine:rejected[:50%]"}, "dataset", r"rejected\[:50%\]"),
+        ({"dataset": "enhanced/mine", "split": "train+rejected"}, "dataset", r"train\+rejected"),
+        ({"reprogram": {"events": "enhanced/mine:rejected"}}, r"reprogram\.events", "rejected"),
+    ],
+)
+def test_training_refuses_recordings_whose_captions_were_rejected(mixed, change, key, part):
+    message = rf"data\.{key}: part 'enhanced/mine:{part}' .*did not pass.*take enhanced/mine:train"
+    for start in (
+        lambda config: input_pipeline.prepare(config),
+        lambda config: train_iterator(config, batch_size=1, seed=0),
+    ):
+        with pytest.raises(ValueError, match=message):
+            start({**mixed, **change, "data_dir": "/no/such/folder"})  # Before anything is built.
+
+
 def test_slices_of_one_split_may_be_trained_and_evaluated_on(mixed):
     config = {**mixed, "dataset": "sonic_sounds", "split": "train[13:]", "eval_split": "train[:13]"}
     assert input_pipeline.num_examples(config) == 91

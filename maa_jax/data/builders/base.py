@@ -15,8 +15,10 @@ Examples hold 16 kHz mono FLAC, so that reading needs no resampling and little d
 import abc
 import collections
 import concurrent.futures
+import contextlib
 import csv
 import dataclasses
+import fcntl
 import hashlib
 import io
 import os
@@ -25,6 +27,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
+from absl import logging
 from etils import epath
 
 from maa_jax.audio.io import AudioError, decode, encode_flac, is_silent, load, pcm16
@@ -59,7 +62,48 @@ class Recording:
     split: str | None = None
 
 
-class AudioBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class BuildsOnce:
+    """Lets a TFDS builder build once where several processes, or threads, ask for it at a time.
+
+    One builds, the others wait and then find the dataset there. They wait for a lock on an empty
+    file beside the dataset's folder, `.VERSION.lock`. The system frees it when its holder ends, in
+    whatever way, so that after a build that failed or was killed the next one builds. On NFS it
+    works between machines, too. A bucket has no locks: start one build at a time there.
+    """
+
+    def download_and_prepare(self, **kwargs):
+        """Builds the dataset unless it is there; see TFDS."""
+        # TFDS points `data_path` into a temporary folder meanwhile, and that goes if it fails.
+        self._final_path = epath.Path(self.data_path)
+        # Its own bars know no total; ours do.
+        tfds.disable_progress_bar()
+        try:
+            with _lock(self._final_path):
+                super().download_and_prepare(**kwargs)
+        finally:
+            tfds.enable_progress_bar()
+        # TFDS does so only where it builds.
+        self.info.read_from_directory(self._final_path)
+
+
+@contextlib.contextmanager
+def _lock(folder: epath.Path) -> Iterator[None]:
+    """Waits until nobody else holds the lock of a dataset's folder, and holds it."""
+    if "://" in os.fspath(folder):
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # The file stays: were it removed, one could hold the old file's lock and another a new one's.
+    with open(folder.parent / f".{folder.name}.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.warning("waiting for another process to build %s", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class AudioBuilder(BuildsOnce, tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Base of the audio datasets: ArrayRecord files of one example type.
 
     Unreadable, truncated, empty, not finite and silent recordings are skipped and listed in
@@ -99,17 +143,6 @@ class AudioBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 }
             ),
         )
-
-    def download_and_prepare(self, **kwargs):
-        """Builds the dataset unless it is there; see TFDS."""
-        # TFDS points `data_path` into a temporary folder meanwhile, and that goes if it fails.
-        self._final_path = epath.Path(self.data_path)
-        # Its own bars know no total; ours do.
-        tfds.disable_progress_bar()
-        try:
-            super().download_and_prepare(**kwargs)
-        finally:
-            tfds.enable_progress_bar()
 
     def _split_generators(self, dl_manager):
         recordings = self.recordings(dl_manager)

@@ -1,7 +1,8 @@
 """Recordings of built datasets with captions that experts proposed and CLAP chose.
 
 `maa_jax.enhance` writes them; they are read by name as any other: "enhanced/NAME". The split
-`train` holds what was accepted, `rejected` the rest, with no caption; both hold all candidates.
+`train` holds what was accepted, `rejected` the rest, with no caption, which training refuses; both
+hold all candidates.
 """
 
 import dataclasses
@@ -15,9 +16,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from maa_jax.data.builders.base import BuildsOnce
+from maa_jax.data.mixtures import REJECTED
 from maa_jax.prompts.distill import Candidate, best
 
-ACCEPTED, REJECTED = "train", "rejected"
+ACCEPTED = "train"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +85,7 @@ def _record_path(work: epath.PathLike, shard: Shard) -> epath.Path:
     return epath.Path(work) / f"{shard.index:06d}.jsonl"
 
 
-class Enhanced(tfds.core.ShardBasedBuilder, skip_registration=True):
+class Enhanced(BuildsOnce, tfds.core.ShardBasedBuilder, skip_registration=True):
     """Joins recordings, as they are in their datasets, with what was found for them.
 
     Each shard becomes a file of either split, by one after another in this process or by Beam.
