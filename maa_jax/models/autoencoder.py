@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maa_jax.interop import hf_config
-from maa_jax.models.layers import Conv, GroupNorm, attention, default_init, double, recomputed
+from maa_jax.models.layers import Conv, GroupNorm, attention, default_init, recomputed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Upsample(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [b, h, w, width] to [b, 2 h, 2 w, width]."""
-        return self.conv(double(x))
+        return self.conv.doubled(x)
 
 
 class Block(nnx.Module):

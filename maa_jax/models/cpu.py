@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from maa_jax.models.winograd import F23, F43, combine
+
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
 
@@ -23,10 +25,9 @@ Pads = tuple[Pair, Pair]
 _POSITIONS = 1024
 _TILES = 256
 _SCORES = 2**20
-# Fewer channels, and Winograd's transforms cost more than the products that they save (a gradient
-# of the kernel saves more); fewer positions, and transforming the kernel does.
-_WINOGRAD_CHANNELS = 192
-_WINOGRAD_GRADIENT_CHANNELS = 128
+# Fewer channels, and Winograd's transforms cost more than the products that they save; fewer
+# positions, and transforming the kernel does, which takes twice as long where it is flipped.
+_WINOGRAD_CHANNELS = 128
 _WINOGRAD_POSITIONS = 512
 
 
@@ -56,8 +57,8 @@ def conv2d(
 def _conv2d(x, kernel, stride, padding, dilation, flipped):
     """Convolves; with `flipped`, by the kernel that leads back from output to input."""
     b, h, w, _ = x.shape
-    suits = _suits_winograd(x, kernel, stride, dilation, _WINOGRAD_CHANNELS)
-    if suits and b * h * w >= _WINOGRAD_POSITIONS:
+    enough = 2 * _WINOGRAD_POSITIONS if flipped else _WINOGRAD_POSITIONS
+    if _suits_winograd(x, kernel, stride, dilation) and b * h * w >= enough:
         return winograd(x, kernel, padding, flipped)
     if flipped:
         kernel = kernel[::-1, ::-1].swapaxes(2, 3)
@@ -79,7 +80,7 @@ def _backward(stride, padding, dilation, flipped, saved, grad):
         dx = strided_input_gradient(grad, kernel, x.shape, stride, padding)
     else:
         (dx,) = jax.vjp(lambda x: plain_conv2d(x, kernel, stride, padding, dilation), x)[1](grad)
-    if _suits_winograd(x, kernel, stride, dilation, _WINOGRAD_GRADIENT_CHANNELS):
+    if _suits_winograd(x, kernel, stride, dilation):
         return dx, winograd_kernel_gradient(x, grad, padding)
     return dx, kernel_gradient(x, grad, kernel.shape, stride, padding, dilation)
 
@@ -173,47 +174,76 @@ def sum_over(term, count):
     return lax.scan(add, zeros, jnp.arange(count))[0]
 
 
-# Winograd's F(2 x 2, 3 x 3) (Lavin and Gray 2016, "Fast algorithms for convolutional neural
-# networks"): an output tile of 2 x 2 from 4 x 4 inputs takes 16 products a pair of channels
-# instead of 36. Each transform is linear: those of tiles a few additions along either axis, that of
-# the kernel a thin matrix product, as it is bound by memory. In the gradient of the kernel the
-# output's and the kernel's are transposed.
-_KERNEL_TRANSFORM = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
-_KERNEL_TRANSFORM = np.kron(_KERNEL_TRANSFORM, _KERNEL_TRANSFORM)  # [16, 9]
-# Where the transformed taps of a kernel go as it is turned upside down and left to right.
-_FLIPPED = [4 * row + column for row in (3, 1, 2, 0) for column in (3, 1, 2, 0)]
+# Winograd's filters, in two ways. A convolution takes F(4, 3) along the width alone: half of the
+# products, and rows are left to XLA. The gradient of its kernel, whose products are over positions
+# and so are slow when they are long, takes F(2, 3) along both sides, band by band.
+_KERNEL_TRANSFORM = np.kron(F23.kernel, F23.kernel)  # [16, 9]
 
 
-def _suits_winograd(x, kernel, stride, dilation, channels):
+def _suits_winograd(x, kernel, stride, dilation):
     return (
         kernel.shape[:2] == (3, 3)
         and stride == dilation == (1, 1)
-        and min(kernel.shape[2:]) >= channels
+        and min(kernel.shape[2:]) >= _WINOGRAD_CHANNELS
         and x.dtype == jnp.float32  # transforms cost less precise numbers too much
     )
 
 
-def _transform_input(x, axis):
-    tiles = (x.shape[axis] - 2) // 2
-    a, b, c, d = (lax.slice_in_dim(x, i, i + 2 * tiles - 1, 2, axis) for i in range(4))
-    return a - c, b + c, c - b, b - d
+def winograd(x: jax.Array, kernel: jax.Array, padding: Pads, flipped: bool = False) -> jax.Array:
+    """Convolution of [b, h, w, in] with [3, 3, in, out]; flipped, of [b, h, w, out]."""
+    b = x.shape[0]
+    h, w = (n + lo + hi - 2 for n, (lo, hi) in zip(x.shape[1:3], padding, strict=True))
+    across = -(-w // 4)
+    x = _extend(x, padding, h + 2, 4 * across + 2)
+    samples = [lax.slice_in_dim(x, i, i + 4 * across - 3, 4, axis=2) for i in range(6)]
+    if flipped:
+        # A product of matrices: XLA would fuse sums with the transposition that follows, and that
+        # is ten times as slow as either.
+        kernels = jnp.tensordot(F43.kernel, kernel[::-1, ::-1].swapaxes(0, 1), 1)
+    else:
+        kernels = combine(F43.kernel, [kernel[:, i] for i in range(3)])
+    products = [
+        # Rows one after another, so that one axis is left: XLA is up to twice as quick over one.
+        lax.conv_general_dilated(
+            tiles.reshape(b, -1, x.shape[3]),
+            taps,
+            (1,),
+            "VALID",
+            rhs_dilation=(across,),
+            dimension_numbers=("NWC", "WOI" if flipped else "WIO", "NWC"),
+        ).reshape(b, h, across, -1)
+        for tiles, taps in zip(combine(F43.input, samples), kernels, strict=True)
+    ]
+    out = jnp.stack(combine(F43.output, products), axis=3)
+    return out.reshape(b, h, 4 * across, -1)[:, :, :w]
 
 
-def _transform_output(products):
-    a, b, c, d = products
-    return a + b + c, b - c - d
+def winograd_kernel_gradient(x: jax.Array, grad: jax.Array, padding: Pads) -> jax.Array:
+    """Returns the gradient of the kernel [3, 3, in, out] of a convolution."""
+    b, h, w, _ = grad.shape
+    across, rows, bands = _bands(b, h, w)
+    x = _extend(x, padding, 2 * rows * bands + 2, 2 * across + 2)
+    grad = jnp.pad(grad, ((0, 0), (0, 2 * rows * bands - h), (0, 2 * across - w), (0, 0)))
+    every_other = lambda x, i, n, axis: lax.slice_in_dim(x, i, i + 2 * n - 1, 2, axis)
+    flat = lambda t: t.reshape(-1, t.shape[-1])
 
+    def band(i):
+        seen = lax.dynamic_slice_in_dim(x, 2 * rows * i, 2 * rows + 2, axis=1)
+        out = lax.dynamic_slice_in_dim(grad, 2 * rows * i, 2 * rows, axis=1)
+        terms = []
+        for tiles, slopes in zip(
+            combine(F23.input, [every_other(seen, k, rows, 1) for k in range(4)]),
+            combine(F23.output.T, [every_other(out, k, rows, 1) for k in range(2)]),
+            strict=True,
+        ):
+            tiles = combine(F23.input, [every_other(tiles, k, across, 2) for k in range(4)])
+            slopes = combine(F23.output.T, [every_other(slopes, k, across, 2) for k in range(2)])
+            terms += [flat(t).T @ flat(s) for t, s in zip(tiles, slopes, strict=True)]
+        return jnp.stack(terms)
 
-def _transposed_output(pair):
-    a, b = pair
-    return a, a + b, a - b, -b
-
-
-def _both_axes(transform, grid):
-    """Applies a transform to a list of lists of arrays, along the inner and then the outer axis."""
-    rows = [transform(row) for row in grid]
-    columns = [transform(column) for column in zip(*rows, strict=True)]
-    return [list(row) for row in zip(*columns, strict=True)]
+    products = sum_over(band, bands)
+    grad_kernel = jnp.tensordot(_KERNEL_TRANSFORM.T, products, 1)
+    return grad_kernel.reshape(3, 3, *products.shape[1:])
 
 
 def _bands(b, h, w):
@@ -225,55 +255,34 @@ def _bands(b, h, w):
     return across, rows, -(-down // rows)
 
 
-def _input_tiles(x, i, rows):
-    """Returns the 16 transformed inputs [tiles, in] of band i of an extended [b, h, w, in]."""
-    band = lax.dynamic_slice_in_dim(x, 2 * rows * i, 2 * rows + 2, axis=1)
-    tiles = [t for row in _transform_input(band, 1) for t in _transform_input(row, 2)]
-    return [t.reshape(-1, x.shape[-1]) for t in tiles]
+def doubled_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolution with [3, 3, in, out], padded by one, of [b, h, w, in] with each position doubled.
 
+    On either axis an even output sees two positions, one of them twice, and so does an odd one:
+    four kernels [2, 2, in, out] find all outputs with 16 products instead of 36.
 
-def winograd(x: jax.Array, kernel: jax.Array, padding: Pads, flipped: bool = False) -> jax.Array:
-    """Convolution of [b, h, w, in] with [3, 3, in, out]; flipped, of [b, h, w, out]."""
-    b, width = x.shape[0], kernel.shape[2 if flipped else 3]
-    h, w = (n + lo + hi - 2 for n, (lo, hi) in zip(x.shape[1:3], padding, strict=True))
-    across, rows, bands = _bands(b, h, w)
-    x = _extend(x, padding, 2 * rows * bands + 2, 2 * across + 2)
-    kernels = jnp.tensordot(_KERNEL_TRANSFORM, kernel.reshape(9, *kernel.shape[2:]), 1)
+    Returns:
+      [b, 2 h, 2 w, out].
+    """
+    b, h, w, _ = x.shape
 
-    def band(i):
-        tiles = _input_tiles(x, i, rows)
-        if flipped:
-            products = [tile @ kernels[k].T for tile, k in zip(tiles, _FLIPPED, strict=True)]
-        else:
-            products = [tile @ kernel for tile, kernel in zip(tiles, kernels, strict=True)]
-        products = [p.reshape(b, rows, across, width) for p in products]
-        grid = _both_axes(_transform_output, [products[4 * i : 4 * i + 4] for i in range(4)])
-        out = jnp.stack([jnp.stack(row, axis=3) for row in grid], axis=2)
-        return out.reshape(b, 2 * rows, 2 * across, width)
+    def kinds(kernel, axis):
+        first, middle, last = (lax.slice_in_dim(kernel, i, i + 1, axis=axis) for i in range(3))
+        both = lambda a, b: jnp.concatenate([a, b], axis)
+        return both(first, middle + last), both(first + middle, last)
 
-    if bands == 1:
-        return band(0)[:, :h, :w]
-    out = lax.map(band, jnp.arange(bands)).swapaxes(0, 1)
-    return out.reshape(b, 2 * rows * bands, 2 * across, width)[:, :h, :w]
-
-
-def winograd_kernel_gradient(x: jax.Array, grad: jax.Array, padding: Pads) -> jax.Array:
-    """Returns the gradient of the kernel [3, 3, in, out] of `winograd`."""
-    b, h, w, width = grad.shape
-    across, rows, bands = _bands(b, h, w)
-    x = _extend(x, padding, 2 * rows * bands + 2, 2 * across + 2)
-    grad = jnp.pad(grad, ((0, 0), (0, 2 * rows * bands - h), (0, 2 * across - w), (0, 0)))
-
-    def band(i):
-        tiles = iter(_input_tiles(x, i, rows))
-        part = lax.dynamic_slice_in_dim(grad, 2 * rows * i, 2 * rows, axis=1)
-        pixels = [[part[:, top::2, left::2] for left in range(2)] for top in range(2)]
-        slopes = _both_axes(_transposed_output, pixels)
-        return jnp.stack([next(tiles).T @ s.reshape(-1, width) for row in slopes for s in row])
-
-    products = sum_over(band, bands)
-    grad_kernel = jnp.tensordot(_KERNEL_TRANSFORM.T, products, 1)
-    return grad_kernel.reshape(3, 3, *products.shape[1:])
+    pads = ((1, 0), (0, 1))
+    rows = [
+        jnp.stack(
+            [
+                conv2d(x, taps, (1, 1), (above, beside), (1, 1))
+                for taps, beside in zip(kinds(row, 1), pads, strict=True)
+            ],
+            axis=3,
+        )
+        for row, above in zip(kinds(kernel, 0), pads, strict=True)
+    ]
+    return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, -1)
 
 
 def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

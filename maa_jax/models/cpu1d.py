@@ -14,16 +14,15 @@ import numpy as np
 from jax import lax
 
 from maa_jax.models.cpu import sum_over
+from maa_jax.models.winograd import F43, F44, combine
 
 _LAYOUT = ("NWC", "WIO", "NWC")
 
 # With fewer channels XLA is 1.2 to 1.5 times as quick over an image one pixel high.
 _NARROW = 64
-# With fewer channels, the sums around a halved convolution cost more than it saves; with few taps
-# that is so up to the second number.
-_HALVED, _HALVED_SHORT, _SHORT = 128, 256, 5
-# How often a convolution is halved.
-_DEPTH = 3
+# With fewer channels, Winograd's transforms cost more than the products that they save; with few
+# taps that is so up to the second number.
+_WINOGRAD, _WINOGRAD_SHORT, _SHORT = 128, 256, 5
 # Samples from which a kernel's gradient is made at once where channels are few: all at once takes
 # up to 1.8 times as long.
 _SAMPLES = 2048
@@ -33,8 +32,10 @@ _SAMPLES = 2048
 def conv(x: jax.Array, kernel: jax.Array, padding: int, dilation: int) -> jax.Array:
     """Convolution of x [b, t, in], and gradients as quick as it is."""
     channels = min(kernel.shape[1:])
-    if channels >= (_HALVED_SHORT if kernel.shape[0] < _SHORT else _HALVED):
-        return halved(x, kernel, padding, dilation, _DEPTH)
+    enough = _WINOGRAD_SHORT if kernel.shape[0] < _SHORT else _WINOGRAD
+    # Transforms cost less precise numbers too much.
+    if channels >= enough and kernel.shape[0] > 2 and x.dtype == jnp.float32:
+        return winograd(x, kernel, padding, dilation)
     return plain(x, kernel, padding, dilation)
 
 
@@ -74,35 +75,35 @@ def plain(x: jax.Array, kernel: jax.Array, padding: int, dilation: int) -> jax.A
     )[:, 0]
 
 
-def halved(x: jax.Array, kernel: jax.Array, padding: int, dilation: int, depth: int) -> jax.Array:
-    """Convolution with up to 44% fewer products (fast FIR algorithm; Parhi 1999, section 9.2).
+def winograd(x: jax.Array, kernel: jax.Array, padding: int, dilation: int) -> jax.Array:
+    """Convolution with about half of the products: F(4, 3) for three taps, F(4, 4) for each four.
 
-    With even and odd samples x0, x1 and taps h0, h1, an even output is h0 x0 + h1 x1 and an odd one
-    h0 x1 + h1 x0', x0' being x0 a sample later. From h0 x1, h1 x0 and (h0 + h1)(x0 + x1), three
-    convolutions of half the length, both follow; each may be halved again, `depth` times in all.
+    Samples `dilation` apart are neighbours to the kernel: a tile is four rows of so many samples.
+    The j-th four taps see at a tile what the first see j tiles later, so that one convolution over
+    tiles sums up each product over all taps.
     """
     taps, channels, features = kernel.shape
-    if depth == 0 or taps < 3:
-        return plain(x, kernel, padding, dilation)
+    scheme = F43 if taps <= 3 else F44
+    width = scheme.kernel.shape[1]
+    groups = -(-taps // width)
     batch, length, _ = x.shape
     length += 2 * padding - dilation * (taps - 1)
-    even, odd = kernel[0::2], kernel[1::2]
-    rows = -(-length // (2 * dilation))
-    total = rows + max(len(even) - 1, len(odd))
-    # Samples `dilation` apart are neighbours to the kernel: pairs of rows of `dilation` samples.
-    x = _padded(x, padding, 2 * dilation * total)
-    x = x.reshape(batch, total, 2, dilation * channels)
-    x0, x1 = (x[:, :, i].reshape(batch, -1, channels) for i in (0, 1))
-    both = even + jnp.pad(odd, ((0, len(even) - len(odd)), (0, 0), (0, 0)))
-
-    size = rows * dilation
-    even_odd = halved(x1, even, 0, dilation, depth - 1)[:, :size]
-    odd_even = halved(x0, odd, 0, dilation, depth - 1)
-    sums = halved(x0 + x1, both, 0, dilation, depth - 1)[:, :size]
-    first = sums - even_odd - odd_even[:, :size]
-    second = even_odd + odd_even[:, dilation : dilation + size]
-    rows_of = lambda y: y.reshape(batch, rows, 1, dilation * features)
-    y = jnp.concatenate([rows_of(first), rows_of(second)], axis=2)
+    tiles = -(-length // (4 * dilation))
+    x = _padded(x, padding, 4 * dilation * (tiles + groups))
+    x = x.reshape(batch, tiles + groups, 4, dilation * channels)
+    samples = [x[:, :-1, i] for i in range(4)] + [x[:, 1:, i] for i in range(width - 1)]
+    kernel = jnp.pad(kernel, ((0, groups * width - taps), (0, 0), (0, 0)))
+    kernel = kernel.reshape(groups, width, channels, features)
+    products = [
+        plain(part.reshape(batch, -1, channels), weights, 0, dilation)
+        for part, weights in zip(
+            combine(scheme.input, samples),
+            combine(scheme.kernel, [kernel[:, i] for i in range(width)]),
+            strict=True,
+        )
+    ]
+    rows = [y.reshape(batch, tiles, dilation * features) for y in products]
+    y = jnp.stack(combine(scheme.output, rows), axis=2)
     return y.reshape(batch, -1, features)[:, :length]
 
 

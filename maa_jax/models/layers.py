@@ -88,6 +88,19 @@ class Conv(nnx.Module):
         x = conv2d(
             x.astype(self.dtype), kernel, self.stride, self.padding, self.dilation, self.groups
         )
+        return self._add_bias(x)
+
+    def doubled(self, x: jax.Array) -> jax.Array:
+        """Maps [b, h, w, in], each position twice on both axes, to [b, 2 h, 2 w, out].
+
+        For kernels of three, padded by one.
+        """
+        if jax.default_backend() != "cpu":
+            return self(double(x))
+        kernel = self.kernel[...].astype(self.dtype)
+        return self._add_bias(cpu.doubled_conv2d(x.astype(self.dtype), kernel))
+
+    def _add_bias(self, x):
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 

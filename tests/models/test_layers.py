@@ -56,7 +56,6 @@ def test_convolution_and_gradients_equal_xlas(case, way, monkeypatch):
     names = ("_POSITIONS", "_TILES", "_WINOGRAD_CHANNELS")
     for name, value in zip(names, WAYS[way], strict=True):
         monkeypatch.setattr(cpu, name, value)
-    monkeypatch.setattr(cpu, "_WINOGRAD_GRADIENT_CHANNELS", cpu._WINOGRAD_CHANNELS)
     monkeypatch.setattr(cpu, "_WINOGRAD_POSITIONS", 1)
     size, width_in, width, *how = CASES[case]
     x, kernel = random(2, 11, 14, width_in), random(*size, width_in // how[-1], width, seed=1)
