@@ -6,7 +6,7 @@ from flax import nnx
 from jax import lax
 
 from maa_jax.models import cpu
-from maa_jax.models.layers import Conv, GroupNorm, attention, conv2d
+from maa_jax.models.layers import Conv, GroupNorm, attention, conv2d, double
 
 
 def random(*shape, seed=0):
@@ -84,6 +84,20 @@ def test_gradient_can_be_differentiated_again(case):
 
     wanted = penalty(plain)
     np.testing.assert_allclose(penalty(conv2d), wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_convolution_of_doubled_positions_and_its_gradients():
+    conv, x = Conv(5, 6, 3, padding=1, rngs=nnx.Rngs(0)), random(2, 4, 7, 5)
+    graphdef, params = nnx.split(conv)
+
+    def results(apply):
+        out, pull = jax.vjp(lambda p, x: apply(nnx.merge(graphdef, p), x), params, x)
+        return jax.tree.leaves((out, pull(random(*out.shape, seed=1))))
+
+    mine = results(lambda conv, x: conv.doubled(x))
+    wanted = results(lambda conv, x: conv(double(x)))
+    for a, b in zip(mine, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 
 def test_conv_starts_like_pytorchs_and_computes_in_its_dtype():
