@@ -26,7 +26,7 @@ _POSITIONS = 1024
 _TILES = 256
 _SCORES = 2**20
 # Fewer channels, and Winograd's transforms cost more than the products that they save; fewer
-# positions, and transforming the kernel does, which takes twice as long where it is flipped.
+# positions, and transforming the kernel does, which takes longer where it is flipped.
 _WINOGRAD_CHANNELS = 128
 _WINOGRAD_POSITIONS = 512
 
@@ -259,7 +259,8 @@ def doubled_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolution with [3, 3, in, out], padded by one, of [b, h, w, in] with each position doubled.
 
     On either axis an even output sees two positions, one of them twice, and so does an odd one:
-    four kernels [2, 2, in, out] find all outputs with 16 products instead of 36.
+    four kernels [2, 2, in, out] find all outputs with 16 products instead of 36. They are summed up
+    as precisely as the kernel is, and then made as precise as x.
 
     Returns:
       [b, 2 h, 2 w, out].
@@ -275,7 +276,7 @@ def doubled_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
     rows = [
         jnp.stack(
             [
-                conv2d(x, taps, (1, 1), (above, beside), (1, 1))
+                conv2d(x, taps.astype(x.dtype), (1, 1), (above, beside), (1, 1))
                 for taps, beside in zip(kinds(row, 1), pads, strict=True)
             ],
             axis=3,

@@ -97,8 +97,7 @@ class Conv(nnx.Module):
         """
         if jax.default_backend() != "cpu":
             return self(double(x))
-        kernel = self.kernel[...].astype(self.dtype)
-        return self._add_bias(cpu.doubled_conv2d(x.astype(self.dtype), kernel))
+        return self._add_bias(cpu.doubled_conv2d(x.astype(self.dtype), self.kernel[...]))
 
     def _add_bias(self, x):
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)

@@ -44,8 +44,7 @@ class Filter:
 
 
 _ROOT = math.sqrt(0.5)
-# Points that lose few digits: in convolutions of 256 channels rounding is 2 to 4 times that of the
-# plain one.
+# Points that lose few digits.
 F23 = Filter.at(2, 3, (0, 1, -1))
 F43 = Filter.at(4, 3, (0, _ROOT, -_ROOT, 1 / _ROOT, -1 / _ROOT))
 F44 = Filter.at(4, 4, (0, 1, -1, 0.5, -0.5, 2))
