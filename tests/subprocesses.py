@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import textwrap
@@ -38,6 +39,15 @@ def start_python(*args: str, devices: int = 1, **env: str) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def start_two(*args: str, second: dict[str, str] | None = None, **more) -> list[subprocess.Popen]:
+    """Starts `python ARGS` twice, as two processes of one run; `second` is set in the second."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        more["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free.getsockname()[1]}"
+    own = [{"JAX_PROCESS_ID": "0"}, {"JAX_PROCESS_ID": "1", **(second or {})}]
+    return [start_python(*args, JAX_NUM_PROCESSES="2", **env, **more) for env in own]
 
 
 def run_python(code: str, *, devices: int = 1, **env: str) -> str:

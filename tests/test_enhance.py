@@ -1,6 +1,5 @@
 import json
 import re
-import socket
 import sys
 import time
 
@@ -14,7 +13,7 @@ from maa_jax.data import input_pipeline
 from tests.conftest import CAPTIONS
 from tests.prompts.test_captioning import folder as captioner  # noqa: F401
 from tests.prompts.test_retrieval import model as retriever  # noqa: F401
-from tests.subprocesses import start_python
+from tests.subprocesses import start_python, start_two
 
 SETTINGS = ["--experts=tests.test_enhance:Words,labels", "--clip_seconds=0.5"]
 SETTINGS += ["--batch_size=8", "--shard_size=16"]
@@ -245,28 +244,11 @@ def test_eight_devices_find_what_one_finds(out, flags_of_all_experts, alone):
     assert_same_dataset(out / "enhanced" / "eight", alone)
 
 
-def start_two(*command, **env_of_second):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    return [
-        start_python(
-            *command,
-            JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(i),
-            **QUICK,
-            **(env_of_second if i else {}),
-        )
-        for i in range(2)
-    ]
-
-
 def test_two_processes_write_what_one_writes_and_each_goes_on_where_it_was_killed(
     out, flags_of_all_experts, alone
 ):
     command, folder = [*flags_of_all_experts, "--name=two"], out / "enhanced" / "two"
-    first, second = start_two(*command, KILLED_AT_CALL="4")
+    first, second = start_two(*command, second={"KILLED_AT_CALL": "4"}, **QUICK)
     output, _ = second.communicate(timeout=120)
     assert second.returncode == -9, output
     expected = {f"{shard:06}.jsonl" for shard in (0, 1, 2, 4)}  # the second has 1 and 3
@@ -276,7 +258,7 @@ def test_two_processes_write_what_one_writes_and_each_goes_on_where_it_was_kille
     first.kill()
     first.communicate()
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/0*.jsonl")}
-    assert_ends_well(*start_two(*command))
+    assert_ends_well(*start_two(*command, **QUICK))
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())
     assert_same_dataset(folder, alone)
 

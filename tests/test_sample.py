@@ -1,7 +1,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 
@@ -12,7 +11,7 @@ import soundfile
 import maa_jax
 from maa_jax import sample
 from maa_jax.audio import io
-from tests.subprocesses import start_python
+from tests.subprocesses import start_two
 
 
 def read(folder):
@@ -167,14 +166,7 @@ def test_processes_and_devices_share_the_prompts(tiny_model, tmp_path):
     )
     flags = [f"--model={tiny_model}", "--steps=1", "--duration=0.1", f"--out={tmp_path}"]
     flags += ["--prompt=rain", "--prompt=crow", "--prompt=dog"]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    processes = [
-        start_python("-c", code, *flags, devices=2, JAX_COORDINATOR_ADDRESS=address,
-                     JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i))
-        for i in range(2)
-    ]  # fmt: skip
+    processes = start_two("-c", code, *flags, devices=2)
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     assert "Made 2 sound(s)" in outputs[0]

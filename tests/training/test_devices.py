@@ -1,14 +1,13 @@
 """The training loop on several devices and in several processes."""
 
 import json
-import socket
 
 import numpy as np
 import pytest
 
 from maa_jax import train
 from maa_jax.training import checkpoint
-from tests.subprocesses import run_python, start_python
+from tests.subprocesses import run_python, start_two
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +42,6 @@ def test_eight_devices_give_the_losses_of_one(sharded_config, one, tmp_path):
 
 
 def test_two_processes_train_together_and_give_the_losses_of_one(sharded_config, one, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     code = f"""
 import json, ml_collections
 from maa_jax import train
@@ -54,18 +50,7 @@ sharding.initialize_distributed()
 config = ml_collections.ConfigDict(json.loads('''{sharded_config.to_json()}'''))
 print("RESULT", json.dumps(train.train(config, {str(tmp_path / "two")!r})))
 """
-    processes = [
-        start_python(
-            "-c",
-            code,
-            devices=2,
-            JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(i),
-        )
-        for i in range(2)
-    ]
-    for process in processes:
+    for process in start_two("-c", code, devices=2):
         output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
         _assert_same_losses(one, output)
