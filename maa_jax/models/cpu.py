@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from maa_jax.models import onednn
 from maa_jax.models.winograd import F23, F43, combine
 
 Pair = tuple[int, int]
@@ -21,12 +22,14 @@ Pads = tuple[Pair, Pair]
 
 # Output positions for which the input of a kernel's gradient is gathered at once, tiles that
 # Winograd's transforms cover at once, and scores that attention makes at once: few enough to stay
-# in cache, enough for a matrix product to be worth starting. Measured on 2 cores with AVX-512.
+# in cache, enough for a matrix product to be worth starting. Measured on 2 cores with AVX-512,
+# whose vectors hold so many numbers.
 _POSITIONS = 1024
 _TILES = 256
-_SCORES = 2**20
+_SCORES = 7 * 2**18
+_VECTOR = 16
 # Fewer channels, and Winograd's transforms cost more than the products that they save; fewer
-# positions, and transforming the kernel does, which takes longer where it is flipped.
+# positions, and transforming the kernel does.
 _WINOGRAD_CHANNELS = 128
 _WINOGRAD_POSITIONS = 512
 
@@ -56,10 +59,14 @@ def conv2d(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def _conv2d(x, kernel, stride, padding, dilation, flipped):
     """Convolves; with `flipped`, by the kernel that leads back from output to input."""
-    b, h, w, _ = x.shape
-    enough = 2 * _WINOGRAD_POSITIONS if flipped else _WINOGRAD_POSITIONS
-    if _suits_winograd(x, kernel, stride, dilation) and b * h * w >= enough:
-        return winograd(x, kernel, padding, flipped)
+    if _suits_winograd(x, kernel, stride, dilation):
+        # Against oneDNN's convolution it takes more to win, and to flip a kernel takes time.
+        size = 1 + onednn.suits(x)
+        enough = size * (1 + flipped) * _WINOGRAD_POSITIONS
+        if min(kernel.shape[2:]) >= size * _WINOGRAD_CHANNELS and _positions(x) >= enough:
+            return winograd(x, kernel, padding, flipped)
+    if onednn.suits_conv(x, kernel):
+        return onednn.conv(x, kernel, stride, padding, dilation, flipped)
     if flipped:
         kernel = kernel[::-1, ::-1].swapaxes(2, 3)
     return plain_conv2d(x, kernel, stride, padding, dilation)
@@ -80,7 +87,7 @@ def _backward(stride, padding, dilation, flipped, saved, grad):
         dx = strided_input_gradient(grad, kernel, x.shape, stride, padding)
     else:
         (dx,) = jax.vjp(lambda x: plain_conv2d(x, kernel, stride, padding, dilation), x)[1](grad)
-    if _suits_winograd(x, kernel, stride, dilation):
+    if _suits_winograd(x, kernel, stride, dilation) and _positions(x) >= _WINOGRAD_POSITIONS:
         return dx, winograd_kernel_gradient(x, grad, padding)
     return dx, kernel_gradient(x, grad, kernel.shape, stride, padding, dilation)
 
@@ -123,8 +130,8 @@ def kernel_gradient(
 ) -> jax.Array:  # fmt: skip
     """Returns the gradient of a kernel of the given shape [kh, kw, in, out].
 
-    One matrix product for a band of output rows: what every tap of the kernel sees, channels
-    first, times the output's gradient.
+    One matrix product for a band of output rows: what every tap of the kernel sees, times the
+    output's gradient.
     """
     kh, kw, width_in, width_out = shape
     if 4 * width_out <= width_in and stride == (1, 1):
@@ -136,14 +143,13 @@ def kernel_gradient(
     rows = max(1, min(h, _POSITIONS // (b * w)))
     bands = -(-h // rows)
     seen = lambda n, i: (n - 1) * stride[i] + (shape[i] - 1) * dilation[i] + 1  # by n outputs
-    x = _extend(x, padding, seen(bands * rows, 0), seen(w, 1)).transpose(3, 0, 1, 2)
+    x = _extend(x, padding, seen(bands * rows, 0), seen(w, 1))
     grad = jnp.pad(grad, ((0, 0), (0, bands * rows - h), (0, 0), (0, 0)))
 
     def band(i):
-        part = lax.dynamic_slice_in_dim(x, i * rows * stride[0], seen(rows, 0), axis=2)
+        part = lax.dynamic_slice_in_dim(x, i * rows * stride[0], seen(rows, 0), axis=1)
         taps = [
             part[
-                :,
                 :,
                 top : top + (rows - 1) * stride[0] + 1 : stride[0],
                 left : left + (w - 1) * stride[1] + 1 : stride[1],
@@ -152,7 +158,8 @@ def kernel_gradient(
             for left in range(0, kw * dilation[1], dilation[1])
         ]
         out = lax.dynamic_slice_in_dim(grad, i * rows, rows, axis=1)
-        return jnp.stack(taps).reshape(-1, b * rows * w) @ out.reshape(-1, width_out)
+        taps = jnp.concatenate(taps, axis=3).reshape(b * rows * w, -1)
+        return onednn.matmul(taps, out.reshape(-1, width_out), transpose_a=True)
 
     return sum_over(band, bands).reshape(shape)
 
@@ -189,9 +196,15 @@ def _suits_winograd(x, kernel, stride, dilation):
     )
 
 
+def _positions(x):
+    return x.size // x.shape[-1]
+
+
 def winograd(x: jax.Array, kernel: jax.Array, padding: Pads, flipped: bool = False) -> jax.Array:
     """Convolution of [b, h, w, in] with [3, 3, in, out]; flipped, of [b, h, w, out]."""
     b = x.shape[0]
+    # Only so that kernels are not all transformed, and kept, before the first of them is needed.
+    kernel = kernel + 0 * x[0, 0, 0, 0]
     h, w = (n + lo + hi - 2 for n, (lo, hi) in zip(x.shape[1:3], padding, strict=True))
     across = -(-w // 4)
     x = _extend(x, padding, h + 2, 4 * across + 2)
@@ -289,11 +302,10 @@ def doubled_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """Scaled dot-product attention of [b, q, heads, d] to [b, k, heads, d], softmax in float32.
 
-    Head by head and by pieces of the queries; the backward pass computes the scores anew.
+    By pieces of the queries, all heads at once; the backward pass computes the scores anew.
     """
-    heads_first = lambda x: x.transpose(2, 0, 1, 3)
-    out = _attend(*(heads_first(x) for x in (query, key, value)))
-    return out.transpose(1, 2, 0, 3)
+    heads_first = lambda x: x.transpose(0, 2, 1, 3)
+    return heads_first(_attend(*(heads_first(x) for x in (query, key, value))))
 
 
 @jax.custom_vjp
@@ -302,43 +314,51 @@ def _attend(query, key, value):
 
 
 def _pieces(x, keys):
-    """Cuts the queries [heads, b, q, ...] into [heads, pieces, b, size, ...], zeros at the end."""
-    heads, b, n = x.shape[:3]
-    pieces = min(n, -(-b * n * keys // _SCORES))
+    """Cuts the queries [b, heads, q, ...] into [pieces, b, heads, size, ...], zeros at the end."""
+    b, heads, n = x.shape[:3]
+    pieces = min(n, -(-b * heads * n * keys // _SCORES))
     size = -(-n // pieces)
     x = jnp.pad(x, ((0, 0), (0, 0), (0, pieces * size - n), *[(0, 0)] * (x.ndim - 3)))
-    return jnp.moveaxis(x.reshape(heads, b, pieces, size, *x.shape[3:]), 2, 1)
+    return jnp.moveaxis(x.reshape(b, heads, pieces, size, *x.shape[3:]), 2, 0)
 
 
 def _joined(x, n):
     """Undoes `_pieces` for n queries."""
-    x = jnp.moveaxis(x, 1, 2)
+    x = jnp.moveaxis(x, 0, 2)
     return x.reshape(*x.shape[:2], -1, *x.shape[4:])[:, :, :n]
 
 
+def _over(piece, pieces):
+    """Applies `piece` to each piece of the queries."""
+    if len(pieces[0]) == 1:
+        return jax.tree.map(lambda x: x[None], piece(tuple(x[0] for x in pieces)))
+    return lax.map(piece, pieces)
+
+
+_product = functools.partial(onednn.matmul, preferred_element_type=jnp.float32)
+
+
 def _scores(query, key):
-    """Returns [b, k, q]: queries last, along which XLA's reductions over keys are vectorised."""
-    query = query * query.shape[-1] ** -0.5
-    return jnp.einsum("bkd,bqd->bkq", key, query, preferred_element_type=jnp.float32)
+    """Returns [b, heads, q, k]."""
+    return _product(query * query.shape[-1] ** -0.5, key, transpose_b=True)
 
 
 def _attend_forward(query, key, value):
-    def head(args):
-        queries, key, value = args
+    # A column of ones, for the weights' total; a product is quicker with whole vectors of columns.
+    d = value.shape[-1]
+    ones = jnp.ones((*value.shape[:-1], 1), value.dtype)
+    wide = jnp.concatenate([value, ones], axis=-1)
+    wide = jnp.pad(wide, ((0, 0), (0, 0), (0, 0), (0, -(d + 1) % _VECTOR)))
 
-        def piece(query):
-            scores = _scores(query, key)
-            largest = scores.max(1, keepdims=True)
-            weights = jnp.exp(scores - largest)
-            total = weights.sum(1)
-            out = jnp.einsum("bkq,bkd->bqd", weights.astype(value.dtype), value)
-            return (out / total[..., None]).astype(value.dtype), largest[:, 0] + jnp.log(total)
+    def piece(args):
+        scores = _scores(*args, key)
+        largest = scores.max(-1, keepdims=True)
+        out = _product(jnp.exp(scores - largest).astype(value.dtype), wide)
+        total = out[..., d : d + 1]
+        return (out[..., :d] / total).astype(value.dtype), (largest + jnp.log(total))[..., 0]
 
-        return lax.map(piece, queries)
-
-    out, normalizer = lax.map(head, (_pieces(query, key.shape[2]), key, value))
     n = query.shape[2]
-    out, normalizer = _joined(out, n), _joined(normalizer, n)
+    out, normalizer = (_joined(x, n) for x in _over(piece, (_pieces(query, key.shape[2]),)))
     return out, (query, key, value, out, normalizer)
 
 
@@ -346,27 +366,22 @@ def _attend_backward(saved, grad):
     query, key, value, out, normalizer = saved
     shift = jnp.sum(grad * out, axis=-1, dtype=jnp.float32)
 
-    def head(args):
-        key, value, *rest = args
+    def piece(total, args):
+        query, grad, normalizer, shift = args
+        weights = jnp.exp(_scores(query, key) - normalizer[..., None])
+        slope = _product(grad, value, transpose_b=True)
+        slope = (weights * (slope - shift[..., None])).astype(key.dtype) * key.shape[-1] ** -0.5
+        add = (
+            _product(slope, query, transpose_a=True),
+            _product(weights.astype(grad.dtype), grad, transpose_a=True),
+        )
+        dquery = _product(slope, key).astype(query.dtype)
+        return jax.tree.map(jnp.add, total, add), dquery
 
-        def piece(total, args):
-            query, grad, normalizer, shift = args
-            weights = jnp.exp(_scores(query, key) - normalizer[:, None])
-            slope = jnp.einsum("bkd,bqd->bkq", value, grad, preferred_element_type=jnp.float32)
-            slope = (weights * (slope - shift[:, None])).astype(key.dtype) * key.shape[-1] ** -0.5
-            add = (
-                jnp.einsum("bkq,bqd->bkd", slope, query),
-                jnp.einsum("bkq,bqd->bkd", weights.astype(grad.dtype), grad),
-            )
-            return jax.tree.map(jnp.add, total, add), jnp.einsum("bkq,bkd->bqd", slope, key)
-
-        zeros = (jnp.zeros_like(key), jnp.zeros_like(value))
-        (dkey, dvalue), dquery = lax.scan(piece, zeros, tuple(rest))
-        return dquery, dkey, dvalue
-
-    pieces = (_pieces(x, key.shape[2]) for x in (query, grad, normalizer, shift))
-    dquery, dkey, dvalue = lax.map(head, (key, value, *pieces))
-    return _joined(dquery, query.shape[2]), dkey, dvalue
+    zeros = (jnp.zeros(key.shape, jnp.float32), jnp.zeros(value.shape, jnp.float32))
+    pieces = tuple(_pieces(x, key.shape[2]) for x in (query, grad, normalizer, shift))
+    (dkey, dvalue), dquery = lax.scan(piece, zeros, pieces)
+    return _joined(dquery, query.shape[2]), dkey.astype(key.dtype), dvalue.astype(value.dtype)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

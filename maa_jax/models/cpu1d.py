@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from maa_jax.models import onednn
 from maa_jax.models.cpu import sum_over
 from maa_jax.models.winograd import F43, F44, combine
 
@@ -28,34 +29,50 @@ _WINOGRAD, _WINOGRAD_SHORT, _SHORT = 128, 256, 5
 _SAMPLES = 2048
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv(x: jax.Array, kernel: jax.Array, padding: int, dilation: int) -> jax.Array:
-    """Convolution of x [b, t, in], and gradients as quick as it is."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def conv(
+    x: jax.Array, kernel: jax.Array, padding: int, dilation: int, flipped: bool = False
+) -> jax.Array:
+    """Convolution of x [b, t, in], and gradients as quick as it is.
+
+    With `flipped`, of x [b, t, out] by the kernel that leads back from output to input.
+    """
     channels = min(kernel.shape[1:])
     enough = _WINOGRAD_SHORT if kernel.shape[0] < _SHORT else _WINOGRAD
     # Transforms cost less precise numbers too much.
     if channels >= enough and kernel.shape[0] > 2 and x.dtype == jnp.float32:
-        return winograd(x, kernel, padding, dilation)
-    return plain(x, kernel, padding, dilation)
+        return winograd(x, _led_back(kernel) if flipped else kernel, padding, dilation)
+    return plain(x, kernel, padding, dilation, flipped)
 
 
-def _forward(x, kernel, padding, dilation):
-    return conv(x, kernel, padding, dilation), (x, kernel)
+def _led_back(kernel):
+    return kernel[::-1].swapaxes(1, 2)
 
 
-def _backward(padding, dilation, saved, grad):
+def _forward(x, kernel, padding, dilation, flipped):
+    return conv(x, kernel, padding, dilation, flipped), (x, kernel)
+
+
+def _backward(padding, dilation, flipped, saved, grad):
     x, kernel = saved
-    # The flipped kernel leads back from output to input.
-    flipped, reach = kernel[::-1].swapaxes(1, 2), dilation * (kernel.shape[0] - 1)
-    back = conv(grad, flipped, reach - padding, dilation)
-    return back, kernel_gradient(x, grad, padding, dilation)
+    back = dilation * (kernel.shape[0] - 1) - padding
+    dx = conv(grad, kernel, back, dilation, not flipped)
+    if flipped:
+        x, grad, padding = grad, x, back
+    return dx, kernel_gradient(x, grad, padding, dilation)
 
 
 conv.defvjp(_forward, _backward)
 
 
-def plain(x: jax.Array, kernel: jax.Array, padding: int, dilation: int) -> jax.Array:
-    """XLA's convolution, in the form that suits the number of channels."""
+def plain(
+    x: jax.Array, kernel: jax.Array, padding: int, dilation: int, flipped: bool = False
+) -> jax.Array:
+    """Convolution by the operation that suits the number of channels."""
+    if onednn.suits_conv(x, kernel):
+        return onednn.conv(x, kernel, (1,), [(padding, padding)], (dilation,), flipped)
+    if flipped:
+        kernel = _led_back(kernel)
     if kernel.shape[2] > _NARROW:
         return lax.conv_general_dilated(
             x,

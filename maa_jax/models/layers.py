@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from maa_jax.models import cpu
+from maa_jax.models import cpu, onednn
 
 # PyTorch's default for linear and convolution weights: uniform within +-1/sqrt(fan_in).
 default_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -44,7 +44,7 @@ def conv2d(
     padding = tuple(_pair(p) for p in padding)
     if kernel.shape[:2] == (1, 1) and stride == (1, 1) and padding == ((0, 0), (0, 0)):
         if groups == 1:
-            return x @ kernel[0, 0]
+            return dense(x, kernel[0, 0])
     if jax.default_backend() == "cpu" and groups == 1:
         return cpu.conv2d(x, kernel, stride, padding, dilation)
     return cpu.plain_conv2d(x, kernel, stride, padding, dilation, groups)
@@ -100,6 +100,43 @@ class Conv(nnx.Module):
         return self._add_bias(cpu.doubled_conv2d(x.astype(self.dtype), self.kernel[...]))
 
     def _add_bias(self, x):
+        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+
+
+def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Product of x [..., in] and a kernel [in, out]."""
+    if not onednn.usable():
+        return x @ kernel  # not flattened: that would copy x on a TPU
+    flat = x.reshape(-1, x.shape[-1])
+    return onednn.matmul(flat, kernel).reshape(*x.shape[:-1], -1)
+
+
+class Linear(nnx.Module):
+    """A dense layer, PyTorch's `Linear`, on [..., in].
+
+    Args:
+      in_features, out_features: channels.
+      use_bias: whether a bias is added.
+      dtype: in which it computes; parameters are float32.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = True,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        shape = (in_features, out_features)
+        self.kernel = nnx.Param(default_init(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32)) if use_bias else None
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., in] to [..., out]."""
+        x = dense(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 

@@ -80,8 +80,11 @@ def conv_transpose1d(
     taps = math.ceil(size / stride)
     length = (x.shape[1] - 1) * stride + size - 2 * padding
     kernel = jnp.pad(kernel, ((0, taps * stride - size), (0, 0), (0, 0)))
-    phases = kernel.reshape(taps, stride, features, channels)[::-1].transpose(0, 3, 1, 2)
-    y = conv1d(x, phases.reshape(taps, channels, stride * features), padding=taps - 1)
+    phases = kernel.reshape(taps, stride * features, channels)
+    if jax.default_backend() == "cpu":
+        y = cpu1d.conv(x, phases, taps - 1, 1, True)
+    else:
+        y = conv1d(x, phases[::-1].swapaxes(1, 2), padding=taps - 1)
     y = y.reshape(x.shape[0], -1, features)
     return lax.slice_in_dim(y, padding, padding + length, axis=1)
 

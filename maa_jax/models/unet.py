@@ -13,8 +13,8 @@ from maa_jax.interop import hf_config
 from maa_jax.models.layers import (
     Conv,
     GroupNorm,
+    Linear,
     attention,
-    default_init,
     double,
     recomputed,
     zeros_init,
@@ -193,7 +193,7 @@ class TimestepEmbedding(nnx.Module):
     """Two dense layers over the sinusoids of the timestep."""
 
     def __init__(self, features: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        dense = lambda i: nnx.Linear(i, width, kernel_init=default_init, dtype=dtype, rngs=rngs)
+        dense = lambda i: Linear(i, width, dtype=dtype, rngs=rngs)
         self.linear_1, self.linear_2 = dense(features), dense(width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -208,10 +208,9 @@ class ResnetBlock(nnx.Module):
         norm = dict(num_groups=config.norm_num_groups, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.norm1 = GroupNorm(width_in, **norm)
         self.conv1 = Conv(width_in, width, 3, padding=1, dtype=dtype, rngs=rngs)
-        self.time_emb_proj = nnx.Linear(
+        self.time_emb_proj = Linear(
             4 * config.block_out_channels[0],
             width,
-            kernel_init=default_init,
             dtype=dtype,
             rngs=rngs,
         )
@@ -234,9 +233,7 @@ class CrossAttention(nnx.Module):
     """Attention of one sequence to another, or to itself."""
 
     def __init__(self, width, context_width, *, num_heads: int, dtype, rngs: nnx.Rngs):
-        dense = lambda i, bias: nnx.Linear(
-            i, width, use_bias=bias, kernel_init=default_init, dtype=dtype, rngs=rngs
-        )
+        dense = lambda i, bias: Linear(i, width, use_bias=bias, dtype=dtype, rngs=rngs)
         self.to_q, self.to_k, self.to_v = (
             dense(i, False) for i in (width, context_width, context_width)
         )
@@ -254,7 +251,7 @@ class GEGLU(nnx.Module):
     """A dense layer whose one half is gated by the GELU of the other."""
 
     def __init__(self, width: int, inner: int, *, dtype, rngs: nnx.Rngs):
-        self.proj = nnx.Linear(width, 2 * inner, kernel_init=default_init, dtype=dtype, rngs=rngs)
+        self.proj = Linear(width, 2 * inner, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., width] to [..., inner]."""
@@ -269,7 +266,7 @@ class FeedForward(nnx.Module):
         self.net = nnx.Dict(
             {
                 "0": GEGLU(width, 4 * width, dtype=dtype, rngs=rngs),
-                "2": nnx.Linear(4 * width, width, kernel_init=default_init, dtype=dtype, rngs=rngs),
+                "2": Linear(4 * width, width, dtype=dtype, rngs=rngs),
             }
         )
 
