@@ -1,9 +1,9 @@
 """oneDNN's matrix products and convolutions, which jaxlib brings along but does not use by itself.
 
-They run at 0.7 to 0.95 of a processor's rate where XLA's own run at 0.4 to 0.75. jaxlib calls them
-by names that it does not document, so only versions of it are trusted for which the tests passed,
-and everything here has XLA's own operation as its other way. Programs that hold such calls cannot
-be written to JAX's persistent compilation cache: where one is set, XLA's own are used.
+On CPUs they are quicker than XLA's own. jaxlib calls them by names that it does not document, so
+only versions of it are trusted for which the tests passed, and everything here has XLA's own
+operation as its other way. Programs that hold such calls cannot be written to JAX's persistent
+compilation cache: where one is set, XLA's own are used.
 """
 
 import functools
