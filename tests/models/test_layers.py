@@ -16,7 +16,7 @@ def random(*shape, seed=0):
 def always_onednn(monkeypatch):
     """Lets oneDNN's operations stand for all that they can, or skips the test."""
     if not onednn.usable():
-        pytest.skip("oneDNN's operations need jaxlib 0.10 on Linux x86-64, and one device")
+        pytest.skip("oneDNN's operations need a trusted jaxlib on Linux x86-64")
     for name in ("_NARROW", "_SMALL"):
         monkeypatch.setattr(onednn, name, 1)
 

@@ -7,7 +7,7 @@ from maa_jax.models import cpu1d, onednn
 from tests.models.test_layers import always_onednn, random
 
 HELD = pytest.mark.skipif(
-    not onednn._held(), reason="oneDNN's operations need jaxlib 0.10 on Linux x86-64"
+    not onednn._held(), reason="oneDNN's operations need a trusted jaxlib on Linux x86-64"
 )
 
 
