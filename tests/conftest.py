@@ -21,7 +21,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Compiles quickly what computes little: most of the time of these tests is compilation."""
+    """Compiles quickly what computes little: most of the time of these tests is compilation.
+
+    And a cache of programs that an entry point has set is for its own test alone.
+    """
+    jax.config.update("jax_compilation_cache_dir", None)
     jax.config.update("jax_disable_most_optimizations", not item.get_closest_marker("full"))
 
 
