@@ -1,5 +1,7 @@
 """Layers that the two-dimensional networks share, in PyTorch's conventions, channels last."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -111,33 +113,13 @@ def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return onednn.matmul(flat, kernel).reshape(*x.shape[:-1], -1)
 
 
-class Linear(nnx.Module):
-    """A dense layer, PyTorch's `Linear`, on [..., in].
+def _dot_general(x, kernel, dimension_numbers, **_):
+    del dimension_numbers  # nnx.Linear's are those of `dense`
+    return dense(x, kernel)
 
-    Args:
-      in_features, out_features: channels.
-      use_bias: whether a bias is added.
-      dtype: in which it computes; parameters are float32.
-    """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        use_bias: bool = True,
-        dtype: jnp.dtype = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        shape = (in_features, out_features)
-        self.kernel = nnx.Param(default_init(rngs.params(), shape, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32)) if use_bias else None
-        self.dtype = dtype
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [..., in] to [..., out]."""
-        x = dense(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+# PyTorch's dense layer, and its initialisation, on [..., in].
+Linear = functools.partial(nnx.Linear, kernel_init=default_init, dot_general=_dot_general)
 
 
 class GroupNorm(nnx.Module):

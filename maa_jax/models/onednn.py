@@ -135,7 +135,7 @@ def matmul(
     """
     m, k = a.shape[:-3:-1] if transpose_a else a.shape[-2:]
     n = b.shape[-2] if transpose_b else b.shape[-1]
-    if min(m, k, n) >= _SMALL and n <= _WIDEST and suits(a):
+    if min(m, k, n) >= _SMALL and n <= _WIDEST and suits(a) and suits(b):
         return _matmul(a, b, transpose_a, transpose_b)
     batch = tuple(range(a.ndim - 2))
     contract = ((a.ndim - 1 - transpose_a,), (b.ndim - 2 + transpose_b,))
