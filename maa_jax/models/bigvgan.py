@@ -14,7 +14,7 @@ from flax import nnx
 
 from maa_jax.models import cpu1d
 from maa_jax.models.hifigan import check_vocoder
-from maa_jax.models.layers1d import Conv1d, ConvTranspose1d
+from maa_jax.models.layers1d import Conv1d, ConvTranspose1d, mean_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +239,6 @@ class BigVGAN(nnx.Module):
         kinds = len(self.config.resblock_kernel_sizes)
         for i, (upsample,) in enumerate(self.ups):
             x = upsample(x)
-            blocks = self.resblocks[kinds * i : kinds * (i + 1)]
-            x = sum(block(x) for block in blocks) / kinds
+            x = mean_of(self.resblocks[kinds * i : kinds * (i + 1)], x)
         x = self.conv_post(self.activation_post(x))
         return jnp.tanh(x[..., 0].astype(jnp.float32))

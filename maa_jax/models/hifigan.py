@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maa_jax.models.layers1d import Conv1d, ConvTranspose1d, fold_weight_norm
+from maa_jax.models.layers1d import Conv1d, ConvTranspose1d, fold_weight_norm, mean_of
 
 __all__ = ["HifiGan", "HifiGanConfig", "fold_weight_norm"]
 
@@ -207,7 +207,6 @@ class HifiGan(nnx.Module):
         kinds = len(self.config.resblock_kernel_sizes)
         for i, upsample in enumerate(self.upsampler):
             x = upsample(nnx.leaky_relu(x, self.config.leaky_relu_slope))
-            blocks = self.resblocks[kinds * i : kinds * (i + 1)]
-            x = sum(block(x) for block in blocks) / kinds
+            x = mean_of(self.resblocks[kinds * i : kinds * (i + 1)], x)
         x = self.conv_post(nnx.leaky_relu(x, 0.01))
         return jnp.tanh(x[..., 0].astype(jnp.float32))

@@ -4,6 +4,7 @@ Arrays are `[batch, time, channels]`; padding is PyTorch's: an integer, the same
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -189,6 +190,14 @@ class ConvTranspose1d(NormConv):
             x.astype(self.dtype), self._kernel(), stride=self.stride, padding=self.padding
         )
         return self._add_bias(y)
+
+
+def mean_of(blocks: Sequence[Callable[[jax.Array], jax.Array]], x: jax.Array) -> jax.Array:
+    """Returns the mean of what `blocks` make of x [b, t, channels]."""
+    total = blocks[0](x)
+    for block in blocks[1:]:
+        total = total + block(cpu1d.after(x, total))
+    return total / len(blocks)
 
 
 def split_weight_norm(params: dict) -> dict:
