@@ -109,24 +109,26 @@ def winograd(x: jax.Array, kernel: jax.Array, padding: int, dilation: int) -> ja
     x = _padded(x, padding, 4 * dilation * (tiles + groups))
     x = x.reshape(batch, tiles + groups, 4, dilation * channels)
     samples = [x[:, :-1, i] for i in range(4)] + [x[:, 1:, i] for i in range(width - 1)]
-    split = [kernel[i::width] for i in range(width)]
+    # Padded at once: else each transform would make a kernel with weight norm anew.
+    kernel = jnp.pad(kernel, ((0, groups * width - taps), (0, 0), (0, 0)))
+    kernel = kernel.reshape(groups, width, channels, features)
+    kernels = combine(scheme.kernel, [kernel[:, i] for i in range(width)])
     products = []
-    for part, weights in zip(combine(scheme.input, samples), scheme.kernel, strict=True):
-        # Where the last four taps are fewer, some product may have none of them.
-        count = max(len(tap) for tap, weight in zip(split, weights, strict=True) if weight)
-        present = [_padded(tap, 0, count, axis=0) for tap in split]
-        part = part[:, : tiles + count - 1].reshape(batch, -1, channels)
-        products.append(plain(part, combine(weights[None], present)[0], 0, dilation))
+    for part, weights, row in zip(
+        combine(scheme.input, samples), kernels, scheme.kernel, strict=True
+    ):
+        if taps < groups * width and not row[:-1].any():
+            part, weights = part[:, :-1], weights[:-1]  # of the last group, it sees zeros alone
+        products.append(plain(part.reshape(batch, -1, channels), weights, 0, dilation))
     rows = [y.reshape(batch, tiles, dilation * features) for y in products]
     y = jnp.stack(combine(scheme.output, rows), axis=2)
     return y.reshape(batch, -1, features)[:, :length]
 
 
-def _padded(x, before, length, axis=1):
+def _padded(x, before, length):
     """Returns x with zeros before it and zeros after it, or its end cut off, to a length."""
-    edges = [(0, 0, 0)] * x.ndim
-    edges[axis] = (before, length - before - x.shape[axis], 0)
-    return lax.pad(x, jnp.zeros((), x.dtype), edges)
+    after = length - before - x.shape[1]
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (before, after, 0), (0, 0, 0)))
 
 
 def kernel_gradient(x: jax.Array, grad: jax.Array, padding: int, dilation: int) -> jax.Array:
