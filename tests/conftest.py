@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from maa_jax.bundle import InitRngs
 
@@ -26,6 +27,7 @@ def pytest_runtest_setup(item):
     And a cache of programs that an entry point has set is for its own test alone.
     """
     jax.config.update("jax_compilation_cache_dir", None)
+    reset_cache()
     jax.config.update("jax_disable_most_optimizations", not item.get_closest_marker("full"))
 
 

@@ -3,7 +3,8 @@
 On CPUs they are quicker than XLA's own. jaxlib calls them by names that it does not document, so
 only versions of it are trusted for which the tests passed, and everything here has XLA's own
 operation as its other way. Programs that hold such calls cannot be written to JAX's persistent
-compilation cache: where one is set, XLA's own are used.
+compilation cache, and jaxlib 0.11 and 0.12 end the process when they try: where one is set, or was
+and is still open, XLA's own are used.
 """
 
 import functools
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 from jax import lax
+from jax._src import compilation_cache  # nothing public tells whether a cache is open
 
 # A call that a version of jaxlib reads otherwise would end the process.
 _TRUSTED = ("0.10.", "0.11.", "0.12.")
@@ -29,6 +31,7 @@ def usable() -> bool:
     return (
         _held()
         and not jax.config.jax_compilation_cache_dir
+        and compilation_cache._cache is None
         and jax.default_backend() == "cpu"
         and jax.device_count() == 1  # the partitioner would gather the operands of such a call
     )

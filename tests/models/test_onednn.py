@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from maa_jax.models import cpu1d, onednn
 from tests.models.test_layers import always_onednn, random
@@ -61,6 +62,12 @@ def test_programs_that_are_kept_on_disk_hold_no_calls(tmp_path):
     assert calls(onednn.matmul, x, x)
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     assert not calls(onednn.matmul, x, x)
+    # JAX goes on to write to a cache once it is open.
+    jax.jit(lambda x: x + len(str(tmp_path)))(x)
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert not calls(onednn.matmul, x, x)
+    reset_cache()
+    assert calls(onednn.matmul, x, x)
 
 
 @HELD
