@@ -189,7 +189,7 @@ def materialized(tree):
 def after(x: jax.Array, other: jax.Array) -> jax.Array:
     """Returns x, on CPUs not before there is `other`; both are [b, t, channels].
 
-    XLA would make branches at once: they take each other's cache, and half as much memory again.
+    XLA would make branches at once, which takes more memory and is slower.
     """
     if jax.default_backend() != "cpu":
         return x
