@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from maa_jax.prompts import bank
+from maa_jax.enhancement import bank
 
 _CAPTIONS = flags.DEFINE_integer("captions", 1_000_000, "In the bank.")
 _WIDTH = flags.DEFINE_integer("width", 128, "Of the embeddings.")

@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maa_jax.diffusion import samplers
 from maa_jax.diffusion.schedule import Schedule
-from maa_jax.interop import torch_layout
+from maa_jax.model_folder import torch_layout
 from maa_jax.models import bigvgan
 from maa_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from maa_jax.models.bigvgan import BigVGAN, BigVGANConfig

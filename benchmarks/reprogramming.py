@@ -13,6 +13,7 @@ import time
 from absl import app, flags, logging
 
 from maa_jax.data import input_pipeline
+from maa_jax.data.config import DataConfig
 
 EVENTS = {
     "off": None,
@@ -34,7 +35,7 @@ _TRAINING_RATE = flags.DEFINE_float("training_rate", None, "Examples a second; t
 
 def rate(workers: int, n_events: tuple[float, float, float] | None) -> float:
     """Returns examples a second, once the first batches are made."""
-    data = input_pipeline.DataConfig.of(
+    data = DataConfig.of(
         {
             "dataset": _DATASET.value,
             "data_dir": _DATA_DIR.value,

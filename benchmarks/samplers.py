@@ -15,8 +15,8 @@ from absl import app, flags
 
 from maa_jax.diffusion.samplers import SAMPLERS, coefficients
 from maa_jax.diffusion.schedule import SPACINGS, Schedule
-from maa_jax.evaluators.clap_score import ClapScore
-from maa_jax.pipeline import Pipeline, segments
+from maa_jax.encoders.clap import ClapScore
+from maa_jax.pipeline.pipeline import Pipeline, segments
 
 PROMPTS = (
     "a crow caws",

@@ -6,7 +6,7 @@ r"""The paper's Table 5 for recordings whose labels were withheld from `maa_jax.
 A row a source of captions: the labels themselves (--original, enhanced with --experts=labels), each
 expert's first proposal, and what CLAP chose of all. Beside CLAP's score, which chose, there is a
 check that does not hang on it: how often the caption names the withheld label or a synonym of it
-(synonyms.json, which `benchmarks.corpora` writes), and how often one of another recording would.
+(synonyms.json, which `tools.corpora` writes), and how often one of another recording would.
 """
 
 import csv

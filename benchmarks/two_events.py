@@ -15,10 +15,10 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from maa_jax import bundle
-from maa_jax.data import input_pipeline
-from maa_jax.evaluators.clap_score import ClapScore
-from maa_jax.pipeline import Pipeline
+from maa_jax.data import datasets, input_pipeline
+from maa_jax.encoders.clap import ClapScore
+from maa_jax.model_folder import hub
+from maa_jax.pipeline.pipeline import Pipeline
 
 _MODELS = flags.DEFINE_multi_string("model", ["bundled"], "Model folders.")
 _DATASET = flags.DEFINE_string("dataset", "sonic_sounds", "With a label for each recording.")
@@ -32,7 +32,7 @@ def two_events(samples: int) -> tuple[list[str], np.ndarray, list[collections.Co
     """Returns sentences, their joined sounds [n, samples] and the two labels of each."""
     data = dict(dataset=_DATASET.value, data_dir=_DATA_DIR.value, samples=samples)
     data["reprogram"] = dict(events=_DATASET.value, n_events=(0.0, 1.0, 0.0))
-    meta = input_pipeline.metadata(data)
+    meta = datasets.metadata(data)
     known = sorted({label for example in meta for label in example["labels"]}, key=len)[::-1]
     event = re.compile(rf"\bof ({'|'.join(map(re.escape, known))})\b")
     sentences, sounds, labels = [], [], []
@@ -56,7 +56,7 @@ def two_events(samples: int) -> tuple[list[str], np.ndarray, list[collections.Co
 def main(argv: list[str]) -> None:
     """Prints the table."""
     del argv
-    clap = ClapScore(bundle.BUNDLED)
+    clap = ClapScore(hub.BUNDLED)
     pipes = {model: Pipeline.from_pretrained(model) for model in _MODELS.value}
     rate = next(iter(pipes.values())).sample_rate
     seconds = min(pipe.max_duration for pipe in pipes.values())

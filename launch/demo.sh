@@ -75,8 +75,8 @@ sample() {  # sample MODEL FOLDER
 }
 
 build() {
-  python -c 'import sys; from maa_jax.data import input_pipeline as data
-print(data.prepare(data.DataConfig(dataset="sonic_sounds", data_dir=sys.argv[1])))' "$demo/data"
+  python -c 'import sys; from maa_jax.data import config, datasets
+print(datasets.prepare(config.DataConfig(dataset="sonic_sounds", data_dir=sys.argv[1])))' "$demo/data"
 }
 
 train() {  # train STAGE FLAGS...
@@ -122,7 +122,7 @@ step t2a "Train text-to-audio diffusion, with found captions and joined sounds" 
   --config.autoencoder="$models/autoencoder" \
   --config.vocoder="$models/vocoder"
 step trained "Sound from the model trained here" trained/samples.jsonl sample "$models/t2a" trained
-step report "Write the report" report.html python launch/report.py --workdir="$demo"
+step report "Write the report" report.html python -m maa_jax.report --workdir="$demo"
 
 where=$demo/report.html
 printf '\nAll done in %s. The page with everything to hear and see:\n\n  file://%s\n\n' \

@@ -7,7 +7,8 @@ wavs = pipe(["a crow caws"], seed=0)  # float32 [n, samples] at pipe.sample_rate
 
 from typing import Any
 
-__version__ = "0.1.0"
+from maa_jax.version import __version__
+
 __all__ = ["Pipeline", "__version__"]
 
 
@@ -15,7 +16,7 @@ def __getattr__(name: str) -> Any:
     # Imported on first use: a training process or a tool that only asks for the version should
     # not wait for the pipeline and its networks.
     if name == "Pipeline":
-        from maa_jax.pipeline import Pipeline
+        from maa_jax.pipeline.pipeline import Pipeline
 
         return Pipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

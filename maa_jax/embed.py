@@ -50,16 +50,16 @@ def embed(config, out: str) -> int:
     import jax
     import jax.numpy as jnp
 
-    from maa_jax import conditioning
-    from maa_jax.data import embeddings, input_pipeline
+    from maa_jax.data import datasets, text_embeddings
+    from maa_jax.encoders import text
 
-    folder = conditioning.find(config.text_encoder)
-    text = conditioning.TextConditioner.from_folder(folder, dtype=jnp.dtype(config.dtype))
+    folder = text.find(config.text_encoder)
+    text = text.TextConditioner.from_folder(folder, dtype=jnp.dtype(config.dtype))
     params, encode = jax.device_put(text.params), jax.jit(text.encode)
     captions = ["", *config.summary.prompts]
     for split in (config.data.split, config.data.eval_split):
-        captions += input_pipeline.captions(config.data, split)
-    return embeddings.write(
+        captions += datasets.captions(config.data, split)
+    return text_embeddings.write(
         out,
         captions,
         lambda batch: encode(params, text.tokenize(batch)).astype(jnp.float32),
@@ -80,10 +80,10 @@ def embed_bank(config, retriever: str, out: str) -> int:
     Returns:
         How many captions were written.
     """
-    from maa_jax.data import input_pipeline
-    from maa_jax.prompts import retrieval
+    from maa_jax.data import datasets
+    from maa_jax.enhancement import retrieval
 
-    captions = input_pipeline.captions(config.data, config.data.split)
+    captions = datasets.captions(config.data, config.data.split)
     return retrieval.write_bank(retriever, captions, out)
 
 
@@ -91,8 +91,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the program that this module's docstring describes."""
     if len(argv) > 1:
         raise app.UsageError(f"{argv[1]!r} is not a flag")
-    from maa_jax.bundle import enable_compilation_cache
-    from maa_jax.training.sharding import initialize_distributed
+    from maa_jax.devices import enable_compilation_cache, initialize_distributed
 
     enable_compilation_cache()
     initialize_distributed()

@@ -16,7 +16,6 @@ Experts and CLAP hear one clip of a recording: its middle, where it is longer th
 zeros behind it, where it is shorter. The dataset holds the recordings whole, as they are.
 """
 
-import io
 import json
 import re
 import shlex
@@ -26,6 +25,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags, logging
+
+from maa_jax.enhancement.run import check_needs, check_same, find_captions, is_built, make_shards
 
 EXPERTS = ("captioning", "retrieval")
 THRESHOLD = 0.3
@@ -109,10 +110,12 @@ def enhance(
     from etils import epath
 
     import maa_jax
-    from maa_jax import bundle, enhance_report
-    from maa_jax.data.builders.enhanced import Enhanced, has_record
-    from maa_jax.evaluators.clap_score import LAION_FILES, ClapScore, check_folder
-    from maa_jax.prompts import distill
+    from maa_jax.encoders.clap import LAION_FILES, ClapScore, check_folder
+    from maa_jax.enhancement import distill, report
+    from maa_jax.enhancement.dataset import Enhanced
+    from maa_jax.enhancement.shards import has_record
+    from maa_jax.model_folder import hub
+    from maa_jax.model_folder.index import content_hash
 
     if name is None:
         name = re.split(r"[:\s]", dataset.strip())[0].rpartition("/")[2]
@@ -126,17 +129,17 @@ def enhance(
     ):
         if value < least:
             raise ValueError(f"{key}={value}: give {least} or more")
-    _check_needs(experts, captioner, retriever, bank, bank_captions, withhold_labels)
+    check_needs(experts, captioner, retriever, bank, bank_captions, withhold_labels)
     classes = distill.find_experts(experts)
     beam = _beam(beam_options)
     given = {"captioner": captioner, "retriever": retriever, "clap": clap}
     paths = {
-        key: bundle.fetch(model, LAION_FILES if key == "clap" else ())
+        key: hub.fetch(model, LAION_FILES if key == "clap" else ())
         for key, model in given.items()
         if model
     }
     check_folder(paths["clap"])
-    shards = _shards(dataset, out, folder, shard_size)
+    shards = make_shards(dataset, out, folder, shard_size)
 
     final = epath.Path(out) / "enhanced" / name / str(Enhanced.VERSION)
     work = final.parent / f"{final.name}-work"
@@ -144,7 +147,7 @@ def enhance(
         "datasets": list(dict.fromkeys(shard.dataset for shard in shards)),
         "recordings": sum(map(len, shards)),
         "experts": list(experts),
-        **{f"{key}_sha256": bundle.content_hash(path) for key, path in paths.items()},
+        **{f"{key}_sha256": content_hash(path) for key, path in paths.items()},
         **{key: model for key, model in given.items() if model},
         "bank": bank or bank_captions or "",
         "clip_seconds": clip_seconds,
@@ -152,8 +155,8 @@ def enhance(
         "withhold_labels": withhold_labels,
     }
     first, several = jax.process_index() == 0, jax.process_count() > 1
-    _check_same(work / "settings.json", settings)
-    _check_same(final / "metadata.json", settings | {"threshold": threshold})
+    check_same(work / "settings.json", settings)
+    check_same(final / "metadata.json", settings | {"threshold": threshold})
     if first and not (work / "settings.json").exists():
         work.mkdir(parents=True, exist_ok=True)
         (work / ".settings.part").write_text(json.dumps(settings, indent=2) + "\n")
@@ -165,10 +168,10 @@ def enhance(
     # one that has nothing left to do takes part for the others.
     if not all(has_record(work, shard) for shard in shards):
         if bank_captions:
-            from maa_jax.prompts import retrieval
+            from maa_jax.enhancement import retrieval
 
             bank = str(work / "bank")
-            retrieval.write_bank(paths["retriever"], _captions(bank_captions, out), bank)
+            retrieval.write_bank(paths["retriever"], bank_captions(bank_captions, out), bank)
         if several:
             from jax.experimental import multihost_utils
 
@@ -177,7 +180,7 @@ def enhance(
             "captioning": {"folder": paths.get("captioner")},
             "retrieval": {"folder": paths.get("retriever"), "bank": bank},
         }
-        _find(
+        find_captions(
             mine,
             work,
             [cls(**arguments.get(key, {})) for key, cls in zip(experts, classes, strict=True)],
@@ -188,7 +191,7 @@ def enhance(
             withhold_labels=withhold_labels,
         )
     # Files, not a barrier: the other processes may need hours more.
-    while not (all(has_record(work, s) for s in shards) if first else _is_built(final)):
+    while not (all(has_record(work, s) for s in shards) if first else is_built(final)):
         time.sleep(1)
     if first:
         builder = Enhanced(
@@ -202,38 +205,14 @@ def enhance(
         )
         config = tfds.download.DownloadConfig(**beam)
         builder.download_and_prepare(download_config=config)
-    summary = enhance_report.summarize(shards, work, threshold)
+    summary = report.summarize(shards, work, threshold)
     if first:
         report = final.parent / f"{final.name}-report.html"
-        report.write_text(enhance_report.page(f"enhanced/{name}", settings, summary))
+        report.write_text(report.page(f"enhanced/{name}", settings, summary))
         seconds = time.perf_counter() - start
-        print(enhance_report.text(f"enhanced/{name}", summary))
+        print(report.text(f"enhanced/{name}", summary))
         print(f"{seconds:.0f} s; dataset: {final}; report with examples to hear: {report}")
     return summary
-
-
-def _check_needs(
-    experts: Sequence[str],
-    captioner: str | None,
-    retriever: str | None,
-    bank: str | None,
-    bank_captions: str | None,
-    withhold_labels: bool,
-) -> None:
-    """Raises a ValueError unless each expert has what it needs, and nothing is left over."""
-    for key, value, expert in (
-        ("captioner", captioner, "captioning"),
-        ("retriever", retriever, "retrieval"),
-        ("bank or bank_captions", bank or bank_captions, "retrieval"),
-    ):
-        if expert in experts and not value:
-            raise ValueError(f"experts: {expert!r} needs {key}; give it or leave the expert out")
-        if value and expert not in experts:
-            raise ValueError(f"{key}={value!r} is for the expert {expert!r}: add that to experts")
-    if bank and bank_captions:
-        raise ValueError(f"bank={bank!r} and bank_captions={bank_captions!r}: give one of them")
-    if withhold_labels and "labels" in experts:
-        raise ValueError("experts: 'labels' has nothing to say with withhold_labels: drop either")
 
 
 def _beam(options: str | None) -> dict[str, Any]:
@@ -253,151 +232,12 @@ def _beam(options: str | None) -> dict[str, Any]:
     return {"beam_options": parsed, "beam_runner": create_runner(runner)}
 
 
-def _shards(expression: str, out: str, sounds: str | None, size: int) -> list:
-    """Returns the shards of all datasets of an expression; builds datasets that are missing."""
-    import jax
-    import tensorflow_datasets as tfds
-
-    from maa_jax.data import input_pipeline, mixtures
-    from maa_jax.data.builders.enhanced import Shard
-
-    parts = mixtures.parse("dataset", expression, "train")
-    weighted = [str(part) for part in parts if part.weight != 1]
-    if weighted:
-        raise ValueError(f"dataset={expression!r}: weights are for training; name {weighted} alone")
-    shards = []
-    for part in parts:
-        # Evaluation splits may be enhanced, too: what is refused is to train on them.
-        config = input_pipeline.DataConfig(part.dataset, data_dir=out, folder=sounds)
-        folder = input_pipeline.prepare(config, jax.process_index())
-        splits = tfds.builder_from_directory(folder).info.splits
-        try:
-            count = splits[part.split].num_examples
-        except (KeyError, ValueError) as e:
-            raise ValueError(
-                f"dataset={expression!r}: {part.dataset} has no split {part.split!r}; use one of "
-                f"{list(splits)}"
-            ) from e
-        label = f"{part.dataset}/{folder.name}:{part.split}"
-        for start in range(0, count, size):
-            stop = min(start + size, count)
-            shards.append(Shard(len(shards), label, str(folder), part.split, start, stop))
-    if not shards:
-        raise ValueError(f"dataset={expression!r} holds no recording; take a larger part")
-    return shards
-
-
-def _captions(source: str, out: str) -> list[str]:
-    """Returns the captions of a text file, a line each, or of datasets."""
-    from etils import epath
-
-    from maa_jax.data import input_pipeline
-
-    if epath.Path(source).is_file():
-        return epath.Path(source).read_text().splitlines()
-    return input_pipeline.captions({"dataset": source, "data_dir": out})
-
-
-def _check_same(path, settings: dict[str, Any]) -> None:
-    """Raises a ValueError where something else was begun, or built, under the same name."""
-    if not path.exists():
-        return
-    there = json.loads(path.read_text())
-    different = [
-        f"{key}: {there.get(key)!r} there, {value!r} here"
-        for key, value in settings.items()
-        if there.get(key) != value
-    ]
-    if different:
-        raise ValueError(
-            f"{path.parent} is of other settings ({'; '.join(different)}): give another name, or "
-            "remove that folder"
-        )
-
-
-def _is_built(folder) -> bool:
-    return (folder / "dataset_info.json").exists()
-
-
-def _find(
-    shards: Sequence,
-    work,
-    experts: Sequence,
-    clap,
-    *,
-    samples: int,
-    batch_size: int,
-    threshold: float,
-    withhold_labels: bool,
-) -> None:
-    """Writes the record of each shard that has none; decodes in threads, ahead of the device."""
-    import grain
-    import numpy as np
-    import tqdm
-
-    from maa_jax.data.builders.enhanced import has_record, open_split, read_record, write_record
-    from maa_jax.prompts.distill import best, distill
-
-    def load(batch):
-        shard, start = batch
-        source = open_split(shard.folder, shard.split)
-        examples = [source[i] for i in range(start, min(start + batch_size, shard.stop))]
-        rows = np.arange(batch_size) % len(examples)  # filled up: experts see one shape alone
-        wavs = np.stack([middle_clip(example["audio"], samples) for example in examples])
-        labels = [
-            [] if withhold_labels else [label.decode() for label in example["labels"]]
-            for example in examples
-        ]
-        ids = [example["id"].decode() for example in examples]
-        return shard, ids, wavs[rows], [labels[row] for row in rows]
-
-    def accepted(rows) -> int:
-        return sum(best(candidates, threshold) is not None for _, candidates in rows)
-
-    done = {shard for shard in shards if has_record(work, shard)}
-    batches = [
-        (shard, start)
-        for shard in shards
-        if shard not in done
-        for start in range(shard.start, shard.stop, batch_size)
-    ]
-    ahead = grain.MapDataset.source(batches).map(load).to_iter_dataset(grain.ReadOptions(4, 4))
-    seen, kept = sum(map(len, done)), sum(accepted(read_record(work, shard)) for shard in done)
-    rows = []
-    with tqdm.tqdm(
-        total=sum(map(len, shards)), initial=seen, desc="Enhancing", unit="recording"
-    ) as bar:
-        for shard, ids, wavs, labels in ahead:
-            found = distill(wavs, labels, experts, clap)[: len(ids)]
-            new = list(zip(ids, found, strict=True))
-            rows += new
-            seen, kept = seen + len(new), kept + accepted(new)
-            if len(rows) == len(shard):
-                write_record(work, shard, rows)
-                rows = []
-            bar.set_postfix_str(f"{kept / seen:.1%} accepted", refresh=False)
-            bar.update(len(new))
-
-
-def middle_clip(data: bytes, samples: int):
-    """Decodes the middle of a recording (FLAC bytes), float32 [samples]; zeros behind a short one.
-
-    Only that part is decoded.
-    """
-    import soundfile
-
-    with soundfile.SoundFile(io.BytesIO(data)) as file:
-        file.seek(max(0, file.frames - samples) // 2)
-        return file.read(samples, dtype="float32", fill_value=0.0)
-
-
 def main(argv: Sequence[str]) -> None:
     """Runs the program that this module's docstring describes."""
     if len(argv) > 1:
         raise app.UsageError(f"{argv[1]!r} is not a flag")
     f = flags.FLAGS
-    from maa_jax.bundle import enable_compilation_cache
-    from maa_jax.training.sharding import initialize_distributed
+    from maa_jax.devices import enable_compilation_cache, initialize_distributed
 
     logging.set_verbosity(logging.WARNING)  # TFDS tells of every dataset it opens.
     enable_compilation_cache()

@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import app, flags
 
-from maa_jax.sample import file_names, make_folder
+from maa_jax.files import file_names, make_folder
 
 
 def define_flags() -> None:
@@ -66,16 +66,18 @@ def evaluate(
     import jax
 
     import maa_jax
-    from maa_jax import bundle
     from maa_jax.audio import io
-    from maa_jax.data.input_pipeline import DataConfig
+    from maa_jax.data.config import DataConfig
     from maa_jax.evaluators import label_accuracy, recall
-    from maa_jax.pipeline import Pipeline, check_request
+    from maa_jax.model_folder import hub
+    from maa_jax.model_folder.index import content_hash
+    from maa_jax.pipeline.pipeline import Pipeline
+    from maa_jax.pipeline.request import check_request
 
     request = {k: settings[k] for k in ("steps", "guidance_scale", "seed") if k in settings}
     check_request(**request)
     folder = make_folder(out)
-    path = bundle.fetch_model(model)
+    path = hub.fetch_model(model)
     data = DataConfig(dataset=dataset, data_dir=data_dir, split=split)
     retrieves = (path / "retriever").is_dir() and not (path / "unet").is_dir()
     pipe = None if retrieves else Pipeline.from_pretrained(model)
@@ -94,7 +96,7 @@ def evaluate(
     if jax.process_index() == 0:
         result = {
             "model": model if model == "bundled" else str(path.resolve()),
-            "model_sha256": bundle.content_hash(path),
+            "model_sha256": content_hash(path),
             "dataset": dataset,
             "split": split,
             "settings": settings,
@@ -131,8 +133,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"{argv[1]!r} is not a flag")
     f = flags.FLAGS
-    from maa_jax.bundle import enable_compilation_cache
-    from maa_jax.training.sharding import initialize_distributed
+    from maa_jax.devices import enable_compilation_cache, initialize_distributed
 
     enable_compilation_cache()
     initialize_distributed()

@@ -8,10 +8,7 @@ stopped when the same command is given again. Several processes (as for maa_jax.
 prompts among them, and each spreads its batches over its devices; they need a folder in common.
 """
 
-import json
-import os
 import pathlib
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +16,8 @@ from typing import Any
 
 from absl import app, flags
 
-_SLUG_LENGTH = 48  # of the prompt in a file's name; names over 255 bytes cannot be written
+from maa_jax.files import file_names, make_folder
+from maa_jax.pipeline.journal import Journal
 
 
 def define_flags() -> None:
@@ -79,138 +77,6 @@ def read_prompts(prompts: Sequence[str], prompts_file: str | None) -> list[str]:
     return prompts
 
 
-def file_names(prompts: Sequence[str]) -> list[str]:
-    """Returns a readable name a sample, numbered, so that no two are the same."""
-    digits = max(3, len(str(len(prompts) - 1)))
-    return [
-        f"{i:0{digits}d}_{_slug(prompt) or 'unconditional'}.wav" for i, prompt in enumerate(prompts)
-    ]
-
-
-def _slug(prompt: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:_SLUG_LENGTH].strip("-")
-
-
-def make_folder(path: str) -> pathlib.Path:
-    """Makes a folder and its parents, and checks that files can be written into it.
-
-    Raises:
-      ValueError: that is not possible.
-    """
-    folder = pathlib.Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as e:
-        raise ValueError(f"--out={path}: cannot be written ({e}); give another folder") from e
-    return folder
-
-
-class Journal:
-    """Which sounds of a request are there: samples.jsonl, and what unfinished runs wrote down.
-
-    Every process appends to a file of its own, samples.part-N.jsonl, a line a sound; in the end
-    all of them become samples.jsonl.
-
-    Attributes:
-      rows: {file's name: its line} of the sounds that need not be made again.
-    """
-
-    def __init__(self, folder: pathlib.Path, wanted: dict[str, dict[str, Any]], process: int):
-        """Reads what is there.
-
-        Args:
-          folder: of the sounds.
-          wanted: {file's name: what its line must say}.
-          process: this one's number.
-
-        Raises:
-          ValueError: the folder holds an unfinished run of another request.
-        """
-        self.rows: dict[str, dict[str, Any]] = {}
-        self._folder, self._wanted = folder, wanted
-        self._part = folder / f"samples.part-{process}.jsonl"
-        for row in _read_rows(folder / "samples.jsonl"):
-            if not _differences(wanted.get(row.get("file")), row):
-                self._found(row)
-        for part in self._parts():
-            for row in _read_rows(part):
-                other = _differences(wanted.get(row.get("file")), row)
-                if other:
-                    raise ValueError(
-                        f"--out={folder}: {part.name} is of an unfinished run of another request "
-                        f"({other}); give the same request again to go on with it, or another "
-                        "folder, or delete that file"
-                    )
-                self._found(row)
-
-    def begin(self) -> None:
-        """Makes ready for `add`, before any sound is written."""
-        if self._part.is_file() and not self._part.read_bytes().endswith(b"\n"):
-            with self._part.open("ab") as file:  # ends the line that a kill cut short
-                file.write(b"\n")
-        table = self._folder / "samples.jsonl"
-        if self._part.name == "samples.part-0.jsonl" and table.is_file():
-            # Files of another request are about to be written over: its lines go, ours are kept.
-            for row in list(self.rows.values()):
-                self.add(row)
-            table.unlink()
-
-    def _found(self, row: dict[str, Any]) -> None:
-        if (self._folder / row["file"]).is_file():
-            self.rows[row["file"]] = row
-
-    def _parts(self) -> list[pathlib.Path]:
-        return sorted(self._folder.glob("samples.part-*.jsonl"))
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Notes that a sound's file is written."""
-        self.rows[row["file"]] = row
-        with self._part.open("ab") as file:  # one write a line
-            file.write(json.dumps(row).encode() + b"\n")
-
-    def finish(self) -> None:
-        """Writes samples.jsonl, in order, in place of all processes' notes."""
-        parts = self._parts()
-        rows = self.rows | {row["file"]: row for part in parts for row in _read_rows(part)}
-        missing = [name for name in self._wanted if name not in rows]
-        if missing:
-            raise ValueError(
-                f"--out={self._folder}: {len(missing)} sound(s) are not noted here, such as "
-                f"{missing[0]}: give a folder that all processes share"
-            )
-        table = self._folder / "samples.jsonl"
-        temporary = table.with_name(f".{table.name}.{os.getpid()}")
-        temporary.write_text("".join(json.dumps(rows[name]) + "\n" for name in self._wanted))
-        temporary.replace(table)
-        for part in parts:
-            part.unlink()
-
-
-def _read_rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines that are whole."""
-    try:
-        text = path.read_text("utf-8", "replace")
-    except FileNotFoundError:
-        return
-    for line in text.split("\n"):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            yield row
-
-
-def _differences(wanted: dict[str, Any] | None, row: dict[str, Any]) -> str:
-    if wanted is None:
-        return f"file={row.get('file')!r} there, not asked for here"
-    different = [key for key, value in wanted.items() if row.get(key) != value]
-    return ", ".join(f"{key}={row.get(key)!r} there, {wanted[key]!r} here" for key in different)
-
-
 def _chunks(numbers: Sequence[int], size: int) -> Iterator[list[int]]:
     """Yields ascending numbers in runs without gaps, of up to `size`."""
     chunk: list[int] = []
@@ -258,10 +124,12 @@ def sample(
     from jax.experimental import multihost_utils
 
     import maa_jax
-    from maa_jax import bundle
     from maa_jax.audio import io
-    from maa_jax.evaluators import clap_score
-    from maa_jax.pipeline import Pipeline, check_request
+    from maa_jax.encoders import clap
+    from maa_jax.model_folder import hub
+    from maa_jax.model_folder.index import content_hash, load_index
+    from maa_jax.pipeline.pipeline import Pipeline
+    from maa_jax.pipeline.request import check_request
 
     how = dict(
         seed=seed,
@@ -274,11 +142,11 @@ def sample(
     count = dict(num_samples=num_samples, num_candidates=num_candidates)
     request = how | count | dict(duration=duration, batch_size=batch_size)
     check_request(**request)
-    path = bundle.fetch_model(model)
-    index = bundle.load_index(path, meta=("sample_rate", "max_duration"))
+    path = hub.fetch_model(model)
+    index = load_index(path, meta=("sample_rate", "max_duration"))
     check_request(**request, max_duration=index["max_duration"])
     if num_candidates is not None:
-        clap_score.check_folder(path)
+        clap.check_folder(path)
     folder = make_folder(out)
 
     every = [prompt for prompt in prompts for _ in range(num_samples)]
@@ -287,7 +155,7 @@ def sample(
         negative_prompt=negative_prompt,
         duration=index["max_duration"] if duration is None else duration,
         sample_rate=index["sample_rate"],
-        model_sha256=bundle.content_hash(path),
+        model_sha256=content_hash(path),
         maa_jax=maa_jax.__version__,
     )
     if num_candidates is not None:
@@ -381,8 +249,7 @@ def main(argv: Sequence[str]) -> None:
     names += ("num_samples", "num_candidates", "batch_size", "negative_prompt")
     try:
         prompts = read_prompts(f.prompt, f.prompts_file)
-        from maa_jax.bundle import enable_compilation_cache
-        from maa_jax.training.sharding import initialize_distributed
+        from maa_jax.devices import enable_compilation_cache, initialize_distributed
 
         enable_compilation_cache()
         initialize_distributed()

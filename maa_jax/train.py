@@ -20,8 +20,13 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import config_flags
 
-from maa_jax.bundle import enable_compilation_cache
-from maa_jax.data import input_pipeline
+from maa_jax.data import datasets, input_pipeline
+from maa_jax.devices import (
+    batch_sharding,
+    enable_compilation_cache,
+    initialize_distributed,
+    replicated,
+)
 from maa_jax.stages import make_stage
 from maa_jax.training import optim, sharding
 from maa_jax.training.checkpoint import Checkpoints, write_config
@@ -60,8 +65,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     kind = jax.devices()[0].device_kind
     _say(f"{jax.process_count()} process(es), {mesh.size} x {kind}, mesh {dict(mesh.shape)}")
 
-    input_pipeline.prepare(config.data, jax.process_index())
-    examples = input_pipeline.num_examples(config.data, config.data.split)
+    datasets.prepare(config.data, jax.process_index())
+    examples = datasets.num_examples(config.data, config.data.split)
     steps_per_epoch = max(1, examples // config.batch_size)
     stage = make_stage(config, steps_per_epoch)
     total_steps = _total_steps(config, steps_per_epoch)
@@ -76,7 +81,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     )
     iterator = make_iterator()
 
-    whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    whole, rows = replicated(mesh), batch_sharding(mesh)
     frozen = sharding.put_replicated(stage.load_frozen(), mesh)
     init_key, step_key, eval_key, halted = jax.jit(
         lambda: (*jax.random.split(jax.random.key(config.seed), 3), jnp.zeros((), bool)),
@@ -288,7 +293,7 @@ def main(argv: list[str]) -> None:
 
     tf.config.set_visible_devices([], "GPU")  # clu and TFDS bring it; it must hold no accelerator.
     enable_compilation_cache()
-    sharding.initialize_distributed()
+    initialize_distributed()
     try:
         train(_CONFIG.value, _WORKDIR.value)
     except ValueError as error:

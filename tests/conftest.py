@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from maa_jax.bundle import InitRngs
+from maa_jax.models.rngs import InitRngs
 
 CAPTIONS = ("a crow caws", "rain falls on a tin roof", "a dog barks twice, then a door slams")
 
@@ -53,20 +53,22 @@ def random_network(make, seed):
 
 def write_tiny_model(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
     """Writes a whole model folder with tiny random networks, for sounds of up to 2.048 s."""
-    from maa_jax import bundle, conditioning
     from maa_jax.audio.mel import MelConfig
     from maa_jax.diffusion.schedule import Schedule
+    from maa_jax.model_folder import networks
+    from maa_jax.model_folder.index import save_index, save_scheduler
     from maa_jax.models.autoencoder import Autoencoder, AutoencoderConfig
     from maa_jax.models.bert import Bert, BertConfig
     from maa_jax.models.clap import Projection, ProjectionConfig
     from maa_jax.models.cnn14 import Cnn14, Cnn14Config
     from maa_jax.models.hifigan import HifiGan, HifiGanConfig
     from maa_jax.models.unet import UNet, UNetConfig
+    from maa_jax.text.tokenizer import build_tokenizer
 
-    tokenizer = conditioning.build_tokenizer(CAPTIONS, folder / "tokenizer", 128)
+    tokenizer = build_tokenizer(CAPTIONS, folder / "tokenizer", 128)
     text = BertConfig(tokenizer.vocab_size, 16, 1, 2, 32, max_position_embeddings=77)
     sound = Cnn14Config(n_mels=16, channels=(4, 8, 16))
-    networks = {
+    parts = {
         "text_encoder": (Bert, text),
         "text_projection": (Projection, ProjectionConfig(16, 24)),
         "audio_encoder": (Cnn14, sound),
@@ -99,13 +101,11 @@ def write_tiny_model(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
             ),
         ),
     }
-    for i, (name, (network, config)) in enumerate(networks.items()):
+    for i, (name, (network, config)) in enumerate(parts.items()):
         params = random_network(lambda r, n=network, c=config: n(c, rngs=r), seed + i)
-        bundle.save_network(folder, name, config, params)
-    bundle.save_scheduler(folder, Schedule())
-    bundle.save_index(
-        folder, mel=dataclasses.asdict(MelConfig()), sample_rate=16000, max_duration=2.048
-    )
+        networks.save_network(folder, name, config, params)
+    save_scheduler(folder, Schedule())
+    save_index(folder, mel=dataclasses.asdict(MelConfig()), sample_rate=16000, max_duration=2.048)
     return folder
 
 

@@ -6,10 +6,11 @@ import jax
 import pytest
 from flax import nnx
 
-from maa_jax import bundle
+from maa_jax.model_folder.registry import NETWORKS
 from maa_jax.models.bert import BertConfig
 from maa_jax.models.clap import ClapConfig, Projection
 from maa_jax.models.clip import ClipTextConfig
+from maa_jax.models.rngs import InitRngs
 from maa_jax.models.t5 import T5Config
 from maa_jax.models.unet import UNet, UNetConfig
 from maa_jax.stages import make_stage
@@ -32,7 +33,7 @@ def _networks(name, **changes):
 def test_the_unet_has_the_papers_size():
     config = importlib.import_module("configs.t2a").get_config()
     # Not through the stage, which would read a full-size autoencoder and text encoder.
-    unet = nnx.eval_shape(lambda: UNet(UNetConfig(**config.unet), rngs=bundle.InitRngs(0)))
+    unet = nnx.eval_shape(lambda: UNet(UNetConfig(**config.unet), rngs=InitRngs(0)))
     assert _count(nnx.state(unet, nnx.Param)) == 160_223_684
 
 
@@ -48,7 +49,7 @@ def test_the_unet_has_the_papers_size():
 def test_the_rows_of_table_1_have_the_sizes_that_the_config_states(arg, kind, encoder, total):
     module = importlib.import_module("configs.t2a")
     config = module.get_config(arg)
-    _, file, _, network = bundle.NETWORKS[kind]
+    _, file, _, network = NETWORKS[kind]
     network = getattr(importlib.import_module(file), network)
     parts = [(network, encoder), (UNet, UNetConfig(**config.unet))]
     width = encoder.hidden_size
@@ -58,8 +59,7 @@ def test_the_rows_of_table_1_have_the_sizes_that_the_config_states(arg, kind, en
         width = head.out_size
     assert config.unet.cross_attention_dim == width
     counts = [
-        _count(nnx.state(nnx.eval_shape(lambda n=n, c=c: n(c, rngs=bundle.InitRngs(0)))))
-        for n, c in parts
+        _count(nnx.state(nnx.eval_shape(lambda n=n, c=c: n(c, rngs=InitRngs(0))))) for n, c in parts
     ]
     assert sum(counts) == total
     stated = next(line for line in module.__doc__.splitlines() if line.startswith(f"    {arg} "))

@@ -9,10 +9,12 @@ import pytest
 import tensorflow_datasets as tfds
 
 from maa_jax import enhance
-from maa_jax.data import input_pipeline
+from maa_jax.data import datasets, input_pipeline
+from maa_jax.data.config import DataConfig
+from maa_jax.enhancement.run import middle_clip
 from tests.conftest import CAPTIONS
-from tests.prompts.test_captioning import folder as captioner  # noqa: F401
-from tests.prompts.test_retrieval import model as retriever  # noqa: F401
+from tests.enhancement.test_captioning import folder as captioner  # noqa: F401
+from tests.enhancement.test_retrieval import model as retriever  # noqa: F401
 from tests.subprocesses import start_python, start_two
 
 SETTINGS = ["--experts=tests.test_enhance:Words,labels", "--clip_seconds=0.5"]
@@ -48,7 +50,7 @@ class WordsOnAllDevices(Words):
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("enhanced")
-    input_pipeline.prepare({"data_dir": str(folder)})
+    datasets.prepare({"data_dir": str(folder)})
     return folder
 
 
@@ -94,7 +96,7 @@ def test_a_killed_build_goes_on_and_every_recording_is_in_one_split(built):
     work, summary = built
     accepted, rejected = examples(work, "train"), examples(work, "rejected")
     assert len(accepted) == summary["accepted"] and len(accepted) + len(rejected) == 40
-    source = input_pipeline.metadata({"data_dir": str(work.parents[2])}, "train[:40]")
+    source = datasets.metadata({"data_dir": str(work.parents[2])}, "train[:40]")
     ids = {example["id"].decode() for example in accepted + rejected}
     assert ids == {example["id"] for example in source}
     for example in accepted + rejected:
@@ -115,8 +117,8 @@ def test_the_sound_is_that_of_the_source(built):
     work, _ = built
     import tensorflow_datasets as tfds
 
-    data = input_pipeline.DataConfig(data_dir=str(work.parents[2]))
-    source = tfds.builder_from_directory(input_pipeline.prepare(data))
+    data = DataConfig(data_dir=str(work.parents[2]))
+    source = tfds.builder_from_directory(datasets.prepare(data))
     audio = {e["id"]: e["audio"] for e in source.as_data_source("train")}
     assert all(e["audio"] == audio[e["id"]] for e in examples(work, "train"))
 
@@ -127,11 +129,11 @@ def test_the_result_is_read_by_its_name(built):
     data["eval_dataset"] = "sonic_sounds"
     batch = next(input_pipeline.train_iterator(data, batch_size=4, seed=0))
     accepted = {e["captions"][0].decode() for e in examples(work, "train")}
-    assert set(input_pipeline.captions(data)) == accepted
+    assert set(datasets.captions(data)) == accepted
     assert batch["audio"].shape == (4, 4000) and batch["audio"].any()
-    assert input_pipeline.num_examples(data) == summary["accepted"]
+    assert datasets.num_examples(data) == summary["accepted"]
     with pytest.raises(ValueError, match="did you mean 'enhanced/killed'"):
-        input_pipeline.prepare(data | {"dataset": "enhanced/none"})
+        datasets.prepare(data | {"dataset": "enhanced/none"})
 
 
 def test_the_report_has_the_scores_and_sounds(built):
@@ -293,7 +295,7 @@ def test_recordings_are_cut_in_their_middle_or_padded_behind(tones):
     from maa_jax.audio.io import encode_flac
 
     data = encode_flac(tones[0])
-    middle = enhance.middle_clip(data, 8000)
+    middle = middle_clip(data, 8000)
     assert abs(middle - tones[0][4000:12000]).max() < 1e-4
-    padded = enhance.middle_clip(data, 20000)
+    padded = middle_clip(data, 20000)
     assert abs(padded[:16000] - tones[0]).max() < 1e-4 and not padded[16000:].any()

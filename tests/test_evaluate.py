@@ -6,7 +6,9 @@ import sys
 import pytest
 import soundfile
 
-from maa_jax import bundle, evaluate
+from maa_jax import evaluate
+from maa_jax.model_folder import networks
+from maa_jax.model_folder.index import save_index
 from maa_jax.models.retriever import Retriever
 from tests.conftest import random_network
 from tests.models.test_retriever import TINY
@@ -57,8 +59,8 @@ def test_a_folder_with_a_retriever_is_scored_by_its_recall(tiny_model, tmp_path,
     folder = tmp_path / "retriever"
     shutil.copytree(tiny_model / "tokenizer", folder / "tokenizer")
     network = random_network(lambda rngs: Retriever(TINY, rngs=rngs), 0)
-    bundle.save_network(folder, "retriever", TINY, network)
-    bundle.save_index(folder)
+    networks.save_network(folder, "retriever", TINY, network)
+    save_index(folder)
     scores = evaluate.evaluate(
         str(tmp_path / "out"),
         model=str(folder),

@@ -11,6 +11,7 @@ import soundfile
 import maa_jax
 from maa_jax import sample
 from maa_jax.audio import io
+from maa_jax.files import file_names
 from tests.subprocesses import start_two
 
 
@@ -183,11 +184,11 @@ def test_processes_and_devices_share_the_prompts(tiny_model, tmp_path):
 
 def test_file_names():
     prompts = ["x" * 300, "../../etc", "ö!", "", "a b", "a/b"]
-    names = sample.file_names(prompts)
+    names = file_names(prompts)
     assert names[1:] == ["001_etc.wav", "002_unconditional.wav", "003_unconditional.wav",
                          "004_a-b.wav", "005_a-b.wav"]  # fmt: skip
     assert len(names[0]) < 64
-    many = sample.file_names(["rain"] * 1001)
+    many = file_names(["rain"] * 1001)
     assert (many[0], many[-1]) == ("0000_rain.wav", "1000_rain.wav")
     assert sorted(many) == many
 
@@ -209,7 +210,9 @@ def test_file_names():
 def test_mistakes_are_named_before_weights_are_read(
     tiny_model, tmp_path, monkeypatch, arguments, message
 ):
-    monkeypatch.setattr("maa_jax.bundle.load_network", lambda *a, **k: pytest.fail("read weights"))
+    monkeypatch.setattr(
+        "maa_jax.model_folder.networks.load_network", lambda *a, **k: pytest.fail("read weights")
+    )
     call = {"prompts": ["rain"], "out": str(tmp_path / "o"), "model": str(tiny_model)} | arguments
     with pytest.raises(ValueError) as e:
         sample.sample(**call)

@@ -6,11 +6,11 @@ import string
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from maa_jax import bundle
-from maa_jax.conditioning import build_tokenizer
+from maa_jax.model_folder import networks
 from maa_jax.models.bert import Bert, BertConfig
 from maa_jax.models.clip import ClipTextConfig, ClipTextModel
 from maa_jax.models.t5 import T5Config, T5Encoder
+from maa_jax.text.tokenizer import build_tokenizer
 from tests.conftest import CAPTIONS, random_network
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -99,7 +99,7 @@ def write_encoder(kind, folder):
             network = ClipTextModel
             config = ClipTextConfig(16, 32, 1, 2, vocab_size=size, eos_token_id=size - 1)
     params = random_network(lambda rngs: network(config, rngs=rngs), 0)
-    bundle.save_network(folder.parent, "written", config, params)
+    networks.save_network(folder.parent, "written", config, params)
     for path in (folder.parent / "written").iterdir():
         path.rename(folder / path.name)
     (folder.parent / "written").rmdir()

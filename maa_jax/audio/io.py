@@ -12,6 +12,8 @@ import soundfile
 import soxr
 from etils import epath
 
+# Rate, in Hz, of every recording from the data sets on: what is decoded comes at it.
+SAMPLE_RATE = 16_000
 # Peak under which a recording counts as silent: -80 dBFS, three steps of 16-bit PCM.
 SILENCE = 1e-4
 
@@ -20,7 +22,7 @@ class AudioError(ValueError):
     """A recording that cannot be used: unreadable, truncated, empty or not finite."""
 
 
-def load(path: epath.PathLike, sample_rate: int = 16000) -> np.ndarray:
+def load(path: epath.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """Reads a sound file (local or on a bucket) as float32 mono `[samples]`; see `decode`."""
     try:
         data = epath.Path(path).read_bytes()
@@ -32,7 +34,7 @@ def load(path: epath.PathLike, sample_rate: int = 16000) -> np.ndarray:
         raise AudioError(f"{path}: {error}") from error
 
 
-def decode(data: bytes, sample_rate: int = 16000) -> np.ndarray:
+def decode(data: bytes, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """Decodes the content of a sound file: channels averaged, resampled, nothing normalised.
 
     Args:
@@ -97,7 +99,7 @@ def is_silent(wav: np.ndarray) -> bool:
     return not len(wav) or float(np.abs(wav).max()) < SILENCE
 
 
-def encode_flac(wav: np.ndarray, sample_rate: int = 16000) -> bytes:
+def encode_flac(wav: np.ndarray, sample_rate: int = SAMPLE_RATE) -> bytes:
     """Encodes float `[samples]` as 16-bit FLAC; values beyond [-1, 1] are clipped."""
     return _encode(wav, sample_rate, "FLAC")
 
@@ -108,7 +110,7 @@ def pcm16(wav: np.ndarray) -> np.ndarray:
     return np.round(np.clip(wav, -1, 1) * 32767).astype(np.int16)
 
 
-def write_wav(path: epath.PathLike, wav: np.ndarray, sample_rate: int = 16000):
+def write_wav(path: epath.PathLike, wav: np.ndarray, sample_rate: int = SAMPLE_RATE):
     """Writes float `[samples]` as 16-bit PCM; values beyond [-1, 1] are clipped.
 
     The file appears whole or not at all: it is written beside its place and renamed.

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maa_jax.diffusion.schedule import Schedule, check_name
+from maa_jax.checks import check_name
+from maa_jax.diffusion.schedule import Schedule
 
 Denoise = Callable[..., jax.Array]
 

@@ -1,22 +1,16 @@
 """The noise schedule: how much of a latent is left at each timestep."""
 
 import dataclasses
-import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maa_jax.checks import check_name
+
 SPACINGS = ("ldm", "leading", "trailing", "linspace")
-
-
-def check_name(key: str, value: object, known: Collection[str]) -> None:
-    """Raises a ValueError with the nearest name unless `value` is one of the `known`."""
-    if value not in known:
-        near = difflib.get_close_matches(str(value), known, 1, 0)
-        raise ValueError(f"{key}={value!r}: did you mean {near[0]!r}? There are {', '.join(known)}")
 
 
 @dataclasses.dataclass(frozen=True)

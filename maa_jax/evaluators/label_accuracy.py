@@ -16,9 +16,10 @@ import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
 
-from maa_jax import bundle
 from maa_jax.audio.mel import MelConfig, log_mel
-from maa_jax.data import input_pipeline
+from maa_jax.data import datasets, input_pipeline
+from maa_jax.data.config import DataConfig
+from maa_jax.model_folder import hub, networks
 from maa_jax.models.clap import unit_length
 
 BATCH = 8
@@ -27,7 +28,7 @@ TOPS = (1, 5)
 
 def run(
     pipeline: Any,
-    data: input_pipeline.DataConfig | Mapping[str, Any],
+    data: DataConfig | Mapping[str, Any],
     *,
     num_prompts: int = 0,
     captions_per_recording: int = 1,
@@ -67,8 +68,8 @@ def run(
             f"num_prompts={num_prompts}, captions_per_recording={captions_per_recording}: "
             "give 0 (all) or more."
         )
-    data = input_pipeline.DataConfig.of(data)
-    meta = input_pipeline.metadata(data)
+    data = DataConfig.of(data)
+    meta = datasets.metadata(data)
     unlabelled = [example["id"] for example in meta if not example["labels"]]
     if unlabelled:
         raise ValueError(
@@ -151,8 +152,8 @@ def clap_features(model: str, sample_rate: int) -> Callable[[jax.Array], jax.Arr
         model: a model folder with `audio_encoder` and `audio_projection`, or "bundled".
         sample_rate: of the wavs; the tower's own.
     """
-    folder = bundle.resolve(model)
-    config = bundle.load_config(folder, "audio_encoder")
+    folder = hub.resolve(model)
+    config = networks.load_config(folder, "audio_encoder")
     if config.sample_rate != sample_rate:
         raise ValueError(
             f"clap={model!r} hears sound at {config.sample_rate} Hz, and this model makes it at "
@@ -160,14 +161,14 @@ def clap_features(model: str, sample_rate: int) -> Callable[[jax.Array], jax.Arr
         )
     graphs, params = {}, {}
     for name in ("audio_encoder", "audio_projection"):
-        graphs[name], params[name] = bundle.load_network(folder, name)
+        graphs[name], params[name] = networks.load_network(folder, name)
 
     @jax.jit
     def embed(params, wavs):
         missing = config.min_samples - wavs.shape[1]
         wavs = jnp.pad(wavs, ((0, 0), (0, max(0, missing))))
-        hidden = bundle.build(graphs["audio_encoder"], params["audio_encoder"])(wavs)["embedding"]
-        head = bundle.build(graphs["audio_projection"], params["audio_projection"])
+        hidden = networks.build(graphs["audio_encoder"], params["audio_encoder"])(wavs)["embedding"]
+        head = networks.build(graphs["audio_projection"], params["audio_projection"])
         return unit_length(head(hidden))
 
     return functools.partial(embed, jax.device_put(params))
@@ -179,7 +180,7 @@ def mel_features(wavs: jax.Array, *, sample_rate: int) -> jax.Array:
     return jnp.concatenate([mel.mean(axis=1), mel.std(axis=1)], axis=1)
 
 
-def _recordings(data: input_pipeline.DataConfig, samples: int) -> Iterator[np.ndarray]:
+def _recordings(data: DataConfig, samples: int) -> Iterator[np.ndarray]:
     """Yields the split's recordings in order, [b, samples] each time."""
     evaluated = {"eval_dataset": data.dataset, "eval_split": data.split}
     config = {**vars(data), **evaluated, "samples": samples}

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from maa_jax.data import input_pipeline
-from maa_jax.prompts.retrieval import Embedder
+from maa_jax.data import datasets, input_pipeline
+from maa_jax.data.config import DataConfig
+from maa_jax.encoders.retriever import Embedder
 
 TOPS = (1, 5, 10)
 
 
 def run(
-    model: str, data: input_pipeline.DataConfig | Mapping[str, Any], *, batch_size: int = 16
+    model: str, data: DataConfig | Mapping[str, Any], *, batch_size: int = 16
 ) -> Iterator[tuple[str, float]]:
     """Scores the retriever of a model folder on `data.split`.
 
@@ -32,8 +33,8 @@ def run(
         the K nearest different ones; for K in 1, 5, 10.
     """
     embedder = Embedder(model, batch_size=batch_size)
-    data = input_pipeline.DataConfig.of(data)
-    meta = input_pipeline.metadata(data)
+    data = DataConfig.of(data)
+    meta = datasets.metadata(data)
     captions = sorted({caption for example in meta for caption in example["captions"]})
     place = {caption: i for i, caption in enumerate(captions)}
     right = np.zeros((len(captions), len(meta)), bool)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maa_jax.models import cpu1d
 from maa_jax.models.hifigan import check_vocoder
+from maa_jax.models.kernels import cpu1d
 from maa_jax.models.layers1d import Conv1d, ConvTranspose1d, mean_of
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from maa_jax.models import cpu, onednn
+from maa_jax.models.kernels import cpu2d, onednn
 
 # PyTorch's default for linear and convolution weights: uniform within +-1/sqrt(fan_in).
 default_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -48,8 +48,8 @@ def conv2d(
         if groups == 1:
             return dense(x, kernel[0, 0])
     if jax.default_backend() == "cpu" and groups == 1:
-        return cpu.conv2d(x, kernel, stride, padding, dilation)
-    return cpu.plain_conv2d(x, kernel, stride, padding, dilation, groups)
+        return cpu2d.conv2d(x, kernel, stride, padding, dilation)
+    return cpu2d.plain_conv2d(x, kernel, stride, padding, dilation, groups)
 
 
 class Conv(nnx.Module):
@@ -99,7 +99,7 @@ class Conv(nnx.Module):
         """
         if jax.default_backend() != "cpu":
             return self(double(x))
-        return self._add_bias(cpu.doubled_conv2d(x.astype(self.dtype), self.kernel[...]))
+        return self._add_bias(cpu2d.doubled_conv2d(x.astype(self.dtype), self.kernel[...]))
 
     def _add_bias(self, x):
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
@@ -180,7 +180,7 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
       [b, q, heads, d].
     """
     if jax.default_backend() == "cpu":
-        return cpu.attention(query, key, value)
+        return cpu2d.attention(query, key, value)
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(scores * query.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)

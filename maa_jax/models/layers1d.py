@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from maa_jax.models import cpu1d
+from maa_jax.models.kernels import cpu1d
 
 
 def weight_norm(weight_v: jax.Array, weight_g: jax.Array) -> jax.Array:

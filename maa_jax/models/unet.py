@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maa_jax.interop import hf_config
+from maa_jax.models import hf_config
 from maa_jax.models.layers import (
     Conv,
     GroupNorm,

@@ -15,8 +15,9 @@ import ml_collections
 import optax
 from flax import nnx
 
-from maa_jax import bundle
 from maa_jax.audio import mel as mel_lib
+from maa_jax.model_folder import networks
+from maa_jax.model_folder.index import save_index
 from maa_jax.models import autoencoder, discriminators
 from maa_jax.models.layers import conv2d
 from maa_jax.training import optim, state
@@ -95,7 +96,7 @@ class AutoencoderStage:
 
     def start_weights(self) -> dict[str, Tree]:
         """Returns the autoencoder to go on from, {} for none."""
-        return bundle.start_weights(self.config.init_from, "vae", self.vae_config)
+        return networks.start_weights(self.config.init_from, "vae", self.vae_config)
 
     def init(self, key: jax.Array) -> state.TrainState:
         """Returns the state of step 0."""
@@ -236,10 +237,8 @@ class AutoencoderStage:
     def export(self, params: Tree, extra: Tree, folder: str) -> None:
         """Writes `vae` into a model folder; the diffusion stage measures its scaling factor."""
         del extra
-        bundle.save_network(folder, "vae", self.vae_config, params["vae"])
-        bundle.save_index(
-            folder, mel=dataclasses.asdict(self.mel), sample_rate=self.mel.sample_rate
-        )
+        networks.save_network(folder, "vae", self.vae_config, params["vae"])
+        save_index(folder, mel=dataclasses.asdict(self.mel), sample_rate=self.mel.sample_rate)
 
 
 def discriminate(

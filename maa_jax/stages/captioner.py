@@ -16,11 +16,13 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from maa_jax import bundle, conditioning
-from maa_jax.evaluators import cider
+from maa_jax.model_folder import networks
+from maa_jax.model_folder.index import save_index
 from maa_jax.models import captioner as captioner_lib
 from maa_jax.models.cnn10 import Cnn10Config
-from maa_jax.stages.pairs import augment, make_tokenizer
+from maa_jax.stages.contrastive import augment, make_tokenizer
+from maa_jax.text import cider
+from maa_jax.text.tokenizer import MAX_TOKENS, Tokenizer
 from maa_jax.training import optim, state
 
 Tree = Any
@@ -98,10 +100,10 @@ class CaptionerStage:
                 f"config.captioner.vocab_size={sizes.vocab_size}, but the tokenizer in "
                 f"{config.tokenizer} has {self.tokenize.vocab_size} entries: set it to that."
             )
-        if sizes.max_length > conditioning.MAX_TOKENS:
+        if sizes.max_length > MAX_TOKENS:
             raise ValueError(
                 f"config.captioner.max_length={sizes.max_length}: captions come with "
-                f"{conditioning.MAX_TOKENS} tokens, give at most as many."
+                f"{MAX_TOKENS} tokens, give at most as many."
             )
         if config.data.samples < sizes.min_samples:
             raise ValueError(
@@ -120,22 +122,22 @@ class CaptionerStage:
         return frozen
 
     def _tables(self, split: str) -> Tree:
-        from maa_jax.data import input_pipeline
+        from maa_jax.data import datasets
 
-        captions = [x["captions"] for x in input_pipeline.metadata(self.config.data, split)]
+        captions = [x["captions"] for x in datasets.metadata(self.config.data, split)]
         return reference_tables(captions, self.tokenize, self.captioner_config.max_length)
 
     def start_weights(self) -> dict[str, Tree]:
         """Returns the captioner, or the encoder, to begin with; {} for none."""
         begin, sizes = self.config.init_from, self.captioner_config
         key = "init_from.captioner"
-        whole = bundle.start_weights(
+        whole = networks.start_weights(
             begin.captioner, "captioner", sizes, key=key, free=("dropout",)
         )
         if whole:
             return whole
         key = "init_from.audio_encoder"
-        part = bundle.start_weights(begin.audio_encoder, ".", sizes.encoder, key=key, free=_FREE)
+        part = networks.start_weights(begin.audio_encoder, ".", sizes.encoder, key=key, free=_FREE)
         return {"captioner": {"encoder": part["."]}} if part else {}
 
     def init(self, key: jax.Array) -> state.TrainState:
@@ -229,9 +231,9 @@ class CaptionerStage:
         """Writes the captioner and its tokenizer into a model folder."""
         network = state.merge(self._graph, params["captioner"], extra["captioner"])
         tree = nnx.to_pure_dict(nnx.state(network))
-        bundle.save_network(folder, "captioner", self.captioner_config, tree)
+        networks.save_network(folder, "captioner", self.captioner_config, tree)
         self.tokenize.save(pathlib.Path(folder, "tokenizer"))
-        bundle.save_index(folder)
+        save_index(folder)
 
 
 def caption_losses(
@@ -252,9 +254,7 @@ def caption_losses(
     return jnp.sum(jnp.where(given, losses, 0), axis=1) / jnp.maximum(given.sum(1), 1)
 
 
-def reference_tables(
-    captions: list[list[str]], tokenize: conditioning.Tokenizer, length: int
-) -> Tree:
+def reference_tables(captions: list[list[str]], tokenize: Tokenizer, length: int) -> Tree:
     """Returns `cider.token_tables` of each recording's captions, cut to `length` tokens."""
     most = max(map(len, captions))
     references = np.full((len(captions), most, length), tokenize.pad_id, np.int32)

@@ -13,15 +13,18 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from maa_jax import bundle
-from maa_jax.interop import clap as names
+from maa_jax.model_folder import networks
+from maa_jax.model_folder.index import save_index
 from maa_jax.models.bert import BertConfig
 from maa_jax.models.clap import Clap, ClapConfig
 from maa_jax.models.cnn14 import Cnn14Config
-from maa_jax.stages import pairs
+from maa_jax.stages import contrastive
 from maa_jax.training import optim, state
 
 Tree = Any
+
+# Of a CLAP, one a folder.
+NETWORKS = ("text_encoder", "text_projection", "audio_encoder", "audio_projection")
 
 # The temperature's bounds (CLIP, Radford et al. 2021, section 2.4): sharper logits are unstable.
 _MAX_LOGIT_SCALE = float(np.log(100))
@@ -50,7 +53,7 @@ class ClapStage:
         """
         self.config = config
         text = dict(config.clap.text_encoder)
-        self.tokenize = pairs.make_tokenizer(config, text["vocab_size"])
+        self.tokenize = contrastive.make_tokenizer(config, text["vocab_size"])
         if config.tokenizer == "captions":
             text["vocab_size"] = self.tokenize.vocab_size
         self.clap_config = ClapConfig(
@@ -59,7 +62,7 @@ class ClapStage:
             embedding_size=config.clap.embedding_size,
             dropout=config.clap.dropout,
         )
-        pairs.check(
+        contrastive.check(
             config,
             "clap",
             self.tokenize,
@@ -77,7 +80,7 @@ class ClapStage:
     def start_weights(self) -> dict[str, Tree]:
         """Returns the towers to begin with, {} for none."""
         towers = {name: getattr(self.clap_config, name) for name in self.config.init_from}
-        return pairs.start_weights("clap", self.config.init_from, towers)
+        return contrastive.start_weights("clap", self.config.init_from, towers)
 
     def init(self, key: jax.Array) -> state.TrainState:
         """Returns the state of step 0, with random weights."""
@@ -96,13 +99,13 @@ class ClapStage:
             key_augment, key_dropout = jax.random.split(key)
             clap = state.merge(self._graph, params, train.extra["clap"])
             rngs = nnx.Rngs(dropout=key_dropout)
-            audio = pairs.augment(batch["audio"], key_augment, **self.config.augment)
+            audio = contrastive.augment(batch["audio"], key_augment, **self.config.augment)
             audio = clap.audio_embedding(audio, use_running_average=False, rngs=rngs)
             text = clap.text_embedding(batch["tokens"], self._mask(batch["tokens"]), rngs=rngs)
             logits = jnp.exp(clap.logit_scale[...]) * text @ audio.T
-            same = pairs.same_pairs(batch["index"], batch["tokens"])
+            same = contrastive.same_pairs(batch["index"], batch["tokens"])
             loss = contrastive_losses(logits, same).mean()
-            recall = pairs.recall_at_1(logits, same).mean()
+            recall = contrastive.recall_at_1(logits, same).mean()
             return loss, ({"recall_at_1": recall}, state.split(clap)[1])
 
         grad_fn = optim.accumulated_grad(loss_fn, self.config.accumulate)
@@ -119,10 +122,10 @@ class ClapStage:
     ) -> dict[str, jax.Array]:
         """Returns each example's loss [b] and whether its caption finds its recording [b]."""
         logits = self._logits(train, batch)
-        same = pairs.same_pairs(batch["index"], batch["tokens"])
+        same = contrastive.same_pairs(batch["index"], batch["tokens"])
         return {
             "loss": contrastive_losses(logits, same),
-            "recall_at_1": pairs.recall_at_1(logits, same),
+            "recall_at_1": contrastive.recall_at_1(logits, same),
         }
 
     def summarize(
@@ -130,7 +133,9 @@ class ClapStage:
     ) -> dict[str, jax.Array]:
         """Returns the batch's similarity matrix: a row a caption, a column a recording."""
         scale = jnp.exp(train.weights()["clap"]["logit_scale"])
-        return {"image/similarity": pairs.similarity_image(self._logits(train, batch) / scale)}
+        return {
+            "image/similarity": contrastive.similarity_image(self._logits(train, batch) / scale)
+        }
 
     def _logits(self, train: state.TrainState, batch: Tree) -> jax.Array:
         """Returns similarities [captions, recordings], scaled by the temperature."""
@@ -144,11 +149,11 @@ class ClapStage:
 
     def export(self, params: Tree, extra: Tree, folder: str) -> None:
         """Writes both towers, both projections and the tokenizer into a model folder."""
-        for network in names.PREFIXES:
-            tree = pairs.union(params["clap"][network], extra["clap"].get(network, {}))
-            bundle.save_network(folder, network, getattr(self.clap_config, network), tree)
+        for network in NETWORKS:
+            tree = contrastive.union(params["clap"][network], extra["clap"].get(network, {}))
+            networks.save_network(folder, network, getattr(self.clap_config, network), tree)
         self.tokenize.save(pathlib.Path(folder, "tokenizer"))
-        bundle.save_index(folder)
+        save_index(folder)
 
 
 def contrastive_losses(logits: jax.Array, same: jax.Array) -> jax.Array:

@@ -17,10 +17,13 @@ import ml_collections
 import numpy as np
 import optax
 
-from maa_jax import bundle, conditioning
 from maa_jax.audio import mel as mel_lib
-from maa_jax.data import embeddings
+from maa_jax.data import text_embeddings
 from maa_jax.diffusion import samplers, schedule
+from maa_jax.encoders import text
+from maa_jax.files import FolderError, replace_folder
+from maa_jax.model_folder import hub, networks
+from maa_jax.model_folder.index import save_index, save_scheduler
 from maa_jax.models import unet
 from maa_jax.training import optim, state
 from maa_jax.training.metrics import spectrogram_image
@@ -49,9 +52,9 @@ class DiffusionStage:
         )
         self._graph = state.define(self._make)
         self._tx = optim.make_optimizer(config.optimizer, config.batch_size, steps_per_epoch)
-        self._text_folder = _folder(config, "text_encoder", "clap", conditioning.find)
+        self._text_folder = _folder(config, "text_encoder", "clap", text.find)
         if config.text_embeddings:
-            self._embeddings = embeddings.Embeddings(config.text_embeddings)
+            self._embeddings = text_embeddings.Embeddings(config.text_embeddings)
             self._text, self.tokenize = None, self._embeddings
             self._context_width = self._embeddings.width
         else:
@@ -61,8 +64,8 @@ class DiffusionStage:
         self._vae_folder = _folder(config, "autoencoder", "autoencoder")
         self._check_widths()
 
-    def _open_text(self) -> conditioning.TextConditioner:
-        return conditioning.TextConditioner.from_folder(self._text_folder)
+    def _open_text(self) -> text.TextConditioner:
+        return text.TextConditioner.from_folder(self._text_folder)
 
     def _check_widths(self) -> None:
         if self._text is None and self._embeddings.text_encoder != str(self.config.text_encoder):
@@ -77,7 +80,7 @@ class DiffusionStage:
                 f"config.unet.cross_attention_dim={self.unet_config.cross_attention_dim}, but the "
                 f"text encoder in {self.config.text_encoder} gives {given}: set it to {given}."
             )
-        channels = bundle.load_config(self._vae_folder, "vae").latent_channels
+        channels = networks.load_config(self._vae_folder, "vae").latent_channels
         if channels != self.unet_config.in_channels:
             raise ValueError(
                 f"config.unet.in_channels={self.unet_config.in_channels}, but the autoencoder in "
@@ -87,7 +90,7 @@ class DiffusionStage:
     def load_frozen(self) -> Tree:
         """Returns the weights that are only read, and the tokens of the fixed prompts."""
         dtype = jnp.dtype(self.config.dtype)
-        self._vae, vae = bundle.load_network(self._vae_folder, "vae", dtype=dtype)
+        self._vae, vae = networks.load_network(self._vae_folder, "vae", dtype=dtype)
         frozen = {
             "vae": vae,
             "text": self._text.params if self._text else {},
@@ -96,12 +99,12 @@ class DiffusionStage:
         }
         if self.config.vocoder:
             folder = _folder(self.config, "vocoder", "vocoder")
-            self._vocoder, frozen["vocoder"] = bundle.load_network(folder, "vocoder", dtype=dtype)
+            self._vocoder, frozen["vocoder"] = networks.load_network(folder, "vocoder", dtype=dtype)
         return frozen
 
     def start_weights(self) -> dict[str, Tree]:
         """Returns the denoiser to go on from, {} for none."""
-        return bundle.start_weights(self.config.init_from, "unet", self.unet_config)
+        return networks.start_weights(self.config.init_from, "unet", self.unet_config)
 
     def init(self, key: jax.Array) -> state.TrainState:
         """Returns the state of step 0; the latent scale is 1 until `prepare` measures it."""
@@ -124,7 +127,7 @@ class DiffusionStage:
     def _encode(self, frozen: Tree, audio: jax.Array, key: jax.Array) -> jax.Array:
         """Returns latents [b, h, w, c] drawn from the posterior, unscaled, in float32."""
         image = mel_lib.log_mel(audio, self.mel).swapaxes(1, 2)[..., None]
-        mean, logvar = bundle.build(self._vae, frozen["vae"]).encode(image)
+        mean, logvar = networks.build(self._vae, frozen["vae"]).encode(image)
         noise = jax.random.normal(key, mean.shape)
         z = mean + jnp.exp(0.5 * logvar) * noise
         return jax.lax.stop_gradient(z.astype(jnp.float32))
@@ -194,33 +197,33 @@ class DiffusionStage:
             noise,
             samplers.coefficients("ddim", self.schedule, _SUMMARY_STEPS),
         )
-        vae = bundle.build(self._vae, frozen["vae"])
+        vae = networks.build(self._vae, frozen["vae"])
         mel = vae.decode(z / train.extra["latents"]["scale"])[..., 0].swapaxes(1, 2)
         out = {"image/sample": spectrogram_image(mel)}
         if "vocoder" in frozen:
-            wav = bundle.build(self._vocoder, frozen["vocoder"])(mel)
+            wav = networks.build(self._vocoder, frozen["vocoder"])(mel)
             out["audio/sample"] = jnp.clip(wav.astype(jnp.float32), -1, 1)[..., None]
         return out
 
     def export(self, params: Tree, extra: Tree, folder: str) -> None:
         """Writes a whole model folder: the U-Net, and the frozen parts that it was trained with."""
-        bundle.save_network(folder, "unet", self.unet_config, params["unet"])
+        networks.save_network(folder, "unet", self.unet_config, params["unet"])
         vae_config = dataclasses.replace(
-            bundle.load_config(self._vae_folder, "vae"),
+            networks.load_config(self._vae_folder, "vae"),
             scaling_factor=float(np.asarray(extra["latents"]["scale"])),
         )
-        vae = bundle.load_network(self._vae_folder, "vae")[1]
-        bundle.save_network(folder, "vae", vae_config, vae)
-        bundle.save_scheduler(folder, self.schedule)
+        vae = networks.load_network(self._vae_folder, "vae")[1]
+        networks.save_network(folder, "vae", vae_config, vae)
+        save_scheduler(folder, self.schedule)
         (self._text or self._open_text()).save(folder)
         copied = [self._text_folder / name for name in _AUDIO_PARTS]
         copied = [path for path in copied if path.is_dir()]
         if self.config.vocoder:
             copied.append(pathlib.Path(_folder(self.config, "vocoder", "vocoder")) / "vocoder")
         for source in copied:
-            with bundle.replace_folder(pathlib.Path(folder) / source.name) as new:
+            with replace_folder(pathlib.Path(folder) / source.name) as new:
                 shutil.copytree(source, new, dirs_exist_ok=True)
-        bundle.save_index(
+        save_index(
             folder,
             mel=dataclasses.asdict(self.mel),
             sample_rate=self.mel.sample_rate,
@@ -235,12 +238,12 @@ def _folder(
     config: ml_collections.ConfigDict,
     key: str,
     stage: str,
-    find: Callable[[str], pathlib.Path] = bundle.resolve,
+    find: Callable[[str], pathlib.Path] = hub.resolve,
 ) -> pathlib.Path:
     """Returns the model folder that a key of the config names."""
     try:
         return find(config[key])
-    except bundle.BundleError as error:
+    except FolderError as error:
         raise ValueError(
             f"config.{key}={config[key]!r} is no model folder. Train one with --config=configs/"
             f"{stage}.py, turn it into a folder with `python -m maa_jax.convert --from=workdir "

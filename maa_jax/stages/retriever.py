@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from maa_jax import bundle
+from maa_jax.model_folder import networks
+from maa_jax.model_folder.index import save_index
 from maa_jax.models.bert import BertConfig
 from maa_jax.models.cnn14 import Cnn14Config
 from maa_jax.models.retriever import AudioTransformerConfig, Retriever, RetrieverConfig
-from maa_jax.stages import pairs
+from maa_jax.stages import contrastive
 from maa_jax.training import optim, state
 
 Tree = Any
@@ -47,11 +48,11 @@ class RetrieverStage:
         if config.negatives not in NEGATIVES:
             raise ValueError(f"config.negatives={config.negatives!r}: use one of {NEGATIVES}.")
         text = dict(config.retriever.text_encoder)
-        self.tokenize = pairs.make_tokenizer(config, text["vocab_size"])
+        self.tokenize = contrastive.make_tokenizer(config, text["vocab_size"])
         if config.tokenizer == "captions":
             text["vocab_size"] = self.tokenize.vocab_size
         text, audio = BertConfig(**text), Cnn14Config(**config.retriever.audio_encoder)
-        pairs.check(config, "retriever", self.tokenize, text, audio)
+        contrastive.check(config, "retriever", self.tokenize, text, audio)
         transformer = AudioTransformerConfig(
             **config.retriever.audio_transformer, max_frames=audio.frames(config.data.samples)
         )
@@ -69,7 +70,9 @@ class RetrieverStage:
         """Returns the encoders to begin with, {} for none."""
         encoders = {name: getattr(self.retriever_config, name) for name in self.config.init_from}
         # A Cnn14's classifier is left in its folder.
-        return pairs.start_weights("retriever", self.config.init_from, encoders, ("num_classes",))
+        return contrastive.start_weights(
+            "retriever", self.config.init_from, encoders, ("num_classes",)
+        )
 
     def init(self, key: jax.Array) -> state.TrainState:
         """Returns the state of step 0, with random weights."""
@@ -88,7 +91,7 @@ class RetrieverStage:
             key_augment, key_dropout = jax.random.split(key)
             retriever = state.merge(self._graph, params, train.extra["retriever"])
             rngs = nnx.Rngs(dropout=key_dropout)
-            audio = pairs.augment(batch["audio"], key_augment, **self.config.augment)
+            audio = contrastive.augment(batch["audio"], key_augment, **self.config.augment)
             audio = retriever.audio_embedding(audio, use_running_average=False, rngs=rngs)
             mask = self._mask(batch["tokens"])
             text = retriever.text_embedding(batch["tokens"], mask, rngs=rngs)
@@ -116,15 +119,15 @@ class RetrieverStage:
         self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
     ) -> dict[str, jax.Array]:
         """Returns the batch's cosines as an image: a row a caption, a column a recording."""
-        return {"image/similarity": pairs.similarity_image(self._cosines(train, batch))}
+        return {"image/similarity": contrastive.similarity_image(self._cosines(train, batch))}
 
     def _scores(self, cosines: jax.Array, batch: Tree) -> dict[str, jax.Array]:
         """Returns each example's loss and recalls, [b], of cosines [captions, recordings]."""
-        same = pairs.same_pairs(batch["index"], batch["tokens"])
+        same = contrastive.same_pairs(batch["index"], batch["tokens"])
         return {
             "loss": ranking_losses(cosines, same, self.config.margin, self.config.negatives),
-            "text_to_audio/recall_at_1": pairs.recall_at_1(cosines, same),
-            "audio_to_text/recall_at_1": pairs.recall_at_1(cosines.T, same),
+            "text_to_audio/recall_at_1": contrastive.recall_at_1(cosines, same),
+            "audio_to_text/recall_at_1": contrastive.recall_at_1(cosines.T, same),
         }
 
     def _cosines(self, train: state.TrainState, batch: Tree) -> jax.Array:
@@ -139,10 +142,10 @@ class RetrieverStage:
 
     def export(self, params: Tree, extra: Tree, folder: str) -> None:
         """Writes the network and the tokenizer into a model folder."""
-        tree = pairs.union(params["retriever"], extra["retriever"])
-        bundle.save_network(folder, "retriever", self.retriever_config, tree)
+        tree = contrastive.union(params["retriever"], extra["retriever"])
+        networks.save_network(folder, "retriever", self.retriever_config, tree)
         self.tokenize.save(pathlib.Path(folder, "tokenizer"))
-        bundle.save_index(folder)
+        save_index(folder)
 
 
 def ranking_losses(

@@ -14,8 +14,9 @@ import ml_collections
 import numpy as np
 import optax
 
-from maa_jax import bundle
 from maa_jax.audio import mel as mel_lib
+from maa_jax.model_folder import networks
+from maa_jax.model_folder.index import save_index
 from maa_jax.models import bigvgan, discriminators, hifigan
 from maa_jax.models.layers1d import fold_weight_norm, split_weight_norm
 from maa_jax.training import optim, state
@@ -108,7 +109,7 @@ class VocoderStage:
     def start_weights(self) -> dict[str, Tree]:
         """Returns the generator to go on from, {} for none."""
         return split_weight_norm(
-            bundle.start_weights(self.config.init_from, "vocoder", self.vocoder_config)
+            networks.start_weights(self.config.init_from, "vocoder", self.vocoder_config)
         )
 
     def init(self, key: jax.Array) -> state.TrainState:
@@ -247,10 +248,8 @@ class VocoderStage:
         """Writes `vocoder` into a model folder, its weight norm folded into plain kernels."""
         del extra
         folded = fold_weight_norm(params["vocoder"])
-        bundle.save_network(folder, "vocoder", self.vocoder_config, folded)
-        bundle.save_index(
-            folder, mel=dataclasses.asdict(self.mel), sample_rate=self.mel.sample_rate
-        )
+        networks.save_network(folder, "vocoder", self.vocoder_config, folded)
+        save_index(folder, mel=dataclasses.asdict(self.mel), sample_rate=self.mel.sample_rate)
 
 
 def discriminator_loss(real: discriminators.Outputs, fake: discriminators.Outputs) -> jax.Array:

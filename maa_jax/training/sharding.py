@@ -1,7 +1,5 @@
 """Processes, the device mesh, and where each array of a run lives."""
 
-import os
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,36 +8,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from maa_jax.devices import batch_sharding, replicated
+
 Tree = Any
-
-_COORDINATOR = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-
-
-def initialize_distributed() -> None:
-    """Joins the other processes of the run, where there are any.
-
-    Starts `jax.distributed` when JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are
-    set, under Slurm with more than one task, and on a TPU pod of more than one host. Call it before
-    anything else touches a device.
-
-    Raises:
-      ValueError: if only some of the three variables are set.
-    """
-    present = [name for name in _COORDINATOR if os.environ.get(name)]
-    if present:
-        if len(present) < len(_COORDINATOR):
-            absent = sorted(set(_COORDINATOR) - set(present))
-            raise ValueError(f"{present[0]} is set but {', '.join(absent)} not: set all or none.")
-        address, count, index = (os.environ[name] for name in _COORDINATOR)
-        jax.distributed.initialize(address, int(count), int(index))
-    elif _several(os.environ.get("SLURM_NTASKS", "1")) or "," in os.environ.get(
-        "TPU_WORKER_HOSTNAMES", ""
-    ):
-        jax.distributed.initialize()
-
-
-def _several(count: str) -> bool:
-    return count.isdigit() and int(count) > 1
 
 
 def create_mesh(config: ml_collections.ConfigDict) -> Mesh:
@@ -63,13 +34,6 @@ def create_mesh(config: ml_collections.ConfigDict) -> Mesh:
         )
     # Auto: under jax's explicit axes a convolution with an FSDP-sharded kernel is refused.
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2)
-
-
-def create_local_mesh(devices: Sequence[jax.Device]) -> Mesh:
-    """Returns a mesh of some of this process's devices, for batches that it spreads by itself."""
-    return jax.make_mesh(
-        (len(devices), 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices
-    )
 
 
 def check_batch(batch_size: int, microbatches: int, mesh: Mesh) -> None:
@@ -99,16 +63,6 @@ def state_sharding(shapes: Tree, mesh: Mesh, min_size: int = 2**14) -> Tree:
         return P()
 
     return jax.tree.map(lambda x: NamedSharding(mesh, spec(x)), shapes)
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array that every device holds whole."""
-    return NamedSharding(mesh, P())
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: its first axis over all devices."""
-    return NamedSharding(mesh, P(("data", "fsdp")))
 
 
 def put_batch(batch: Tree, mesh: Mesh) -> Tree:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from maa_jax.bundle import InitRngs
+from maa_jax.models.rngs import InitRngs
 
 Tree = Any
 

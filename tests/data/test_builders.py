@@ -9,9 +9,10 @@ import pytest
 import soundfile
 
 from maa_jax.audio.io import SILENCE, AudioError, decode, load
-from maa_jax.data import input_pipeline
+from maa_jax.data import datasets, input_pipeline
 from maa_jax.data.builders import audio_folder, sonic_sounds
 from maa_jax.data.builders.base import Recording, split_by_recording
+from maa_jax.data.config import DataConfig
 from tests.subprocesses import start_python
 
 SUFFIXES = ("wav", "flac", "ogg", "mp3")
@@ -40,7 +41,7 @@ def make_folder(root, count=12, rows=None):
 
 
 def report(config):
-    path = input_pipeline.prepare(config)
+    path = datasets.prepare(config)
     with (path.parent / f"{path.name}-skipped.tsv").open() as file:
         return list(csv.reader(file, delimiter="\t"))
 
@@ -72,7 +73,7 @@ def test_bundled_table_and_files():
 
 
 def test_bundled_dataset(data):
-    splits = {name: input_pipeline.metadata(data, name) for name in ("train", "validation", "test")}
+    splits = {name: datasets.metadata(data, name) for name in ("train", "validation", "test")}
     assert [len(examples) for examples in splits.values()] == [104, 13, 13]
     ids = [example["id"] for examples in splits.values() for example in examples]
     assert len(set(ids)) == 130
@@ -85,7 +86,7 @@ def test_bundled_dataset(data):
 
 
 def test_stored_audio_is_the_recording(data):
-    source = input_pipeline._source(input_pipeline.DataConfig.of(data), "test")
+    source = datasets.source(DataConfig.of(data), "test")
     for index in range(3):
         example = source[index]
         expected = load(sonic_sounds.FOLDER / f"{example['id'].decode()}.flac")
@@ -171,9 +172,9 @@ def test_given_splits_are_kept():
 
 def test_audio_folder(tmp_path):
     config = make_folder(tmp_path / "my sounds")
-    examples = input_pipeline.metadata(config, "train+validation+test")
+    examples = datasets.metadata(config, "train+validation+test")
     assert len(examples) == 12
-    assert input_pipeline.num_examples(config) == 8
+    assert datasets.num_examples(config) == 8
     by_id = {example["id"]: example for example in examples}
     assert by_id["deep/tone 7.mp3"]["captions"] == ["a tone, number 7", "tone 7 sounds"]
     assert by_id["deep/tone 7.mp3"]["labels"] == ["high"]
@@ -183,12 +184,12 @@ def test_audio_folder(tmp_path):
     batch = next(input_pipeline.train_iterator(config, batch_size=4, seed=0))
     assert batch["audio"].shape == (4, 4000)
     # Found again by its name alone, and a changed table is another dataset.
-    path = input_pipeline.prepare(config)
+    path = datasets.prepare(config)
     named = {"dataset": f"audio_folder/{path.parent.name}", "data_dir": config["data_dir"]}
-    assert input_pipeline.metadata(named, "train+validation+test") == examples
+    assert datasets.metadata(named, "train+validation+test") == examples
     with open(config["captions_file"], "a") as file:
         file.write("tone 0.wav,one more caption,,\n")
-    assert input_pipeline.prepare(config) != path
+    assert datasets.prepare(config) != path
 
 
 def test_broken_files_are_listed_and_skipped(tmp_path):
@@ -199,7 +200,7 @@ def test_broken_files_are_listed_and_skipped(tmp_path):
     cut.write_bytes(cut.read_bytes()[:1000])
     text = root / "deep" / "tone 9.flac"
     text.write_text("no sound")
-    assert len(input_pipeline.metadata(config, "train+validation+test")) == 297
+    assert len(datasets.metadata(config, "train+validation+test")) == 297
     header, *rows = report(config)
     reasons = dict(rows)
     assert header == ["file", "reason"] and len(rows) == 3
@@ -212,7 +213,7 @@ def test_more_than_one_percent_broken_stops(tmp_path):
     config = make_folder(tmp_path / "sounds", 99, rows=[("a.wav", "gone", "", "")])
     (tmp_path / "sounds" / "tone 8.wav").write_bytes(b"")
     with pytest.raises(AudioError, match="2 recordings cannot be used") as error:
-        input_pipeline.prepare(config)
+        datasets.prepare(config)
     for said in ("1%", "-skipped.tsv", "tone 8.wav: ", "a.wav: ", "No such file"):
         assert said in str(error.value)
     (listed,) = (tmp_path / "tfds").glob("audio_folder/*/*-skipped.tsv")
@@ -225,7 +226,7 @@ def test_all_broken_stops(tmp_path):
     for file in (tmp_path / "sounds").rglob("*tone*"):
         file.write_bytes(b"")
     with pytest.raises(AudioError, match="the file is empty"):
-        input_pipeline.prepare(config)
+        datasets.prepare(config)
 
 
 def test_tables_of_each_kind(tmp_path):
@@ -275,24 +276,24 @@ def test_faults_of_a_table_are_named(tmp_path, name, content, message):
 def test_missing_folder_or_table_is_named(tmp_path):
     config = {"dataset": "audio_folder", "data_dir": str(tmp_path)}
     with pytest.raises(ValueError, match=r"set data\.folder"):
-        input_pipeline.prepare(config)
+        datasets.prepare(config)
     with pytest.raises(ValueError, match=r"audio_folder/mine.*is not there"):
-        input_pipeline.prepare({**config, "dataset": "audio_folder/mine"})
+        datasets.prepare({**config, "dataset": "audio_folder/mine"})
     config |= {"folder": str(tmp_path), "captions_file": str(tmp_path / "gone.csv")}
     with pytest.raises(ValueError, match=r"captions_file .*gone\.csv does not exist"):
-        input_pipeline.prepare(config)
+        datasets.prepare(config)
     with pytest.raises(ValueError, match="'chirps'; the known ones are sonic_sounds"):
-        input_pipeline.prepare({"dataset": "chirps"})
+        datasets.prepare({"dataset": "chirps"})
 
 
 def test_a_folder_without_a_table_becomes_recordings_without_captions(tmp_path):
     config = make_folder(tmp_path / "sounds", 4)
     del config["captions_file"]
     config["dataset"] = "audio_folder/bare"
-    found = input_pipeline.metadata(config)
+    found = datasets.metadata(config)
     assert {example["id"].rpartition(".")[2] for example in found} == set(SUFFIXES)
     assert all(example["captions"] == [""] and not example["labels"] for example in found)
     (tmp_path / "empty").mkdir()
     config |= {"dataset": "audio_folder/none", "folder": str(tmp_path / "empty")}
     with pytest.raises(ValueError, match=r"folder .*empty holds no sound file"):
-        input_pipeline.prepare(config)
+        datasets.prepare(config)

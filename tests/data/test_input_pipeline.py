@@ -10,7 +10,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from maa_jax.audio.io import encode_flac
-from maa_jax.data import input_pipeline, mixtures, transforms
+from maa_jax.data import datasets, mixtures, transforms
+from maa_jax.data.config import DataConfig
 from maa_jax.data.input_pipeline import eval_batches, train_iterator
 
 
@@ -40,7 +41,7 @@ def test_batches(data):
     }
     assert np.abs(batch["audio"]).max() <= 1
     # A batch holds what its records' captions say.
-    metadata = input_pipeline.metadata(data)
+    metadata = datasets.metadata(data)
     for index, tokens in zip(batch["index"], batch["tokens"], strict=True):
         allowed = tokenize(metadata[index]["captions"]).tolist()
         assert tokens.tolist() in allowed
@@ -76,7 +77,7 @@ def test_captions_and_crops_vary_from_epoch_to_epoch(data):
         epochs.append((batch["tokens"][order], batch["audio"][order]))
     changed = np.stack([(epochs[0][0] != tokens).any(axis=1) for tokens, _ in epochs[1:]])
     assert changed.any(axis=0).mean() > 0.9
-    seconds = np.array([example["seconds"] for example in input_pipeline.metadata(data)])
+    seconds = np.array([example["seconds"] for example in datasets.metadata(data)])
     moved = (epochs[0][1] != epochs[1][1]).any(axis=1)
     np.testing.assert_array_equal(moved[seconds < 0.512], False)
     assert moved[seconds > 1].mean() > 0.9
@@ -133,7 +134,7 @@ def test_state_can_be_set(data):
 
 def test_dataset_smaller_than_a_batch(data):
     data = {**data, "split": "train[:3]"}
-    assert input_pipeline.num_examples(data) == 3
+    assert datasets.num_examples(data) == 3
     (batch,) = take(train_iterator(data, batch_size=7, seed=0), 1)
     assert sorted(batch["index"][:3]) == sorted(batch["index"][3:6]) == [0, 1, 2]
 
@@ -166,15 +167,15 @@ def test_evaluation_on_workers(data):
 
 
 def test_captions_of_a_split(data):
-    captions = input_pipeline.captions(data)
+    captions = datasets.captions(data)
     assert len(captions) == 3 * 104 and "a crow caws once" in captions
 
 
 def test_bad_settings_are_named(data):
     with pytest.raises(ValueError, match=r"data\.sample is no key.*nearest: samples"):
-        input_pipeline.DataConfig.of(ml_collections.ConfigDict({"sample": 3}))
+        DataConfig.of(ml_collections.ConfigDict({"sample": 3}))
     with pytest.raises(ValueError, match=r"data\.samples is 0; use 1"):
-        input_pipeline.DataConfig.of({"samples": 0})
+        DataConfig.of({"samples": 0})
     with pytest.raises(ValueError, match=r"batch_size is 7.*2 processes"):
         train_iterator(data, batch_size=7, seed=0, process_count=2)
     with pytest.raises(ValueError, match=r"no 'extra'; use one of .*validation"):
@@ -186,13 +187,13 @@ def test_bad_settings_are_named(data):
 def test_other_processes_do_not_wait_forever(tmp_path, monkeypatch):
     monkeypatch.setattr(mixtures, "BUILD_TIMEOUT_S", 0)
     with pytest.raises(TimeoutError, match=r"no dataset_info.json in .*sonic_sounds.*data_dir"):
-        input_pipeline.prepare({"data_dir": str(tmp_path)}, process_index=1)
+        datasets.prepare({"data_dir": str(tmp_path)}, process_index=1)
     assert not list(tmp_path.iterdir())
 
 
 def test_data_dir_of_the_environment(data, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", data["data_dir"])
-    assert str(input_pipeline.prepare({})).startswith(data["data_dir"])
+    assert str(datasets.prepare({})).startswith(data["data_dir"])
 
 
 def test_training_input_loads_no_tensorflow(tmp_path):

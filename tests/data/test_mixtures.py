@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from maa_jax.data import input_pipeline, mixtures
+from maa_jax.data import datasets, deduplication, mixtures
 from maa_jax.data.builders import sonic_sounds
 from maa_jax.data.input_pipeline import eval_batches, train_iterator
 
@@ -35,13 +35,13 @@ def mixed(data, tmp_path_factory):
         soundfile.write(root / f"{i}.wav", 0.5 * np.sin(0.02 * (i + 2) * np.arange(9000)), 16000)
         rows.append((f"{i}.wav", f"tone {i}", "tone", "validation" if i == 0 else "train"))
     for split in ("train", "validation"):
-        example = input_pipeline.metadata(data, split)[3]
+        example = datasets.metadata(data, split)[3]
         shutil.copy(paths[example["id"]], root / f"copy of {split}.flac")
         rows.append((f"copy of {split}.flac", "a copy", "copy", "train"))
     with (root / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     files = {"folder": str(root), "captions_file": str(root / "table.csv")}
-    input_pipeline.prepare({**data, **files, "dataset": "audio_folder/tones"})
+    datasets.prepare({**data, **files, "dataset": "audio_folder/tones"})
     return {**data, "dataset": MIX, "samples": 1000}
 
 
@@ -76,19 +76,19 @@ def test_a_mistake_in_the_line_is_shown_with_the_right_form(line, fault):
 def test_unknown_datasets_are_named_with_the_nearest(mixed):
     for name, near in (("sonic_sound", "sonic_sounds"), ("audio_fold/tones", "audio_folder/tones")):
         with pytest.raises(ValueError, match=f"'{name}'.*did you mean '{near}'"):
-            input_pipeline.prepare({**mixed, "dataset": f"sonic_sounds + {name}"})
+            datasets.prepare({**mixed, "dataset": f"sonic_sounds + {name}"})
 
 
 def test_a_built_dataset_without_a_builder_is_read(mixed, tmp_path):
-    built = input_pipeline.prepare({**mixed, "dataset": "sonic_sounds"})
+    built = datasets.prepare({**mixed, "dataset": "sonic_sounds"})
     shutil.copytree(built, tmp_path / "enhanced2" / "sonic" / built.name)
     config = {**mixed, "data_dir": str(tmp_path), "dataset": "enhanced2/sonic"}
-    assert input_pipeline.num_examples(config) == 104
+    assert datasets.num_examples(config) == 104
 
 
 def test_all_weights_1_draw_every_recording_equally_often(mixed):
     # 104 recordings and 8 of the folder's 9: the copies are not trained on.
-    assert input_pipeline.num_examples(mixed) == 104 + TONES - 1
+    assert datasets.num_examples(mixed) == 104 + TONES - 1
     batches = take(train_iterator(mixed, batch_size=111, seed=0), 6)
     counts = np.bincount(np.concatenate([batch["index"] for batch in batches]), minlength=113)
     drawn = counts[counts > 0]
@@ -105,7 +105,7 @@ def test_weights_multiply_a_parts_share(mixed):
 
 
 def test_index_is_the_place_in_the_metadata(mixed):
-    found = input_pipeline.metadata(mixed)
+    found = datasets.metadata(mixed)
     assert len(found) == 104 + TONES + 1
     (batch,) = take(train_iterator(mixed, batch_size=80, seed=4, tokenize=tokenize), 1)
     assert (batch["index"] >= 104).any() and (batch["index"] < 104).any()
@@ -149,10 +149,10 @@ def test_evaluation_is_on_the_first_part_or_on_what_is_named(mixed):
         batches = eval_batches({**mixed, **more}, batch_size=8)
         return sum(int(batch["valid"].sum()) for batch in batches)
 
-    assert examples() == 13 == input_pipeline.num_examples(mixed, "validation")
+    assert examples() == 13 == datasets.num_examples(mixed, "validation")
     assert examples(eval_dataset="audio_folder/tones") == 1
     assert examples(eval_dataset=MIX) == 14
-    assert len(input_pipeline.metadata({**mixed, "eval_dataset": MIX}, "validation")) == 14
+    assert len(datasets.metadata({**mixed, "eval_dataset": MIX}, "validation")) == 14
     with pytest.raises(ValueError, match=r"data\.eval_dataset is .*leave the weights out"):
         examples(eval_dataset=f"{MIX}*2")
     with pytest.raises(ValueError, match=r"no 'test'.*data\.eval_dataset"):
@@ -176,7 +176,7 @@ def test_evaluation_is_on_the_first_part_or_on_what_is_named(mixed):
 )
 def test_training_refuses_evaluation_data(mixed, change, part):
     for start in (
-        lambda config: input_pipeline.prepare(config),
+        lambda config: datasets.prepare(config),
         lambda config: train_iterator(config, batch_size=1, seed=0),
     ):
         with pytest.raises(ValueError, match=rf"part '{part}' is evaluation data"):
@@ -195,7 +195,7 @@ def test_training_refuses_evaluation_data(mixed, change, part):
 def test_training_refuses_recordings_whose_captions_were_rejected(mixed, change, key, part):
     message = rf"data\.{key}: part 'enhanced/mine:{part}' .*did not pass.*take enhanced/mine:train"
     for start in (
-        lambda config: input_pipeline.prepare(config),
+        lambda config: datasets.prepare(config),
         lambda config: train_iterator(config, batch_size=1, seed=0),
     ):
         with pytest.raises(ValueError, match=message):
@@ -204,16 +204,16 @@ def test_training_refuses_recordings_whose_captions_were_rejected(mixed, change,
 
 def test_slices_of_one_split_may_be_trained_and_evaluated_on(mixed):
     config = {**mixed, "dataset": "sonic_sounds", "split": "train[13:]", "eval_split": "train[:13]"}
-    assert input_pipeline.num_examples(config) == 91
+    assert datasets.num_examples(config) == 91
     # What they share is evaluated on.
-    assert input_pipeline.num_examples({**config, "split": "train[10:]"}) == 91
+    assert datasets.num_examples({**config, "split": "train[10:]"}) == 91
 
 
 def test_recordings_that_are_elsewhere_too_are_dropped_and_reported(mixed, caplog):
-    mixtures._report.cache_clear()
+    deduplication._report.cache_clear()
     with caplog.at_level(std_logging.WARNING, logger="absl"):
         for _ in range(2):
-            captions = input_pipeline.captions(mixed)
+            captions = datasets.captions(mixed)
     assert [record.getMessage() for record in caplog.records] == [
         "audio_folder/tones:train: 1 of 9 recordings are evaluated on and not trained on:"
         " copy of validation.flac",
@@ -223,8 +223,8 @@ def test_recordings_that_are_elsewhere_too_are_dropped_and_reported(mixed, caplo
     assert "a copy" not in captions and "tone 3" in captions and "tone 0" not in captions
     # The order of the parts decides which of two stays.
     other = {**mixed, "dataset": "audio_folder/tones + sonic_sounds", "eval_dataset": MIX}
-    assert input_pipeline.captions(other).count("a copy") == 1
-    assert input_pipeline.num_examples(other) == 103 + TONES
+    assert datasets.captions(other).count("a copy") == 1
+    assert datasets.num_examples(other) == 103 + TONES
     with pytest.raises(ValueError, match=r"sonic_sounds:train\[:1\].*all of its 1 recordings"):
         config = {**mixed, "dataset": "sonic_sounds + sonic_sounds:train[:1]"}
         train_iterator(config, batch_size=1, seed=0)
@@ -233,7 +233,7 @@ def test_recordings_that_are_elsewhere_too_are_dropped_and_reported(mixed, caplo
 def test_one_address_in_two_datasets_is_one_recording():
     def index(audio, id, source):
         arrays = (np.array(x, np.uint64) for x in (audio, id, source))
-        return mixtures.Index(*arrays, np.ones(3, np.uint8), np.zeros(3, bool))
+        return deduplication.Index(*arrays, np.ones(3, np.uint8), np.zeros(3, bool))
 
     mine, theirs = index([1, 2, 3], [1, 2, 3], [7, 0, 8]), index([3, 5, 6], [9, 8, 7], [7, 0, 6])
     assert mine.matches(theirs, same_dataset=False).tolist() == [True, False, True]
@@ -241,13 +241,13 @@ def test_one_address_in_two_datasets_is_one_recording():
 
 
 def test_the_index_is_kept_with_the_dataset(mixed, monkeypatch):
-    input_pipeline.prepare(mixed)
-    monkeypatch.setattr(mixtures, "_write_index", None)  # Nothing is left to make.
-    folder = input_pipeline.prepare(mixed)
+    datasets.prepare(mixed)
+    monkeypatch.setattr(deduplication, "_write_index", None)  # Nothing is left to make.
+    folder = datasets.prepare(mixed)
     assert {path.name for path in folder.glob("*.npz")} == {
         "index-train.npz",
         "index-validation.npz",
         "index-test.npz",
     }
-    index = mixtures.index_of(mixtures.Part("sonic_sounds", "train[5:7]"), folder)
+    index = deduplication.index_of(mixtures.Part("sonic_sounds", "train[5:7]"), folder)
     assert len(index) == 2 and index.labels.tolist() == [1, 1] and index.source.all()

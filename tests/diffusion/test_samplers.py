@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maa_jax import bundle
+from maa_jax.convert.released import unet_from_ldm
 from maa_jax.diffusion import samplers
 from maa_jax.diffusion.schedule import SPACINGS, Schedule
-from maa_jax.interop import torch_layout
-from maa_jax.interop.released import unet_from_ldm
+from maa_jax.model_folder import networks, torch_layout
+from maa_jax.models.rngs import InitRngs
 from maa_jax.models.unet import UNet, UNetConfig
 from tests.parity.named_weights import reference, state_dict
 
@@ -16,7 +16,7 @@ from tests.parity.named_weights import reference, state_dict
 @pytest.fixture(scope="module")
 def unet():
     config = UNetConfig(block_out_channels=(32, 64), cross_attention_dim=48)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: UNet(config, rngs=bundle.InitRngs(0))))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: UNet(config, rngs=InitRngs(0))))
     params = torch_layout.from_torch(state, unet_from_ldm(state_dict("unet_small")))
     return graphdef, jax.device_put(params)
 
@@ -28,7 +28,7 @@ def test_ddim_agrees_with_the_reference(unet, steps, scale):
 
     @jax.jit
     def sample(params, x, context, unconditional, scale):
-        denoise = samplers.guided(bundle.build(graphdef, params), context, unconditional, scale)
+        denoise = samplers.guided(networks.build(graphdef, params), context, unconditional, scale)
         return samplers.sample(denoise, x, table)
 
     x = case["x_T"].transpose(0, 2, 3, 1)

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from maa_jax.data import input_pipeline
+from maa_jax.data import datasets, input_pipeline
+from maa_jax.data.config import DataConfig
 from maa_jax.evaluators import label_accuracy
 from maa_jax.evaluators.label_accuracy import chance, choose_prompts, run, top
 
@@ -56,9 +57,9 @@ def dataset(monkeypatch):
         filled = np.concatenate([wavs, wavs[-1:].repeat(batch_size - len(wavs), 0)])
         yield {"audio": filled, "valid": np.arange(batch_size) < len(wavs)}
 
-    monkeypatch.setattr(input_pipeline, "metadata", lambda config: meta)
+    monkeypatch.setattr(datasets, "metadata", lambda config: meta)
     monkeypatch.setattr(input_pipeline, "eval_batches", batches)
-    return input_pipeline.DataConfig()
+    return DataConfig()
 
 
 def test_sounds_of_the_right_class_score_one(dataset, tiny_model):
@@ -136,7 +137,7 @@ def test_prompts_are_chosen_evenly():
 
 def test_recordings_without_labels_are_refused(dataset, tiny_model, monkeypatch):
     meta = [{"id": "x1", "labels": [], "captions": ["a"]}]
-    monkeypatch.setattr(input_pipeline, "metadata", lambda config: meta)
+    monkeypatch.setattr(datasets, "metadata", lambda config: meta)
     with pytest.raises(ValueError, match="'x1'"):
         next(run(EchoPipeline(), dataset, clap=str(tiny_model)))
 

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
+MAP = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("## Files")[1]
 WITH_FLAGS = [f"maa_jax.{name}" for name in ("sample", "convert", "evaluate", "embed", "enhance")]
 # Scripts whose flags are those of maa_jax.train.
 TRAINS = ["launch/tpu_pod.sh", "launch/gpu_slurm.sh"]
@@ -34,12 +35,16 @@ def flags_of(module):
 
 def test_every_module_named_is_checked_here():
     named = {command[2] for command in commands() if command[:2] == ["python", "-m"]}
-    named = {name for name in named if not name.startswith("benchmarks.")}
+    named = {name for name in named if name.startswith("maa_jax.")}
     assert named <= {"maa_jax.train", *WITH_FLAGS}
 
 
 def test_benchmarks_have_the_flags_named():
-    found = [command for command in commands() if command[2:3] and "benchmarks." in command[2]]
+    found = [
+        command
+        for command in commands()
+        if command[2:3] and command[2].startswith(("benchmarks.", "tools."))
+    ]
     assert found
     for _, _, module, *flags in found:
         source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
@@ -52,7 +57,9 @@ def test_flags_parse(module):
     # In a process of its own: flags are global, and two programs' may clash.
     script = (
         "import importlib, json, sys; from absl import flags; "
-        "importlib.import_module(sys.argv[1]).define_flags(); "
+        "module = importlib.import_module(sys.argv[1]); "
+        "module = getattr(module, 'define_flags', None) and module or "
+        "importlib.import_module(sys.argv[1] + '.__main__'); module.define_flags(); "
         "rest = [flags.FLAGS(['x', *line]) for line in json.loads(sys.argv[2])]; "
         "assert all(len(line) == 1 for line in rest), rest"
     )
@@ -109,7 +116,7 @@ def test_scripts_exist():
 
 
 def mapped():
-    block = README.split("<!-- MAP -->")[1].split("```")[1]
+    block = MAP.split("```")[1]
     paths, folder = set(), ""
     for line in block.strip("\n").splitlines():
         # An entry begins at most two places in; a line further in goes on with the one before.
@@ -131,7 +138,7 @@ def test_map_names_only_what_exists():
 def test_map_names_every_file():
     files = {
         str(path.relative_to(ROOT))
-        for folder in ("maa_jax", "configs", "launch", "benchmarks")
+        for folder in ("maa_jax", "configs", "launch", "benchmarks", "tools")
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".py", ".sh", ".yaml") and path.name != "__init__.py"
     }

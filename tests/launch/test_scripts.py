@@ -30,10 +30,12 @@ fail = (workdir / "fail").read_text().strip() if (workdir / "fail").exists() els
 if arguments[:1] == ["-m"]:
     what = arguments[1].split(".")[-1]
     folder = pathlib.Path(flags.get("workdir") or flags["out"])
-    note(what + " " + folder.name)
+    note(what if what == "report" else what + " " + folder.name)
     if fail == what + " " + folder.name:
         sys.exit(3)
-    if what == "enhance":
+    if what == "report":
+        write(folder / "report.html")
+    elif what == "enhance":
         write(folder / "enhanced" / flags["name"] / "dataset_info.json")
     elif what == "sample":
         write(folder / "samples.jsonl")
@@ -49,9 +51,6 @@ elif arguments[0] == "-c" and "prepare" in arguments[1]:
     write(pathlib.Path(arguments[2]) / "sonic_sounds" / "1")
 elif arguments[0] == "-c":
     exec(arguments[1].replace("sys.argv[1]", "arguments[2]"))
-else:
-    note("report")
-    write(pathlib.Path(flags["workdir"]) / "report.html")
 """
 
 
@@ -64,7 +63,7 @@ def test_shell_syntax(script):
 
 
 def test_jobset_agrees_with_what_sharding_reads():
-    from maa_jax.training import sharding
+    from maa_jax.devices import _COORDINATOR
 
     manifest = yaml.safe_load((ROOT / "launch" / "k8s_jobset.yaml").read_text())
     name = manifest["metadata"]["name"]
@@ -72,7 +71,7 @@ def test_jobset_agrees_with_what_sharding_reads():
     pods = job["template"]["spec"]
     (container,) = pods["template"]["spec"]["containers"]
     given = {variable["name"]: variable.get("value") for variable in container["env"]}
-    assert set(given) == set(sharding._COORDINATOR)
+    assert set(given) == set(_COORDINATOR)
     assert int(given["JAX_NUM_PROCESSES"]) == pods["completions"] == pods["parallelism"]
     # JobSet's host names: set-job-replica-pod, in the domain of the set.
     host = f"{name}-{job['name']}-0-0.{name}"

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from maa_jax.bundle import InitRngs
-from maa_jax.interop.torch_layout import from_torch
+from maa_jax.model_folder.torch_layout import from_torch
+from maa_jax.models.rngs import InitRngs
 
 
 def abstract(network, config, **kwargs):

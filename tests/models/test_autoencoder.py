@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maa_jax import bundle
-from maa_jax.interop import released, torch_layout
+from maa_jax.convert import released
+from maa_jax.model_folder import networks, torch_layout
 from maa_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from maa_jax.models.rngs import InitRngs
 from tests.parity.named_weights import full_size, reference, state_dict
 
 SMALL = AutoencoderConfig(block_out_channels=(32, 64, 64, 128))
@@ -18,15 +19,13 @@ ONE_LEVEL = dataclasses.replace(TINY, block_out_channels=(4,))
 
 
 def weights(case, config):
-    abstract = nnx.eval_shape(lambda: Autoencoder(config, rngs=bundle.InitRngs(0)))
+    abstract = nnx.eval_shape(lambda: Autoencoder(config, rngs=InitRngs(0)))
     return torch_layout.from_torch(abstract, released.autoencoder_from_ldm(state_dict(case)))
 
 
 def run(config, params, mel, **kwargs):
     """Returns the moments and the reconstruction of the mean, NCHW in and out."""
-    graphdef = nnx.graphdef(
-        nnx.eval_shape(lambda: Autoencoder(config, rngs=bundle.InitRngs(0), **kwargs))
-    )
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Autoencoder(config, rngs=InitRngs(0), **kwargs)))
 
     @jax.jit
     def both(params, image):
@@ -61,9 +60,7 @@ def test_bfloat16_stays_near():
 
 
 def test_full_size_has_the_papers_number_of_parameters():
-    state = nnx.state(
-        nnx.eval_shape(lambda: Autoencoder(AutoencoderConfig(), rngs=bundle.InitRngs(0)))
-    )
+    state = nnx.state(nnx.eval_shape(lambda: Autoencoder(AutoencoderConfig(), rngs=InitRngs(0))))
     assert sum(x.size for x in jax.tree.leaves(state)) == 68_984_037
 
 
@@ -72,14 +69,14 @@ def test_rematerialised_gradient_is_the_same():
 
     def grads(remat):
         graphdef = nnx.graphdef(
-            nnx.eval_shape(lambda: Autoencoder(ONE_LEVEL, remat=remat, rngs=bundle.InitRngs(0)))
+            nnx.eval_shape(lambda: Autoencoder(ONE_LEVEL, remat=remat, rngs=InitRngs(0)))
         )
 
         def loss(params):
             model = nnx.merge(graphdef, params)
             return jnp.mean(model.decode(model.encode(image)[0]) ** 2)
 
-        params = nnx.state(nnx.eval_shape(lambda: Autoencoder(ONE_LEVEL, rngs=bundle.InitRngs(0))))
+        params = nnx.state(nnx.eval_shape(lambda: Autoencoder(ONE_LEVEL, rngs=InitRngs(0))))
         rng = np.random.default_rng(1)
         params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype("f") / 4, params)
         return jax.tree.leaves(jax.jit(jax.grad(loss))(params))
@@ -91,7 +88,7 @@ def test_rematerialised_gradient_is_the_same():
 
 
 def test_sizes_that_cannot_be_halved_are_refused():
-    encode = lambda: Autoencoder(TINY, rngs=bundle.InitRngs(0)).encode(jnp.ones((1, 8, 7, 1)))
+    encode = lambda: Autoencoder(TINY, rngs=InitRngs(0)).encode(jnp.ones((1, 8, 7, 1)))
     with pytest.raises(ValueError, match="multiples of 2"):
         jax.eval_shape(encode)
 
@@ -114,7 +111,7 @@ def test_diffusers_opens_the_folder_and_agrees(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
     params, mel = weights("autoencoder_small", SMALL), reference("autoencoder_small")["mel"]
-    bundle.save_network(tmp_path, "vae", SMALL, params)
+    networks.save_network(tmp_path, "vae", SMALL, params)
     theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae")
     assert AutoencoderConfig.from_hf(dict(theirs.config)) == SMALL
     with torch.no_grad():

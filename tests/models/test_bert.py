@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maa_jax.bundle import InitRngs
-from maa_jax.interop import clap as names
-from maa_jax.interop.torch_layout import from_torch
+from maa_jax.convert import clap as names
+from maa_jax.model_folder.torch_layout import from_torch
 from maa_jax.models.bert import Bert, BertConfig
+from maa_jax.models.rngs import InitRngs
 from tests.models import parity
 
 SMALL = BertConfig(

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maa_jax import bundle
-from maa_jax.interop.torch_layout import from_torch
-from maa_jax.interop.vocoders import bigvgan_tensors
+from maa_jax.convert.vocoders import bigvgan_tensors
+from maa_jax.model_folder import networks
+from maa_jax.model_folder.torch_layout import from_torch
 from maa_jax.models.bigvgan import (
     AntiAliased,
     BigVGAN,
@@ -15,6 +15,7 @@ from maa_jax.models.bigvgan import (
     sin_squared,
 )
 from maa_jax.models.layers1d import fold_weight_norm
+from maa_jax.models.rngs import InitRngs
 from tests.parity.named_weights import full_size, reference, state_dict
 
 SMALL = BigVGANConfig(upsample_initial_channel=128)
@@ -33,7 +34,7 @@ def check_parity(case, config):
     # The release stores its filters beside the parameters.
     tensors["activation_post.upsample.filter"] = np.zeros((1, 1, 12), np.float32)
     graphdef, state = nnx.split(
-        nnx.eval_shape(lambda: BigVGAN(config, weight_norm=True, rngs=bundle.InitRngs(0)))
+        nnx.eval_shape(lambda: BigVGAN(config, weight_norm=True, rngs=InitRngs(0)))
     )
     params = from_torch(state, bigvgan_tensors(tensors))
     mel, expected = arrays["mel"].transpose(0, 2, 1), arrays["wav"][:, 0]
@@ -52,9 +53,7 @@ def test_released_size_agrees_with_the_reference():
 
 
 def test_released_size_has_its_parameter_count():
-    abstract = nnx.eval_shape(
-        lambda: BigVGAN(BigVGANConfig(), weight_norm=True, rngs=bundle.InitRngs(0))
-    )
+    abstract = nnx.eval_shape(lambda: BigVGAN(BigVGANConfig(), weight_norm=True, rngs=InitRngs(0)))
     assert sum(x.size for x in jax.tree.leaves(nnx.state(abstract))) == 112_231_250
 
 
@@ -80,14 +79,14 @@ def test_sin_squared_and_its_slope():
 
 
 def test_a_folder_gives_the_trained_network_back(tmp_path):
-    model = BigVGAN(TINY, weight_norm=True, rngs=bundle.InitRngs(1))
+    model = BigVGAN(TINY, weight_norm=True, rngs=InitRngs(1))
     mel = jnp.asarray(np.random.default_rng(0).normal(size=(2, 12, 8)), jnp.float32)
     expected = jax.jit(lambda mel: model(mel))(mel)
-    bundle.save_network(
+    networks.save_network(
         tmp_path, "vocoder", TINY, fold_weight_norm(nnx.to_pure_dict(nnx.state(model)))
     )
-    graphdef, params = bundle.load_network(tmp_path, "vocoder")
-    wav = jax.jit(lambda p, mel: bundle.build(graphdef, p)(mel))(params, mel)
+    graphdef, params = networks.load_network(tmp_path, "vocoder")
+    wav = jax.jit(lambda p, mel: networks.build(graphdef, p)(mel))(params, mel)
     assert wav.shape == (2, 12 * TINY.hop_length)
     np.testing.assert_allclose(wav, expected, atol=1e-6)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maa_jax import bundle
-from maa_jax.interop.torch_layout import to_torch
+from maa_jax.model_folder import networks
+from maa_jax.model_folder.torch_layout import to_torch
 from maa_jax.models.captioner import (
     Captioner,
     CaptionerConfig,
@@ -43,7 +43,7 @@ def random_params(seed):
 
 @pytest.fixture(scope="module")
 def build():
-    graphdef = nnx.graphdef(bundle.abstract(CONFIG))
+    graphdef = nnx.graphdef(networks.abstract(CONFIG))
     return functools.partial(nnx.merge, graphdef)
 
 
@@ -200,7 +200,7 @@ def test_words_are_proposed_for_every_place(build):
 
 
 def test_the_full_size():
-    network = bundle.abstract(CaptionerConfig())
+    network = networks.abstract(CaptionerConfig())
     count = lambda x: sum(leaf.size for leaf in jax.tree.leaves(nnx.state(x, nnx.Param)))
     assert count(network.encoder) == 4_686_272
     attention, gru = 2 * 512 * 512 + 2 * 512, 3 * 512 * (1024 + 512 + 2)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maa_jax.bundle import InitRngs
-from maa_jax.interop import clap as names
-from maa_jax.interop.torch_layout import from_torch
+from maa_jax.convert import clap as names
+from maa_jax.model_folder.torch_layout import from_torch
 from maa_jax.models.bert import BertConfig
 from maa_jax.models.clap import Clap, ClapConfig, ProjectionConfig
 from maa_jax.models.cnn14 import Cnn14Config
+from maa_jax.models.rngs import InitRngs
 from tests.models.test_bert import SMALL
 from tests.parity.named_weights import full_size, reference, state_dict
 

@@ -5,17 +5,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maa_jax import bundle
-from maa_jax.interop.torch_layout import to_torch
+from maa_jax.model_folder import networks
+from maa_jax.model_folder.torch_layout import to_torch
 from maa_jax.models.cnn10 import Cnn10, Cnn10Config
 from maa_jax.models.cnn14 import decibel_mel
+from maa_jax.models.rngs import InitRngs
 from tests.conftest import random_network
 
 SMALL = Cnn10Config(n_mels=8, channels=(4, 6))
 
 
 def test_with_pannss_classifier_it_has_the_published_size():
-    encoder = nnx.eval_shape(lambda: Cnn10(Cnn10Config(), rngs=bundle.InitRngs(0)))
+    encoder = nnx.eval_shape(lambda: Cnn10(Cnn10Config(), rngs=InitRngs(0)))
     count = sum(x.size for x in jax.tree.leaves(nnx.state(encoder, nnx.Param)))
     classifier = 512 * 512 + 512 + 512 * 527 + 527  # fc1 and fc_audioset
     assert count + classifier == 5_219_279  # as PANNs counts it (Kong et al. 2020)
@@ -41,7 +42,7 @@ def test_it_agrees_with_plain_pytorch_layers():
             x = F.relu(norm(x, f"conv_block{i}.bn{j}"))
         x = F.avg_pool2d(x, 2)
     expected = x.mean(3).transpose(1, 2).numpy()
-    graphdef = nnx.graphdef(bundle.abstract(SMALL))
+    graphdef = nnx.graphdef(networks.abstract(SMALL))
     frames = jax.jit(lambda params, wav: nnx.merge(graphdef, params).frames(wav))(params, wav)
     assert frames.shape == (2, SMALL.frames(3000), 6)
     np.testing.assert_allclose(frames, expected, atol=1e-4 * np.abs(expected).max())

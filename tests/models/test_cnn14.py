@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maa_jax.bundle import InitRngs
-from maa_jax.interop import clap as names
-from maa_jax.interop.torch_layout import from_torch, to_torch
+from maa_jax.convert import clap as names
+from maa_jax.model_folder.torch_layout import from_torch, to_torch
 from maa_jax.models.cnn14 import Cnn14, Cnn14Config, decibel_mel
+from maa_jax.models.rngs import InitRngs
 from maa_jax.training.state import merge, split
 from tests.parity.named_weights import full_size, named_weight, reference, state_dict
 

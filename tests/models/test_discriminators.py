@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maa_jax.bundle import InitRngs
-from maa_jax.interop.torch_layout import from_torch
-from maa_jax.interop.vocoders import mpd_tensors, released_mpd_tensors
+from maa_jax.convert.vocoders import mpd_tensors, released_mpd_tensors
+from maa_jax.model_folder.torch_layout import from_torch
 from maa_jax.models import discriminators as d
+from maa_jax.models.rngs import InitRngs
 from maa_jax.training.state import define, merge, split
 from tests.parity.named_weights import reference, state_dict
 

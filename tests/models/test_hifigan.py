@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maa_jax.bundle import InitRngs
-from maa_jax.interop.torch_layout import from_torch, to_torch
-from maa_jax.interop.vocoders import hifigan_name
-from maa_jax.models import cpu1d
+from maa_jax.convert.vocoders import hifigan_name
+from maa_jax.model_folder.torch_layout import from_torch, to_torch
 from maa_jax.models.hifigan import HifiGan, HifiGanConfig, fold_weight_norm
+from maa_jax.models.kernels import cpu1d
 from maa_jax.models.layers1d import Conv1d, ConvTranspose1d
+from maa_jax.models.rngs import InitRngs
 from tests.parity.named_weights import full_size, reference, state_dict
 
 SMALL = HifiGanConfig(upsample_initial_channel=64)
@@ -59,15 +59,15 @@ def test_v1_has_the_papers_parameter_count():
 def test_transformers_opens_what_is_written(tmp_path):
     torch = pytest.importorskip("torch", reason="compares with transformers' class in PyTorch")
     transformers = pytest.importorskip("transformers", reason="opens the folder")
-    from maa_jax import bundle
+    from maa_jax.model_folder import networks
 
     params = nnx.to_pure_dict(nnx.state(HifiGan(TINY, weight_norm=True, rngs=InitRngs(1))))
-    bundle.save_network(tmp_path, "vocoder", TINY, fold_weight_norm(params))
+    networks.save_network(tmp_path, "vocoder", TINY, fold_weight_norm(params))
     theirs = transformers.SpeechT5HifiGan.from_pretrained(tmp_path / "vocoder").eval()
     mel = np.random.default_rng(0).normal(size=(2, 12, 8)).astype(np.float32)
     with torch.inference_mode():
         expected = theirs(torch.from_numpy(mel)).numpy()
-    wav = bundle.build(*bundle.load_network(tmp_path, "vocoder"))(mel)
+    wav = networks.build(*networks.load_network(tmp_path, "vocoder"))(mel)
     assert wav.shape == (2, 12 * TINY.hop_length)
     np.testing.assert_allclose(wav, expected, atol=1e-6)
 

@@ -5,7 +5,8 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from maa_jax.models import cpu, onednn
+from maa_jax.models.kernels import cpu2d as cpu
+from maa_jax.models.kernels import onednn
 from maa_jax.models.layers import Conv, GroupNorm, attention, conv2d, double
 
 

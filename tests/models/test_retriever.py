@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maa_jax.bundle import InitRngs
 from maa_jax.models.bert import BertConfig
 from maa_jax.models.cnn14 import Cnn14, Cnn14Config
 from maa_jax.models.retriever import AudioTransformerConfig, Retriever, RetrieverConfig
+from maa_jax.models.rngs import InitRngs
 from tests.conftest import random_network
 
 TINY = RetrieverConfig(

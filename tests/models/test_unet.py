@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maa_jax import bundle
-from maa_jax.interop import released, torch_layout
+from maa_jax.convert import released
+from maa_jax.model_folder import networks, torch_layout
+from maa_jax.models.rngs import InitRngs
 from maa_jax.models.unet import UNet, UNetConfig
 from tests.parity.named_weights import full_size, reference, state_dict
 
@@ -24,12 +25,12 @@ ONE_LEVEL = dataclasses.replace(TINY, block_out_channels=(8,))
 
 
 def weights(case, config):
-    abstract = nnx.eval_shape(lambda: UNet(config, rngs=bundle.InitRngs(0)))
+    abstract = nnx.eval_shape(lambda: UNet(config, rngs=InitRngs(0)))
     return torch_layout.from_torch(abstract, released.unet_from_ldm(state_dict(case)))
 
 
 def predict(config, params, arrays, **kwargs):
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: UNet(config, rngs=bundle.InitRngs(0), **kwargs)))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: UNet(config, rngs=InitRngs(0), **kwargs)))
     x = arrays["x"].transpose(0, 2, 3, 1)
     run = jax.jit(lambda params, *inputs: nnx.merge(graphdef, params)(*inputs))
     return run(params, x, arrays["t"], arrays["context"])
@@ -55,14 +56,14 @@ def test_full_size_agrees_with_the_reference():
 
 
 def test_full_size_has_the_papers_number_of_parameters():
-    state = nnx.state(nnx.eval_shape(lambda: UNet(UNetConfig(), rngs=bundle.InitRngs(0))))
+    state = nnx.state(nnx.eval_shape(lambda: UNet(UNetConfig(), rngs=InitRngs(0))))
     assert sum(x.size for x in jax.tree.leaves(state)) == 160_223_684
 
 
 def test_a_fresh_network_predicts_zero_and_every_parameter_is_float32():
     @jax.jit
     def fresh():
-        model = UNet(ONE_LEVEL, dtype=jnp.bfloat16, rngs=bundle.InitRngs(0))
+        model = UNet(ONE_LEVEL, dtype=jnp.bfloat16, rngs=InitRngs(0))
         noise = model(jnp.ones((1, 4, 4, 4)), jnp.array([3]), jnp.ones((1, 2, 5)))
         return noise, nnx.state(model)
 
@@ -76,7 +77,7 @@ def test_rematerialised_gradient_is_the_same():
     x, context = rng.standard_normal((1, 4, 6, 4)), rng.standard_normal((1, 3, 5))
 
     def grads(remat):
-        abstract = nnx.eval_shape(lambda: UNet(ONE_LEVEL, remat=remat, rngs=bundle.InitRngs(0)))
+        abstract = nnx.eval_shape(lambda: UNet(ONE_LEVEL, remat=remat, rngs=InitRngs(0)))
         graphdef, params = nnx.split(abstract)
         rng = np.random.default_rng(1)
         params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype("f") / 4, params)
@@ -98,7 +99,7 @@ def test_bfloat16_stays_near():
 
 def test_sizes_that_cannot_be_halved_are_refused():
     def run():
-        model = UNet(TINY, rngs=bundle.InitRngs(0))
+        model = UNet(TINY, rngs=InitRngs(0))
         return model(jnp.ones((1, 5, 4, 4)), jnp.array([3]), jnp.ones((1, 2, 5)))
 
     with pytest.raises(ValueError, match="multiples of 2"):
@@ -125,7 +126,7 @@ def test_diffusers_opens_the_folder_and_agrees(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
     params, arrays = weights("unet_small", SMALL), reference("unet_small")
-    bundle.save_network(tmp_path, "unet", SMALL, params)
+    networks.save_network(tmp_path, "unet", SMALL, params)
     theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "unet")
     assert UNetConfig.from_hf(dict(theirs.config)) == SMALL
     with torch.no_grad():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from configs import common
-from maa_jax import bundle
+from maa_jax.model_folder import networks
+from maa_jax.model_folder.index import load_index
 from maa_jax.models.layers import conv2d
 from maa_jax.stages import autoencoder, make_stage
 
@@ -159,12 +160,12 @@ def test_evaluation_summary_and_export(tmp_path, trained, batch):
     assert all(x.min() >= 0 and x.max() <= 1 for x in images.values())
 
     stage.export(state.weights(), state.extra, tmp_path)
-    graphdef, params = bundle.load_network(tmp_path, "vae")
+    graphdef, params = networks.load_network(tmp_path, "vae")
     image = stage._image(batch["audio"])
-    mean, _ = bundle.build(graphdef, params).encode(image)
+    mean, _ = networks.build(graphdef, params).encode(image)
     wanted = stage._reconstruct(state, image)[0]
     np.testing.assert_allclose(mean, wanted, atol=1e-5)
-    assert bundle.load_index(tmp_path)["mel"]["n_mels"] == 16
+    assert load_index(tmp_path)["mel"]["n_mels"] == 16
 
 
 def test_bad_configs_are_named():

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 
 from configs import common
-from maa_jax import bundle
-from maa_jax.conditioning import build_tokenizer
+from maa_jax.data import datasets
+from maa_jax.model_folder import networks
+from maa_jax.model_folder.index import load_index
 from maa_jax.models.captioner import beam_search
 from maa_jax.models.cnn10 import Cnn10, Cnn10Config
 from maa_jax.stages.captioner import CaptionerStage, caption_losses, reference_tables
+from maa_jax.text.tokenizer import build_tokenizer
 from tests.conftest import random_network
 
 CAPTIONS = ["a low hum", "a high beep", "white noise hisses", "a click", "silence", "a bell rings"]
@@ -123,14 +125,14 @@ def test_the_summary_shows_where_the_words_come_from(trained):
 def test_a_model_folder_gives_the_trained_captioner(trained, tokenizer, tmp_path):
     stage, train, _ = trained
     stage.export(train.weights(), train.extra, tmp_path)
-    bundle.load_index(tmp_path, parts=("captioner", "tokenizer"))
-    graphdef, params = bundle.load_network(tmp_path, "captioner")
+    load_index(tmp_path, parts=("captioner", "tokenizer"))
+    graphdef, params = networks.load_network(tmp_path, "captioner")
     batch = make_batch(stage)
 
     def caption(network):
         return beam_search(network, network.encode(batch["audio"]), width=2)[0]
 
-    read = jax.jit(lambda p: caption(bundle.build(graphdef, p)))(params)
+    read = jax.jit(lambda p: caption(networks.build(graphdef, p)))(params)
     np.testing.assert_array_equal(read, jax.jit(lambda t: caption(stage._network(t)))(train))
     config = make_config(tokenizer, **{"init_from.captioner": str(tmp_path)})
     weights = CaptionerStage(config, steps_per_epoch=1).start_weights()
@@ -143,14 +145,14 @@ def test_training_can_begin_with_an_encoder_of_panns(tokenizer, tmp_path):
     config = stage.captioner_config.encoder
     given = random_network(lambda rngs: Cnn10(config, rngs=rngs), 0)
     classifier = {"kernel": np.ones((16, 16), "f")}  # which PANNs' files hold as well
-    bundle.save_network(tmp_path, "cnn10", config, given | {"fc1": classifier})
+    networks.save_network(tmp_path, "cnn10", config, given | {"fc1": classifier})
     train = jax.eval_shape(stage.init, jax.random.key(0))
     weights = stage.start_weights()
     assert weights.keys() == {"captioner"} and weights["captioner"].keys() == {"encoder"}
     jax.tree.map(np.testing.assert_array_equal, weights["captioner"]["encoder"], given)
     assert given["conv_block1"].keys() == train.params["captioner"]["encoder"]["conv_block1"].keys()
     other = Cnn10Config(**vars(config) | {"hop_length": 320})
-    bundle.save_network(tmp_path, "cnn10", other, given)
+    networks.save_network(tmp_path, "cnn10", other, given)
     with pytest.raises(ValueError, match=r"init_from\.audio_encoder=.*hop_length: 320 there"):
         stage.start_weights()
 
@@ -180,11 +182,10 @@ def test_microbatches_keep_the_state_as_it_is(tokenizer):
 
 
 def test_references_are_those_of_the_split(tokenizer, monkeypatch):
-    from maa_jax.data import input_pipeline
 
     splits = {"train": [["a low hum", "a click"], ["silence"]], "validation": [["a bell rings"]]}
     metadata = lambda data, split: [{"captions": captions} for captions in splits[split]]
-    monkeypatch.setattr(input_pipeline, "metadata", metadata)
+    monkeypatch.setattr(datasets, "metadata", metadata)
     stage = CaptionerStage(make_config(tokenizer, loss="self_critical"), steps_per_epoch=1)
     frozen = stage.load_frozen()
     references = frozen["train"]["references"]

@@ -8,11 +8,14 @@ import pytest
 from flax import nnx
 
 from configs import common
-from maa_jax import bundle
-from maa_jax.conditioning import TextConditioner, Tokenizer, build_tokenizer
+from maa_jax.data import datasets
+from maa_jax.encoders.text import TextConditioner
+from maa_jax.model_folder import networks
+from maa_jax.model_folder.index import load_index
 from maa_jax.models.bert import Bert, BertConfig
 from maa_jax.stages.clap import ClapStage, contrastive_losses
-from maa_jax.stages.pairs import recall_at_1, same_pairs
+from maa_jax.stages.contrastive import recall_at_1, same_pairs
+from maa_jax.text.tokenizer import Tokenizer, build_tokenizer
 from maa_jax.training import state
 
 CAPTIONS = ["a low hum", "a high beep", "white noise hisses", "a click", "silence", "a bell rings"]
@@ -117,13 +120,13 @@ def test_the_summary_is_an_image_of_similarities(trained, tokenizer):
 def test_a_model_folder_gives_the_trained_networks(trained, tokenizer, tmp_path):
     stage, train, *_ = trained
     stage.export(train.weights(), train.extra, tmp_path)
-    bundle.load_index(
+    load_index(
         tmp_path,
         parts=("text_encoder", "text_projection", "audio_encoder", "audio_projection", "tokenizer"),
     )
     conditioner = TextConditioner.from_folder(tmp_path)
     np.testing.assert_array_equal(conditioner.tokenize(CAPTIONS), make_batch(tokenizer)["tokens"])
-    _, params = bundle.load_network(tmp_path, "audio_encoder")
+    _, params = networks.load_network(tmp_path, "audio_encoder")
     mean = train.extra["clap"]["audio_encoder"]["bn0"]["mean"]
     np.testing.assert_array_equal(params["bn0"]["mean"], mean)
     assert np.abs(mean).max() > 1
@@ -182,7 +185,7 @@ def test_microbatches_keep_the_state_as_it_is(tokenizer):
 def write_text_encoder(folder, config):
     bert = Bert(config, rngs=nnx.Rngs(7))
     params = nnx.to_pure_dict(nnx.state(bert))
-    bundle.save_network(folder, "text_encoder", config, params)
+    networks.save_network(folder, "text_encoder", config, params)
     return params
 
 
@@ -227,9 +230,8 @@ def test_settings_that_do_not_fit_are_refused(tokenizer, key, value, message):
 
 
 def test_a_vocabulary_can_come_from_the_training_captions(tokenizer, tmp_path, monkeypatch):
-    from maa_jax.data import input_pipeline
 
-    monkeypatch.setattr(input_pipeline, "captions", lambda data, split: CAPTIONS)
+    monkeypatch.setattr(datasets, "captions", lambda data, split: CAPTIONS)
     stage = ClapStage(make_config("captions"), steps_per_epoch=1)
     np.testing.assert_array_equal(stage.tokenize(CAPTIONS), make_batch(tokenizer)["tokens"])
     assert stage.clap_config.text_encoder.vocab_size == stage.tokenize.vocab_size <= 128

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from configs import t2a
-from maa_jax import bundle
+from maa_jax.model_folder import networks
+from maa_jax.model_folder.index import load_index
 from maa_jax.stages import make_stage
 
 
@@ -110,11 +111,11 @@ def test_scores_are_one_an_example_and_summaries_are_images_and_sound(stage, sta
 def test_the_exported_folder_is_whole_and_holds_the_scale(stage, state, frozen, batch, tmp_path):
     state = jax.jit(stage.prepare)(state, frozen, batch, jax.random.key(1))
     stage.export(jax.device_get(state.weights()), jax.device_get(state.extra), tmp_path)
-    index = bundle.load_index(tmp_path)
+    index = load_index(tmp_path)
     assert {"unet", "vae", "vocoder", "text_encoder", "tokenizer", "scheduler"} <= set(index)
     assert index["max_duration"] == pytest.approx(8192 / 16000)
-    scale = bundle.load_config(tmp_path, "vae").scaling_factor
+    scale = networks.load_config(tmp_path, "vae").scaling_factor
     assert scale == pytest.approx(float(state.extra["latents"]["scale"]))
-    _, params = bundle.load_network(tmp_path, "unet")
+    _, params = networks.load_network(tmp_path, "unet")
     expected = state.ema["unet"]["conv_in"]["kernel"]
     np.testing.assert_array_equal(params["conv_in"]["kernel"], expected)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from configs import retriever as configs
-from maa_jax import bundle
+from maa_jax.model_folder import networks
+from maa_jax.model_folder.index import load_index
 from maa_jax.models.cnn14 import Cnn14, Cnn14Config
 from maa_jax.stages.retriever import RetrieverStage, ranking_losses
 from maa_jax.training import state
@@ -57,12 +58,12 @@ def test_a_model_folder_gives_the_network_that_was_scored(trained, tokenizer, tm
     scores = quick(stage.eval_step)(train, {}, batch, jax.random.key(0))
     assert scores["text_to_audio/recall_at_1"].shape == (6,)
     stage.export(train.weights(), train.extra, tmp_path)
-    bundle.load_index(tmp_path, parts=("retriever", "tokenizer"))
-    graph, params = bundle.load_network(tmp_path, "retriever")
+    load_index(tmp_path, parts=("retriever", "tokenizer"))
+    graph, params = networks.load_network(tmp_path, "retriever")
 
     @quick
     def compare(params, batch):
-        retriever = bundle.build(graph, params)
+        retriever = networks.build(graph, params)
         text = retriever.text_embedding(batch["tokens"], batch["tokens"] != 0)
         return text @ retriever.audio_embedding(batch["audio"]).T
 
@@ -107,7 +108,7 @@ def test_training_can_begin_with_a_classifier(trained, tokenizer, tmp_path):  # 
     # Another number of classes and another dropout are no hindrance: neither is a size of ours.
     audio = Cnn14Config(**config.retriever.audio_encoder, num_classes=3, head_dropout=0.1)
     given = random_network(lambda rngs: Cnn14(audio, rngs=rngs), 0)
-    bundle.save_network(tmp_path, "panns", audio, given)
+    networks.save_network(tmp_path, "panns", audio, given)
     _, fresh, _ = trained
     weights = RetrieverStage(config, steps_per_epoch=1).start_weights()
     ready = state.begin_with(fresh, weights)

@@ -8,8 +8,9 @@ import pytest
 from flax import nnx
 
 from configs import common
-from maa_jax import bundle
 from maa_jax.audio.mel import log_mel
+from maa_jax.model_folder import networks
+from maa_jax.model_folder.index import load_index
 from maa_jax.stages import make_stage, vocoder
 from maa_jax.training import state
 
@@ -167,10 +168,10 @@ def test_scores_summaries_and_the_exported_folder(batch, train, tmp_path):
     assert summary["audio/reconstruction"].shape == (2, SAMPLES, 1)
 
     stage.export(jax.device_get(train.weights()), train.extra, tmp_path)
-    assert bundle.load_index(tmp_path)["mel"]["log"] == "log10"
-    graphdef, params = bundle.load_network(tmp_path, "vocoder")
+    assert load_index(tmp_path)["mel"]["log"] == "log10"
+    graphdef, params = networks.load_network(tmp_path, "vocoder")
     mel = log_mel(batch["audio"], stage.mel)
-    wav = jax.jit(lambda p, mel: bundle.build(graphdef, p)(mel))(params, mel)
+    wav = jax.jit(lambda p, mel: networks.build(graphdef, p)(mel))(params, mel)
     np.testing.assert_allclose(wav, summary["audio/reconstruction"][..., 0], atol=1e-5)
 
 

@@ -1,6 +1,7 @@
 import ml_collections
 import pytest
 
+from maa_jax.devices import initialize_distributed
 from maa_jax.training import sharding
 from tests.subprocesses import run_python
 
@@ -50,4 +51,4 @@ def test_half_of_the_coordinator_variables_is_an_error(monkeypatch):
     monkeypatch.delenv("JAX_NUM_PROCESSES", raising=False)
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
     with pytest.raises(ValueError, match="JAX_NUM_PROCESSES"):
-        sharding.initialize_distributed()
+        initialize_distributed()

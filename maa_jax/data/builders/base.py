@@ -30,9 +30,8 @@ import tqdm
 from absl import logging
 from etils import epath
 
-from maa_jax.audio.io import AudioError, decode, encode_flac, is_silent, load, pcm16
+from maa_jax.audio.io import SAMPLE_RATE, AudioError, decode, encode_flac, is_silent, load, pcm16
 
-SAMPLE_RATE = 16000
 MAX_BROKEN = 0.01  # Share of unusable recordings above which a build stops.
 _LISTED = 20  # Broken recordings that an error message names; the report holds all.
 # Recordings decoded at a time; a long one takes some 100 MB meanwhile.

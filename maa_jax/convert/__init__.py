@@ -1,0 +1,1 @@
+"""Model folders from training runs and released checkpoints, and back."""

@@ -1,0 +1,84 @@
+"""Model folders from training runs and released checkpoints, and back.
+
+    python -m maa_jax.convert --from=workdir --workdir=runs/t2a --out=models/mine
+    python -m maa_jax.convert --from=released --checkpoint=maa1_full.ckpt --vocoder=bigvgan \
+        --clap=CLAP_weights_2022.pth --tokenizer=bert-base-uncased --out=models/released
+    python -m maa_jax.convert --from=released --vocoder=bigvgan --out=models/vocoder
+    python -m maa_jax.convert --to=released --model=models/mine --out=mine.ckpt
+
+From a workdir: the networks that the run's stage trained (their moving average, where one is kept;
+--noema for the last weights). Runs of several stages may be written into one folder, one after
+another: together they are a model. From and to released files: needs the extra `torch`.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags
+
+from maa_jax.convert.folders import folder_to_released, released_to_folder, workdir_to_folder
+
+
+def define_flags() -> None:
+    """Defines the flags; by this module as a program alone, or two programs' flags would clash."""
+    flags.DEFINE_enum("from", None, ["workdir", "released"], "What to convert to a model folder.")
+    flags.DEFINE_enum("to", None, ["released"], "What to convert a model folder to.")
+    flags.DEFINE_string("workdir", None, "Folder of a run of maa_jax.train.")
+    flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")
+    flags.DEFINE_bool("ema", True, "Write the moving average where one is kept.")
+    flags.DEFINE_string("checkpoint", None, "maa1_full.ckpt, or a file of its layout.")
+    flags.DEFINE_string("vocoder", None, "Released vocoder: args.yml or config.json and weights.")
+    flags.DEFINE_enum("vocoder_log", "log10", ["log10", "log"], "Of the vocoder's training mels.")
+    flags.DEFINE_string("clap", None, "CLAP_weights_2022.pth, for its audio tower.")
+    flags.DEFINE_string("tokenizer", "bert-base-uncased", "The tokenizer's folder or hub id.")
+    flags.DEFINE_string("model", None, "The model folder to convert.")
+    flags.DEFINE_string("out", None, "The model folder, or .ckpt file, to write.", required=True)
+    flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "How weights are stored.")
+
+
+def _require(f: Any, flag: str, given: str) -> None:
+    if not f[flag].value:
+        raise ValueError(f"--{flag} is missing: {given} needs it")
+
+
+def convert(f: Any) -> pathlib.Path:
+    """Does what the flags ask for, and returns the path of what was written."""
+    if (f["from"].value is None) == (f.to is None):
+        raise ValueError("give either --from=workdir, --from=released or --to=released")
+    if f.to == "released":
+        _require(f, "model", "--to=released")
+        return folder_to_released(f.model, f.out)
+    if f["from"].value == "released":
+        return released_to_folder(
+            f.out,
+            checkpoint=f.checkpoint,
+            vocoder=f.vocoder,
+            vocoder_log=f.vocoder_log,
+            clap=f.clap,
+            tokenizer=f.tokenizer,
+            dtype=f.dtype,
+        )
+    _require(f, "workdir", "--from=workdir")
+    return workdir_to_folder(f.workdir, f.out, step=f.step, ema=f.ema, dtype=f.dtype)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the program that this module's docstring describes."""
+    if len(argv) > 1:
+        raise app.UsageError(f"{argv[1]!r} is not a flag")
+    try:
+        path = convert(flags.FLAGS)
+    except ModuleNotFoundError as e:
+        if e.name != "torch":
+            raise
+        sys.exit('maa_jax.convert: released files need PyTorch: pip install "maa_jax[torch]"')
+    except (ValueError, FileNotFoundError) as e:
+        sys.exit(f"maa_jax.convert: {e}")
+    print(f"Wrote {path}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,87 @@
+"""The `data` block of a config."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from maa_jax.data import mixtures
+from maa_jax.data.reprogram import ReprogramConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Datasets and how clips are taken from them; a run's `config.data`.
+
+    Attributes:
+      dataset: "sonic_sounds", "audio_folder", or "audio_folder/NAME" to give the user's folder a
+        name of its own, under which it is found again without `folder`; any other built dataset by
+        its folder in `data_dir`, "enhanced/NAME"; or several, with splits and weights:
+        "audiocaps:train + enhanced/fsd50k*2.0 + sonic_sounds:train[:50%]". A weight multiplies a
+        dataset's size: with all at 1, the default, each recording is as likely as any other.
+      data_dir: Where TFDS keeps datasets; default $TFDS_DATA_DIR or ~/tensorflow_datasets. All
+        processes must see it.
+      folder: audio_folder's sound files.
+      captions_file: audio_folder's CSV, TSV or JSONL; without it its recordings have no captions.
+      split: Trained on, of parts that name none; TFDS's slices work ("train[:50%]").
+      eval_split: Evaluated on.
+      eval_dataset: Evaluated on; like `dataset` but without weights. Default: its first part's.
+      samples: Clip length at 16 kHz; the default is the paper's 624 mel frames.
+      workers: Processes that decode; 0 for threads in this one.
+      prefetch: Batches made ahead, by as many threads.
+      reprogram: Events that are added to the training pairs.
+    """
+
+    dataset: str = "sonic_sounds"
+    data_dir: str | None = None
+    folder: str | None = None
+    captions_file: str | None = None
+    split: str = "train"
+    eval_split: str = "validation"
+    eval_dataset: str | None = None
+    samples: int = 624 * 256
+    workers: int = 0
+    prefetch: int = 4
+    reprogram: ReprogramConfig = dataclasses.field(default_factory=ReprogramConfig)
+
+    def __post_init__(self):
+        for key, least in (("samples", 1), ("workers", 0), ("prefetch", 1)):
+            if getattr(self, key) < least:
+                raise ValueError(f"data.{key} is {getattr(self, key)}; use {least} or more")
+
+    @classmethod
+    def of(cls, config: "DataConfig | Mapping[str, Any]") -> "DataConfig":
+        """Reads a ConfigDict; an unknown key is an error that names the nearest known one."""
+        if isinstance(config, cls):
+            return config
+        config = _known("data", cls, config)
+        reprogram = config.get("reprogram", ReprogramConfig())
+        if not isinstance(reprogram, ReprogramConfig):
+            reprogram = ReprogramConfig(**_known("data.reprogram", ReprogramConfig, reprogram))
+        return cls(**{**config, "reprogram": reprogram})
+
+    def parts(self) -> tuple[mixtures.Part, ...]:
+        """What is trained on."""
+        return mixtures.parse("data.dataset", self.dataset, self.split)
+
+    def eval_parts(self) -> tuple[mixtures.Part, ...]:
+        """What is evaluated on."""
+        name = self.eval_dataset or self.parts()[0].dataset
+        parts = mixtures.parse("data.eval_dataset", name, self.eval_split)
+        if any(part.weight != 1 for part in parts):
+            raise ValueError(f"data.eval_dataset is {name!r}; leave the weights out")
+        return parts
+
+    def event_parts(self) -> tuple[mixtures.Part, ...]:
+        """What events are drawn from; empty without reprogramming."""
+        events = self.reprogram.events
+        return mixtures.parse("data.reprogram.events", events, self.split) if events else ()
+
+
+def _known(where: str, cls: type, config: Mapping[str, Any]) -> dict[str, Any]:
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in config.keys():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, 0) or known
+            raise ValueError(f"{where}.{key} is no key of the data config; nearest: {near[0]}")
+    return {key: config[key] for key in config.keys()}

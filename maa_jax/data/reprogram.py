@@ -1,0 +1,201 @@
+"""Dynamic reprogramming: new pairs of sound and caption out of old ones (section 3.2.2).
+
+To a pair come N of {0, 1, 2} events of a database with single labels, one after another: a template
+joins the captions (Appendix F), and the sounds follow each other as the sentence says.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from maa_jax.audio.io import SAMPLE_RATE, SILENCE
+
+# Of Appendix F, `x` the pair's caption and `e` (its &) the event's label, each with what it states:
+# whether the pair is heard first. In "e, following x" it is the event that follows, and what
+# happens "in front of" hearing an event happens before it.
+TEMPLATES = (
+    ("before {v} {q} {a} {n} of {e}, {x}", True),
+    ("{x} before {v} {q} {a} {n} of {e},", True),
+    ("in front of {v} {q} {a} {n} of {e}, {x}", True),
+    ("first is {x} second is {q} {a} {n} of {e}", True),
+    ("after {x}, {v} {q} {a} {n} of {e}", True),
+    ("after {v} {q} {a} {n} of {e}, {x}", False),
+    ("behind {v} {q} {a} {n} of {e}, {x}", False),
+    ("{v} {q} {a} {n} of {e}, then {x}", False),
+    ("{v} {q} {a} {n} of {e}, following {x}", True),
+    ("{v} {q} {a} {n} of {e}, later {x}", False),
+    ("{x} after {v} {q} {a} {n} of {e}", False),
+    ("before {x}, {v} {q} {a} {n} of {e}", False),
+)
+WORDS = {
+    "v": ("hearing", "noticing", "listening to", "appearing"),
+    "a": ("clear", "noisy", "close-up", "weird", "clean"),
+    "n": ("audio", "sound", "voice"),
+    "q": ("a", "the", "some"),
+}
+
+# What is this much quieter than a sound's peak, at either end of it, is no part of it.
+_TRIM_DB = -60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ReprogramConfig:
+    """What comes to a pair; a run's `config.data.reprogram`.
+
+    Attributes:
+      events: The database, a mixture as in `config.data.dataset`, of which the recordings with
+        exactly one label are drawn; "" turns reprogramming off.
+      n_events: How likely 0, 1 and 2 events are, as weights.
+      gain_db: Range of an event's loudness (RMS) over the pair's, in dB; drawn uniformly.
+      crossfade: Seconds that neighbours overlap, at equal power.
+    """
+
+    events: str = ""
+    n_events: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    gain_db: tuple[float, float] = (-6.0, 6.0)
+    crossfade: float = 0.05
+
+    def __post_init__(self):
+        weights, gains = np.array(self.n_events, float), np.array(self.gain_db, float)
+        if weights.shape != (3,) or not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
+            raise ValueError(
+                f"data.reprogram.n_events is {self.n_events}; give the weights of 0, 1 and 2"
+                " events, as (1, 1, 1)"
+            )
+        if gains.shape != (2,) or not np.isfinite(gains).all() or gains[0] > gains[1]:
+            raise ValueError(
+                f"data.reprogram.gain_db is {self.gain_db}; give the lowest and the highest, as"
+                " (-6, 6)"
+            )
+        if not 0 <= self.crossfade < np.inf:
+            raise ValueError(
+                f"data.reprogram.crossfade is {self.crossfade}; give seconds, 0 or more"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Reprogram:
+    """Transform of examples with `audio`, float32 `[samples]`, and `caption`.
+
+    Attributes:
+      config: What comes to a pair.
+      draw: Gives an event at random: its label and its sound, float32 `[n]`.
+      samples: Clip length.
+      sample_rate: In Hz.
+    """
+
+    config: ReprogramConfig
+    draw: Callable[[np.random.Generator], tuple[str, np.ndarray]]
+    samples: int
+    sample_rate: int = SAMPLE_RATE
+
+    def __call__(self, example: Mapping, rng: np.random.Generator) -> dict:
+        """Returns the example with other `audio` and `caption`.
+
+        It stays as it is where no event is drawn, and where there is no caption to join or nothing
+        to hear; an event that cannot be heard is left out.
+        """
+        weights = np.array(self.config.n_events, float)
+        count = rng.choice(3, p=weights / weights.sum())
+        caption = example["caption"]
+        if not count or not caption:
+            return dict(example)
+        sounds = [trim(example["audio"])]
+        if not len(sounds[0]):
+            return dict(example)
+        loudness = _rms(sounds[0])
+        for _ in range(count):
+            label, event = self.draw(rng)
+            event = trim(event)
+            if not len(event):
+                continue
+            gain = 10 ** (rng.uniform(*self.config.gain_db) / 20) * loudness / _rms(event)
+            caption, pair_first = join_captions(caption, label, rng)
+            event = event * np.float32(gain)
+            sounds = [*sounds, event] if pair_first else [event, *sounds]
+        if len(sounds) == 1:
+            return dict(example)
+        crossfade = round(self.config.crossfade * self.sample_rate)
+        return {
+            **example,
+            "caption": caption,
+            "audio": join_sounds(sounds, self.samples, crossfade),
+        }
+
+
+def join_captions(caption: str, label: str, rng: np.random.Generator) -> tuple[str, bool]:
+    """Joins a caption and an event's label by a random template with random words.
+
+    Returns:
+      The sentence, and whether it says that the caption's sound comes first.
+    """
+    template, pair_first = TEMPLATES[rng.integers(len(TEMPLATES))]
+    words = {key: choices[rng.integers(len(choices))] for key, choices in WORDS.items()}
+    # One of Appendix F's templates ends in a comma, after which nothing follows.
+    return template.format(x=caption, e=label, **words).removesuffix(","), pair_first
+
+
+def vocabulary() -> list[str]:
+    """Sentences that hold all words of the templates."""
+    blank = dict.fromkeys("vaqnxe", "")
+    choices = [words for key in WORDS for words in WORDS[key]]
+    return [*(template.format(**blank) for template, _ in TEMPLATES), *choices]
+
+
+def join_sounds(sounds: Sequence[np.ndarray], samples: int, crossfade: int) -> np.ndarray:
+    """Puts sounds one after another into a clip in which all of them are heard.
+
+    What fits is kept whole. Otherwise the clip is shared out: no sound is cut below an equal share,
+    and what short ones leave of theirs goes to the longer ones, which are cut to one length, each
+    to its loudest stretch. The clip is made quieter as a whole where it would exceed 1.
+
+    Args:
+      sounds: float32 `[n]` each, none empty.
+      samples: Length of the clip; zeros are put behind what is shorter.
+      crossfade: Samples that neighbours overlap, at equal power; at most half of the shortest.
+
+    Returns:
+      float32 `[samples]`.
+    """
+    lengths = [len(sound) for sound in sounds]
+    crossfade = min(crossfade, min(lengths) // 2, samples // (2 * len(sounds)))
+    left = samples + crossfade * (len(sounds) - 1)
+    shares = {}
+    for rank, which in enumerate(np.argsort(lengths, kind="stable").tolist()):
+        shares[which] = min(lengths[which], left // (len(sounds) - rank))
+        left -= shares[which]
+    # Equal power: the squares of the two sum to one.
+    rise = np.sin(np.pi / 2 * (np.arange(crossfade) + 0.5) / max(crossfade, 1)).astype(np.float32)
+    clip, end = np.zeros(samples, np.float32), 0
+    for i, sound in enumerate(sounds):
+        part = _loudest(sound, shares[i])
+        if crossfade and i:
+            part[:crossfade] *= rise
+        if crossfade and i < len(sounds) - 1:
+            part[-crossfade:] *= rise[::-1]
+        begin = max(0, end - crossfade)
+        end = begin + len(part)
+        clip[begin:end] += part
+    return clip / max(1.0, np.abs(clip).max())
+
+
+def trim(wav: np.ndarray) -> np.ndarray:
+    """Cuts silence off both ends of `[n]`: what is 60 dB below the peak; empty if all is silent."""
+    level = np.abs(wav)
+    peak = level.max(initial=0)
+    if peak < SILENCE:
+        return wav[:0]
+    heard = level >= peak * 10 ** (_TRIM_DB / 20)
+    return wav[heard.argmax() : len(wav) - heard[::-1].argmax()]
+
+
+def _loudest(wav: np.ndarray, samples: int) -> np.ndarray:
+    """The stretch of `samples` with the most energy, a copy."""
+    energy = np.concatenate([[0.0], np.cumsum(np.square(wav, dtype=np.float64))])
+    start = np.argmax(energy[samples:] - energy[: len(energy) - samples])
+    return wav[start : start + samples].copy()
+
+
+def _rms(wav: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(wav, dtype=np.float64))))

@@ -1,0 +1,69 @@
+"""Processes, devices and the cache of compiled programs."""
+
+import os
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that a second run starts at once.
+
+    In JAX_COMPILATION_CACHE_DIR, or else $XDG_CACHE_HOME/maa_jax/jax, or else
+    ~/.cache/maa_jax/jax. Entry points call this; a library that imports maa_jax decides itself.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "maa_jax", "jax"))
+    # The default leaves out programs that compile in under a second; together those are most of
+    # what a small model waits for.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+_COORDINATOR = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def initialize_distributed() -> None:
+    """Joins the other processes of the run, where there are any.
+
+    Starts `jax.distributed` when JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are
+    set, under Slurm with more than one task, and on a TPU pod of more than one host. Call it before
+    anything else touches a device.
+
+    Raises:
+      ValueError: if only some of the three variables are set.
+    """
+    present = [name for name in _COORDINATOR if os.environ.get(name)]
+    if present:
+        if len(present) < len(_COORDINATOR):
+            absent = sorted(set(_COORDINATOR) - set(present))
+            raise ValueError(f"{present[0]} is set but {', '.join(absent)} not: set all or none.")
+        address, count, index = (os.environ[name] for name in _COORDINATOR)
+        jax.distributed.initialize(address, int(count), int(index))
+    elif _several(os.environ.get("SLURM_NTASKS", "1")) or "," in os.environ.get(
+        "TPU_WORKER_HOSTNAMES", ""
+    ):
+        jax.distributed.initialize()
+
+
+def _several(count: str) -> bool:
+    return count.isdigit() and int(count) > 1
+
+
+def create_local_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """Returns a mesh of some of this process's devices, for batches that it spreads by itself."""
+    return jax.make_mesh(
+        (len(devices), 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: its first axis over all devices."""
+    return NamedSharding(mesh, P(("data", "fsdp")))

@@ -1,0 +1,160 @@
+"""Captions to the denoiser's context: a tokenizer and a frozen text encoder.
+
+The paper compares four encoders (Table 1); which one a folder holds its config.json says:
+
+    kind  network                        condition                       sees padding
+    clap  BERT of Microsoft's CLAP       projected states of the tokens  yes (as the release)
+    bert  BERT                           states of the tokens            no
+    t5    the encoder of a T5            states of the tokens            no
+    clip  the text tower of a CLIP       states of the tokens            after the prompt alone
+
+Prompts are 77 tokens, padding included: the denoiser attends to all of them.
+
+Only the `tokenizers` library is needed here, so neither PyTorch nor TensorFlow is ever imported to
+sample. The folder written by `build_tokenizer` opens with `transformers.AutoTokenizer` as well.
+"""
+
+import difflib
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from maa_jax.files import FolderError, read_json
+from maa_jax.model_folder import hub, networks
+from maa_jax.model_folder.registry import class_of
+from maa_jax.text.tokenizer import Tokenizer
+
+# Where a text encoder that is asked for by its name is found: a folder or a hub id.
+ENCODERS = {
+    "clap": "models/clap",
+    "bert": "google-bert/bert-large-uncased",
+    "t5": "google-t5/t5-large",
+    "clip": "openai/clip-vit-large-patch14",
+}
+# Class in config.json -> (kind, class to read); a BERT with a projection beside it is "clap".
+_KINDS = {
+    "BertModel": ("bert", "BertModel"),
+    "T5EncoderModel": ("t5", "T5EncoderModel"),
+    "CLIPTextModel": ("clip", "CLIPTextModel"),
+    "CLIPModel": ("clip", "CLIPTextModel"),
+}
+_MASKED = ("bert", "t5")  # CLIP's tokens see only those before them, so that padding is harmless
+
+
+def find(text_encoder: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the folder of a text encoder and its tokenizer.
+
+    Args:
+        text_encoder: the path of a model folder (with `text_encoder/` and `tokenizer/`) or of one
+            that holds the encoder itself, a hub id, "bundled", or a key of `ENCODERS`.
+
+    Raises:
+        ValueError: there is none; with the nearest name, or with how to bring the files.
+    """
+    name = str(text_encoder)
+    if not pathlib.Path(name).is_dir():
+        name = ENCODERS.get(name, name)
+        if "/" not in name and name != "bundled":
+            near = difflib.get_close_matches(name, ENCODERS, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise FolderError(
+                f"text_encoder={name!r} is no folder{hint}: give a folder's path, the id of a "
+                f"model on the Hugging Face hub, or one of {', '.join(ENCODERS)}"
+            )
+    return hub.fetch(name, ("tokenizer.json",))
+
+
+class TextConditioner:
+    """What turns prompts into the denoiser's context.
+
+    Attributes:
+        kind: "clap", "bert", "t5" or "clip".
+        tokenizer: prompts to ids.
+        params: weights of the networks, to be passed to `encode` as an argument of a jitted
+            function.
+        width: channels of the context.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        tokenizer: Tokenizer,
+        graphdefs: dict[str, Any],
+        params: dict[str, Any],
+    ):
+        self.kind = kind
+        self.tokenizer = tokenizer
+        self.params = params
+        self._graphdefs = graphdefs
+        config = self._config("text_encoder")
+        self.width = config.hidden_size
+        if kind == "clap":
+            self.width = self._config("text_projection").out_size
+        if tokenizer.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens and the text encoder "
+                f"{config.vocab_size}: bring the tokenizer that the text encoder was trained with."
+            )
+
+    def _config(self, name: str) -> Any:
+        return networks.build(self._graphdefs[name], self.params[name]).config
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike[str], *, dtype: Any = np.float32) -> Self:
+        """Reads `tokenizer/`, `text_encoder/` and, of a CLAP, `text_projection/` of a model folder.
+
+        Or a text encoder's own folder as Hugging Face has it, its tokenizer's files among its own.
+
+        Args:
+            folder: the folder, such as `find` gives it.
+            dtype: the networks' compute dtype.
+        """
+        folder = pathlib.Path(folder)
+        own = (folder / "config.json").is_file() and not (folder / "text_encoder").is_dir()
+        place = "." if own else "text_encoder"
+        content = read_json(folder / place / "config.json")
+        name = class_of(content)
+        if name not in _KINDS:
+            raise FolderError(
+                f"{folder / place}: class {name!r} is no text encoder; known: {', '.join(_KINDS)}"
+            )
+        kind, class_name = _KINDS[name]
+        tokenizer = Tokenizer.from_folder(folder if own else folder / "tokenizer")
+        loaded = {
+            "text_encoder": networks.load_network(folder, place, dtype=dtype, kind=class_name)
+        }
+        if kind == "bert" and not own and (folder / "text_projection").is_dir():
+            kind = "clap"
+            loaded["text_projection"] = networks.load_network(
+                folder, "text_projection", dtype=dtype
+            )
+        graphdefs = {name: graphdef for name, (graphdef, _) in loaded.items()}
+        return cls(
+            kind, tokenizer, graphdefs, {name: params for name, (_, params) in loaded.items()}
+        )
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `tokenizer/`, `text_encoder/` and, of a CLAP, `text_projection/`."""
+        for name, params in self.params.items():
+            networks.save_network(folder, name, self._config(name), params)
+        self.tokenizer.save(pathlib.Path(folder, "tokenizer"))
+
+    def tokenize(self, prompts: Sequence[str]) -> np.ndarray:
+        """Returns int32 ids [n, 77]; see `Tokenizer`."""
+        return self.tokenizer(prompts)
+
+    def encode(self, params: dict[str, Any], tokens: jax.Array) -> jax.Array:
+        """Returns the context [n, 77, width] of ids [n, 77]; pure.
+
+        Whether the encoder sees padding depends on its kind: see the head of this module.
+        """
+        network = networks.build(self._graphdefs["text_encoder"], params["text_encoder"])
+        mask = tokens != self.tokenizer.pad_id if self.kind in _MASKED else None
+        hidden = network(tokens, mask)
+        if self.kind != "clap":
+            return hidden
+        return networks.build(self._graphdefs["text_projection"], params["text_projection"])(hidden)

@@ -1,0 +1,203 @@
+"""A bank of captions: embedded once, kept on disk, searched exactly on the devices.
+
+A bank's folder holds a pair of files for each process that wrote it, `embeddings-i-of-n.npy`
+([captions, width], unit lengths) and `captions-i-of-n.txt` (a caption a line), and `index.json`.
+"""
+
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from maa_jax.files import write_array
+
+INDEX = "index.json"
+
+
+def build(
+    folder: str | os.PathLike[str],
+    captions: Iterable[str],
+    encode: Callable[[Sequence[str]], np.ndarray],
+    *,
+    retriever: str,
+    batch_size: int = 64,
+    dtype: type[np.floating] = np.float16,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> int:
+    """Embeds and writes this process's share of a bank.
+
+    Args:
+        folder: for the bank; all processes must see it.
+        captions: all of them, in any order, the same ones in every process. Duplicates and empty
+            ones are left out; white space within a caption becomes single spaces.
+        encode: `batch_size` captions to embeddings [batch_size, width] of unit length.
+        retriever: what the embeddings are of; `Bank.retriever` tells.
+        batch_size: captions encoded at a time.
+        dtype: of the embeddings on the disk, float16 or float32.
+        process_index: this process.
+        process_count: all of them.
+
+    Returns:
+        The number of captions written.
+
+    Raises:
+        ValueError: there are fewer captions than processes.
+    """
+    unique = {" ".join(caption.split()) for caption in captions} - {""}
+    mine = sorted(unique)[process_index::process_count]
+    if not mine:
+        raise ValueError(
+            f"the bank has {len(unique)} captions for {process_count} processes: give more "
+            "captions or use fewer processes"
+        )
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    vectors, texts = _names(process_index, process_count)
+    write_array(folder / vectors, mine, encode, batch_size=batch_size, dtype=dtype)
+    (folder / texts).write_text("".join(f"{caption}\n" for caption in mine), "utf-8")
+    if process_index == 0:
+        content = {"retriever": retriever, "shards": process_count}
+        (folder / INDEX).write_text(json.dumps(content, indent=2) + "\n")
+    return len(mine)
+
+
+class Bank:
+    """A bank in the devices' memory, in float32, each holding an equal part of the captions.
+
+    A search is one matrix product a device and the best k of its part; the best of those k are
+    then taken over all devices. Every process of a run holds the bank and searches for itself.
+
+    Attributes:
+        retriever: what the embeddings are of, as `build` was told.
+        width: channels of the embeddings.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        devices: Sequence[jax.Device] | None = None,
+        batch_size: int = 64,
+    ):
+        """Reads a bank onto the devices.
+
+        Args:
+            folder: that `build` filled.
+            devices: that hold it, by default all of this process.
+            batch_size: queries searched for at a time; each takes 4 bytes a caption of memory.
+
+        Raises:
+            ValueError: the folder is no bank, or lacks parts: all are named.
+        """
+        folder = pathlib.Path(folder)
+        if not (folder / INDEX).is_file():
+            raise ValueError(f"{folder / INDEX} is missing; write the bank first (bank.build)")
+        index = json.loads((folder / INDEX).read_text())
+        self.retriever: str = index["retriever"]
+        names = [_names(i, index["shards"]) for i in range(index["shards"])]
+        missing = [file for pair in names for file in pair if not (folder / file).is_file()]
+        if missing:
+            raise ValueError(f"{folder} lacks {', '.join(missing)}; write the bank again, whole")
+        parts = [np.load(folder / vectors, mmap_mode="r") for vectors, _ in names]
+        self._captions = [
+            caption
+            for _, texts in names
+            for caption in (folder / texts).read_text("utf-8").split("\n")[:-1]
+        ]
+        if len(self._captions) != sum(map(len, parts)):
+            raise ValueError(
+                f"{folder} has {sum(map(len, parts))} embeddings and {len(self._captions)} "
+                "captions; write the bank again"
+            )
+        self.width: int = parts[0].shape[1]
+        self._batch_size = batch_size
+        mesh = Mesh(np.array(devices or jax.local_devices()), ("bank",))
+        rows = -(-len(self) // mesh.size) * mesh.size  # the last part may end with empty rows
+        self._embeddings = jax.make_array_from_callback(
+            (rows, self.width),
+            NamedSharding(mesh, P("bank")),
+            lambda index: _rows(parts, *index[0].indices(rows)[:2]),
+        )
+        self._best = jax.jit(functools.partial(_best, mesh, len(self)), static_argnames="k")
+
+    def __len__(self) -> int:
+        """Returns the number of captions."""
+        return len(self._captions)
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, list[list[str]]]:
+        """Returns the k captions nearest to each query, the nearest first.
+
+        Args:
+            queries: [n, width], of unit length.
+            k: captions a query.
+
+        Returns:
+            Scores (cosines) float32 [n, k], and n lists of k captions.
+
+        Raises:
+            ValueError: k is more than there are captions, or the width is another.
+        """
+        if not 1 <= k <= len(self):
+            raise ValueError(f"k={k} of a bank of {len(self)} captions: give 1 to {len(self)}")
+        if queries.shape[1] != self.width:
+            raise ValueError(
+                f"queries of width {queries.shape[1]} in a bank of width {self.width}: embed both "
+                "with one retriever"
+            )
+        scores = np.zeros((len(queries), k), np.float32)
+        found = np.zeros((len(queries), k), np.int32)
+        for start in range(0, len(queries), self._batch_size):
+            part = np.asarray(queries[start : start + self._batch_size], np.float32)
+            # Always of one size, so that one program is compiled.
+            batch = np.zeros((self._batch_size, self.width), np.float32)
+            batch[: len(part)] = part
+            best, places = jax.device_get(self._best(self._embeddings, batch, k=k))
+            scores[start : start + len(part)] = best[: len(part)]
+            found[start : start + len(part)] = places[: len(part)]
+        return scores, [[self._captions[place] for place in row] for row in found]
+
+
+def _best(
+    mesh: Mesh, count: int, rows: jax.Array, queries: jax.Array, *, k: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns scores and places [n, k] of the best of the first `count` rows; pure."""
+
+    def best_of_part(part, queries):
+        first = jax.lax.axis_index("bank") * len(part)
+        # Exact: the default precision of an accelerator's products would reorder near neighbours.
+        scores = jnp.matmul(queries, part.T, precision=jax.lax.Precision.HIGHEST)
+        scores = jnp.where(first + jnp.arange(len(part)) < count, scores, -jnp.inf)
+        scores, places = jax.lax.top_k(scores, min(k, len(part)))
+        return scores, first + places
+
+    scores, places = jax.shard_map(
+        best_of_part, mesh=mesh, in_specs=(P("bank"), P()), out_specs=P(None, "bank")
+    )(rows, queries)
+    scores, order = jax.lax.top_k(scores, k)
+    return scores, jnp.take_along_axis(places, order, axis=1)
+
+
+def _rows(parts: Sequence[np.ndarray], start: int, stop: int) -> np.ndarray:
+    """Returns rows start..stop of the parts laid end to end, in float32; zeros beyond the last."""
+    rows = np.zeros((stop - start, parts[0].shape[1]), np.float32)
+    first = 0
+    for part in parts:
+        low, high = max(start, first), min(stop, first + len(part))
+        if low < high:
+            rows[low - start : high - start] = part[low - first : high - first]
+        first += len(part)
+    return rows
+
+
+def _names(index: int, count: int) -> tuple[str, str]:
+    """Returns the names of a process's two files."""
+    suffix = f"{index:05}-of-{count:05}"
+    return f"embeddings-{suffix}.npy", f"captions-{suffix}.txt"

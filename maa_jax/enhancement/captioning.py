@@ -1,0 +1,112 @@
+"""The captioning expert: what a captioner says of recordings (paper section 3.2.1)."""
+
+import os
+import zlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maa_jax.devices import batch_sharding, create_local_mesh, replicated
+from maa_jax.model_folder import hub, networks
+from maa_jax.model_folder.index import load_index
+from maa_jax.models import captioner
+from maa_jax.text.tokenizer import Tokenizer
+
+
+class Captioning:
+    """Proposes captions: the likeliest ones, and samples that differ more from each other.
+
+    Args:
+        folder: a model folder with `captioner/` and `tokenizer/`.
+        num_beams: captions of beam search.
+        num_samples: captions of nucleus sampling.
+        top_p: probability of the words that samples are drawn from.
+        temperature: of samples; below 1 they are more alike.
+        seed: of samples; a recording's depend on it and on the recording alone.
+        devices: over which batches are spread; by default all of this process.
+
+    Raises:
+        ValueError: nothing is asked for, or the folder is missing or does not fit together.
+    """
+
+    name = "captioning"
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        num_beams: int = 4,
+        num_samples: int = 4,
+        top_p: float = 0.9,
+        temperature: float = 1.0,
+        seed: int = 0,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        if min(num_beams, num_samples) < 0 or num_beams + num_samples < 1:
+            raise ValueError(
+                f"num_beams={num_beams}, num_samples={num_samples}: give numbers from 0, at least "
+                "one of them above."
+            )
+        if not 0 < top_p <= 1 or temperature <= 0:
+            raise ValueError(
+                f"top_p={top_p}, temperature={temperature}: give a top_p above 0, at most 1, and a "
+                "temperature above 0."
+            )
+        path = hub.resolve(folder)
+        load_index(path, parts=("captioner", "tokenizer"))
+        self._tokenizer = Tokenizer.from_folder(path / "tokenizer")
+        graphdef, params = networks.load_network(path, "captioner")
+        self._config = networks.load_config(path, "captioner")
+        if self._tokenizer.vocab_size > self._config.vocab_size:
+            raise ValueError(
+                f"{path}: the tokenizer has {self._tokenizer.vocab_size} tokens and the captioner "
+                f"{self._config.vocab_size}: bring the tokenizer that it was trained with."
+            )
+        devices = jax.local_devices() if devices is None else devices
+        self._mesh = create_local_mesh(devices)
+        self._params = jax.device_put(params, replicated(self._mesh))
+        self._seed = seed
+
+        def write(params, audio, identities, seed):
+            network = networks.build(graphdef, params)
+            memory = network.encode(audio)
+            written = []
+            if num_beams:
+                written.append(captioner.beam_search(network, memory, width=num_beams)[0])
+            if num_samples:
+                fold = jax.vmap(jax.random.fold_in, (None, 0))
+                keys = jax.vmap(fold, (0, None))(
+                    fold(jax.random.key(seed), identities), jnp.arange(num_samples)
+                )
+                memory = jax.tree.map(lambda x: jnp.repeat(x, num_samples, axis=0), memory)
+                drawn = captioner.sample(
+                    network, memory, keys.reshape(-1), top_p=top_p, temperature=temperature
+                )
+                written.append(drawn.reshape(len(audio), num_samples, -1))
+            return jnp.concatenate(written, axis=1)
+
+        self._write = jax.jit(write)
+
+    def propose(self, audio: np.ndarray, labels: Sequence[Sequence[str]]) -> list[list[str]]:
+        """Returns the different captions of each recording, those of beam search first.
+
+        One program is compiled for each shape of `audio`.
+
+        Args:
+            audio: float32 [n, samples] in [-1, 1] at 16 kHz.
+            labels: of each recording; not read.
+        """
+        del labels
+        size, samples = audio.shape
+        short = max(0, self._config.min_samples - samples)
+        audio = np.pad(audio, ((0, -size % self._mesh.size), (0, short))).astype(np.float32)
+        # What a recording is, so that its samples hang on no place in a batch.
+        identities = np.array([zlib.crc32(wav.tobytes()) for wav in audio], np.uint32)
+        on_devices = jax.device_put((audio, identities), batch_sharding(self._mesh))
+        ids = np.asarray(self._write(self._params, *on_devices, self._seed))[:size]
+        texts = self._tokenizer.decode(ids.reshape(-1, ids.shape[-1]))
+        count = ids.shape[1]
+        rows = (texts[i : i + count] for i in range(0, len(texts), count))
+        return [list(dict.fromkeys(filter(None, row))) for row in rows]

@@ -1,0 +1,119 @@
+"""Recordings of built datasets with captions that experts proposed and CLAP chose.
+
+`maa_jax.enhance` writes them; they are read by name as any other: "enhanced/NAME". The split
+`train` holds what was accepted, `rejected` the rest, with no caption, which training refuses; both
+hold all candidates.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from maa_jax.data.builders.base import BuildsOnce
+from maa_jax.data.mixtures import REJECTED
+from maa_jax.enhancement.distill import best
+from maa_jax.enhancement.shards import Shard, open_split, read_record
+
+ACCEPTED = "train"
+
+
+class Enhanced(BuildsOnce, tfds.core.ShardBasedBuilder, skip_registration=True):
+    """Joins recordings, as they are in their datasets, with what was found for them.
+
+    Each shard becomes a file of either split, by one after another in this process or by Beam.
+
+    Args:
+      config: Name of this dataset among the enhanced ones.
+      shards: Of the datasets, all with their record in `work`.
+      work: Folder of the records.
+      threshold: Score from which on a caption is accepted.
+      withhold_labels: Whether the examples have no labels.
+      settings: What all of it hangs on, kept in the dataset's metadata.json.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(
+        self,
+        *,
+        config: str,
+        shards: Sequence[Shard],
+        work: epath.PathLike,
+        threshold: float,
+        withhold_labels: bool,
+        settings: Mapping[str, Any],
+        **kwargs,
+    ):
+        self._shards, self._work = shards, os.fspath(work)
+        self._threshold, self._withhold = threshold, withhold_labels
+        self._settings = dict(settings)
+        super().__init__(
+            config=tfds.core.BuilderConfig(name=config), file_format="array_record", **kwargs
+        )
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        source = tfds.builder_from_directory(self._shards[0].folder).info.features
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Recordings with captions that experts proposed and CLAP chose.",
+            features=tfds.features.FeaturesDict(
+                {
+                    **source,
+                    "dataset": text,  # Where the recording is from, `id` its name there.
+                    "score": np.float32,  # The best of the candidates'; -1 without any.
+                    "candidates": tfds.features.Sequence(text),
+                    "candidate_experts": tfds.features.Sequence(text),
+                    "candidate_scores": tfds.features.Sequence(np.float32),
+                }
+            ),
+            metadata=tfds.core.MetadataDict(self._settings),
+        )
+
+    def _shard_iterators_per_split(self, dl_manager) -> Mapping[str, list[Callable]]:
+        splits = {ACCEPTED: [], REJECTED: []}
+        for shard in self._shards:
+            found = [candidates for _, candidates in read_record(self._work, shard)]
+            accepted = {best(candidates, self._threshold) is not None for candidates in found}
+            for name in accepted:
+                splits[ACCEPTED if name else REJECTED].append(
+                    functools.partial(
+                        _examples, shard, self._work, self._threshold, self._withhold, name
+                    )
+                )
+        return {name: generators for name, generators in splits.items() if generators}
+
+
+def _examples(
+    shard: Shard, work: str, threshold: float, withhold_labels: bool, accepted: bool
+) -> Iterator[tuple[str, dict]]:
+    """Yields those of a shard's examples that were accepted, or those that were not."""
+    source = open_split(shard.folder, shard.split)
+    for index, (id, candidates) in enumerate(read_record(work, shard), shard.start):
+        chosen = best(candidates, threshold)
+        if (chosen is not None) != accepted:
+            continue
+        example = source[index]
+        if example["id"].decode() != id:
+            raise ValueError(
+                f"{shard.dataset}: recording {index} is {example['id'].decode()!r} and was {id!r}"
+                f" when candidates were found; the dataset was built anew: remove {work}"
+            )
+        yield (
+            f"{shard.dataset}/{index}",
+            {
+                **example,
+                "captions": [chosen.caption] if chosen else [],
+                "labels": [] if withhold_labels else list(example["labels"]),
+                "dataset": shard.dataset,
+                "score": max((c.score for c in candidates), default=-1.0),
+                "candidates": [c.caption for c in candidates],
+                "candidate_experts": [c.expert for c in candidates],
+                "candidate_scores": [c.score for c in candidates],
+            },
+        )

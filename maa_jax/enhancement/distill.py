@@ -1,0 +1,170 @@
+"""Expert distillation: experts propose captions, CLAP chooses (paper section 3.2.1, Appendix E.2).
+
+An expert is any class with a name and one method. To add one, name it where experts are chosen, as
+"package.module:Class"; it is made without arguments.
+
+    class Weather:
+        name = "weather"
+
+        def propose(self, audio, labels):
+            return [["rain falls", "wind blows"] for _ in audio]
+"""
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from maa_jax.audio.io import SAMPLE_RATE
+from maa_jax.data.transforms import LABEL_CAPTION
+from maa_jax.encoders.clap import ClapScore
+from maa_jax.text.normalize import normalize
+
+# Imported when they are asked for: users may have an expert without the others' networks.
+EXPERTS = {
+    "captioning": "maa_jax.enhancement.captioning:Captioning",
+    "retrieval": "maa_jax.enhancement.retrieval:Retrieval",
+    "labels": "maa_jax.enhancement.distill:Labels",
+}
+_SENTENCES = 64  # encoded at a time: always as many, so that one program is compiled
+
+
+class Expert(Protocol):
+    """Proposes captions; `name` is what the records call it."""
+
+    name: str
+
+    def propose(self, audio: np.ndarray, labels: Sequence[Sequence[str]]) -> list[list[str]]:
+        """Returns any number of captions for each of n recordings.
+
+        What it proposes for a recording must not depend on the others.
+
+        Args:
+            audio: float32 [n, samples] at 16 kHz, shorter recordings with zeros behind.
+            labels: each recording's labels; none where it has none or they are withheld.
+        """
+        ...
+
+
+class Labels:
+    """Makes a caption of the labels of a recording that has any: "the sound of a dog barking"."""
+
+    name = "labels"
+
+    def propose(self, audio: np.ndarray, labels: Sequence[Sequence[str]]) -> list[list[str]]:
+        """Returns one caption for a recording with labels, none for another; see `Expert`."""
+        return [[LABEL_CAPTION.format(" and ".join(words))] if words else [] for words in labels]
+
+
+def find_expert(name: str) -> type[Expert]:
+    """Returns the class of an expert.
+
+    Args:
+        name: a key of `EXPERTS` or "package.module:Class".
+
+    Raises:
+        ValueError: there is none; with the nearest name, or what the class lacks.
+    """
+    path = EXPERTS.get(name, name)
+    module, colon, attribute = path.partition(":")
+    if not colon:
+        near = difflib.get_close_matches(name, EXPERTS, 1, 0)[0]
+        raise ValueError(
+            f"experts: {name!r} is not known; nearest: {near!r}. The known ones are "
+            f"{', '.join(EXPERTS)}; your own is named as 'package.module:Class'"
+        )
+    try:
+        expert = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as e:
+        raise ValueError(f"experts: {name!r} cannot be imported ({e}); correct the path") from e
+    lacking = [part for part in ("name", "propose") if not hasattr(expert, part)]
+    if lacking:
+        raise ValueError(f"experts: {name!r} lacks {' and '.join(lacking)}; see {__name__}")
+    return expert
+
+
+def find_experts(names: Sequence[str]) -> list[type[Expert]]:
+    """Returns the classes of some experts; see `find_expert`.
+
+    Raises:
+        ValueError: also where none is named, or two have the same name.
+    """
+    if not names:
+        raise ValueError(f"experts: none is named; name some of {', '.join(EXPERTS)}")
+    classes = [find_expert(name) for name in names]
+    called = [cls.name for cls in classes]
+    if len(set(called)) < len(called):
+        raise ValueError(f"experts: two of {', '.join(called)} have the same name; leave one out")
+    return classes
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A caption, the name of the expert that proposed it, and its CLAP score in [-1, 1]."""
+
+    caption: str
+    expert: str
+    score: float
+
+
+def distill(
+    audio: np.ndarray,
+    labels: Sequence[Sequence[str]],
+    experts: Sequence[Expert],
+    clap: ClapScore,
+) -> list[list[Candidate]]:
+    """Returns all candidates of each recording, in the experts' order, with their scores.
+
+    Captions are normalised (section 5.1) first. An expert's repetitions count once; a caption of
+    two experts is a candidate of each.
+
+    Args:
+        audio: float32 [n, samples] at 16 kHz.
+        labels: of each recording; may be empty.
+        experts: that propose.
+        clap: that scores.
+
+    Raises:
+        ValueError: an expert did not answer for every recording.
+    """
+    proposed = [{} for _ in audio]  # of (caption, expert), in order
+    for expert in experts:
+        answers = expert.propose(audio, labels)
+        if len(answers) != len(audio):
+            raise ValueError(
+                f"expert {expert.name!r} answered for {len(answers)} of {len(audio)} recordings: "
+                "propose() must return a list for each, an empty one where it has no caption"
+            )
+        for pairs, captions in zip(proposed, answers, strict=True):
+            for caption in (" ".join(normalize(caption).split()) for caption in captions):
+                if caption:
+                    pairs[caption, expert.name] = None
+    captions = list(dict.fromkeys(caption for pairs in proposed for caption, _ in pairs))
+    words = dict(zip(captions, _embed(captions, clap), strict=True))
+    sounds = clap.audio_embeddings(audio, SAMPLE_RATE)
+    return [
+        [
+            Candidate(caption, expert, round(float(np.dot(words[caption], sound)), 5))
+            for caption, expert in pairs
+        ]
+        for pairs, sound in zip(proposed, sounds, strict=True)
+    ]
+
+
+def best(candidates: Sequence[Candidate], threshold: float) -> Candidate | None:
+    """Returns the candidate of the highest score, the first of equals; None below the threshold."""
+    first = max(candidates, key=lambda candidate: candidate.score, default=None)
+    return first if first and first.score >= threshold else None
+
+
+def _embed(captions: Sequence[str], clap: ClapScore) -> list[np.ndarray]:
+    """Returns the embedding of each caption."""
+    rows = []
+    for start in range(0, len(captions), _SENTENCES):
+        part = captions[start : start + _SENTENCES]
+        filled = [*part, *[""] * (_SENTENCES - len(part))]
+        rows.extend(clap.text_embeddings(filled)[: len(part)])
+    return rows

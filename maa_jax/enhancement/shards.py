@@ -1,0 +1,74 @@
+"""Parts of a dataset that are enhanced in one go, and what was found for each."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Sequence
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+from maa_jax.enhancement.distill import Candidate
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A part of a built dataset that is enhanced in one go.
+
+    Attributes:
+      index: Its number among all shards of a build.
+      dataset: Name, version and split of the dataset: "esc50/1.0.0:train".
+      folder: Where that dataset is; also the workers of a Beam runner must see it.
+      split: As TFDS slices it.
+      start: Its first recording in the split.
+      stop: The first one that is no longer its own.
+    """
+
+    index: int
+    dataset: str
+    folder: str
+    split: str
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@functools.lru_cache(maxsize=8)
+def open_split(folder: str, split: str) -> Sequence[dict]:
+    """Returns a split of a built dataset as a random-access source of example dicts."""
+    return tfds.builder_from_directory(folder).as_data_source(split)
+
+
+def write_record(work: epath.PathLike, shard: Shard, rows: Sequence[tuple[str, list[Candidate]]]):
+    """Writes what was found for a shard, (id, candidates) of each recording, whole or not at all.
+
+    As lines of JSON; restarting a build, a shard is taken as done where its file is.
+    """
+    path = _record_path(work, shard)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    lines = [json.dumps([id, [dataclasses.astuple(c) for c in found]]) for id, found in rows]
+    temporary.write_text("\n".join(lines) + "\n")
+    temporary.replace(path)
+
+
+def has_record(work: epath.PathLike, shard: Shard) -> bool:
+    """Whether a shard is done."""
+    return _record_path(work, shard).exists()
+
+
+def read_record(work: epath.PathLike, shard: Shard) -> list[tuple[str, list[Candidate]]]:
+    """Returns what `write_record` wrote."""
+    lines = _record_path(work, shard).read_text().splitlines()
+    if len(lines) != len(shard):
+        raise ValueError(
+            f"{_record_path(work, shard)} holds {len(lines)} of {len(shard)} recordings; remove it"
+            " and run the same command again"
+        )
+    return [(id, [Candidate(*fields) for fields in found]) for id, found in map(json.loads, lines)]
+
+
+def _record_path(work: epath.PathLike, shard: Shard) -> epath.Path:
+    return epath.Path(work) / f"{shard.index:06d}.jsonl"

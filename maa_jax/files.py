@@ -1,0 +1,133 @@
+"""Files and folders that are written whole or not at all."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def user_path(path: str | os.PathLike[str]) -> str:
+    """Returns a path that a user gave as an absolute one, with `~` expanded.
+
+    Orbax takes no other, and a shell does not expand `~` behind `--workdir=`. Addresses
+    ("gs://bucket/folder") and the name of the model inside this package ("bundled") stay as they
+    are.
+    """
+    text = os.fspath(path)
+    if "://" in text or text == "bundled":
+        return text
+    return os.path.abspath(os.path.expanduser(text))
+
+
+REMEDY = "write the folder again (python -m maa_jax.convert), or point to a whole one"
+
+
+class FolderError(ValueError):
+    """A model folder that cannot be read: what is wrong, in which file, and the remedy."""
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the content of a JSON file of a model folder.
+
+    Raises:
+      FolderError: the file is missing or broken.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FolderError(f"{path} is missing; {REMEDY}") from None
+    except ValueError as e:
+        raise FolderError(f"{path} is not JSON ({e}); {REMEDY}") from e
+
+
+@contextlib.contextmanager
+def replace_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a temporary folder that becomes `target` on success and vanishes on failure."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield new
+        new.chmod(0o755)  # mkdtemp makes it private
+        old = new.with_name(new.name + ".old")
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def write_array(
+    path: pathlib.Path,
+    texts: Sequence[str],
+    encode: Callable[[Sequence[str]], np.ndarray],
+    *,
+    batch_size: int,
+    dtype: Any = np.float16,
+) -> None:
+    """Writes what `encode` gives of texts as one array, a row a text, whole or not at all.
+
+    Args:
+      path: of the .npy file; rows go to the disk as they come.
+      texts: at least one.
+      encode: `batch_size` texts to rows [batch_size, ...].
+      batch_size: texts encoded at a time.
+      dtype: the rows' on the disk.
+    """
+    unfinished, rows = path.with_name(f".{path.name}"), None
+    for start in range(0, len(texts), batch_size):
+        batch = list(texts[start : start + batch_size])
+        # Always of one size, so that one program is compiled.
+        got = np.asarray(encode(batch + batch[-1:] * (batch_size - len(batch))))[: len(batch)]
+        if rows is None:
+            shape = (len(texts), *got.shape[1:])
+            rows = np.lib.format.open_memmap(unfinished, "w+", dtype, shape)
+        rows[start : start + len(batch)] = got
+    rows.flush()
+    unfinished.replace(path)
+
+
+_SLUG_LENGTH = 48  # of the prompt in a file's name; names over 255 bytes cannot be written
+
+
+def file_names(prompts: Sequence[str]) -> list[str]:
+    """Returns a readable name a sample, numbered, so that no two are the same."""
+    digits = max(3, len(str(len(prompts) - 1)))
+    return [
+        f"{i:0{digits}d}_{_slug(prompt) or 'unconditional'}.wav" for i, prompt in enumerate(prompts)
+    ]
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:_SLUG_LENGTH].strip("-")
+
+
+def make_folder(path: str) -> pathlib.Path:
+    """Makes a folder and its parents, and checks that files can be written into it.
+
+    Raises:
+      ValueError: that is not possible.
+    """
+    folder = pathlib.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise ValueError(f"--out={path}: cannot be written ({e}); give another folder") from e
+    return folder

@@ -1,1 +1,0 @@
-"""PyTorch layouts: names and transposes, both ways."""

@@ -1,0 +1,1 @@
+"""The Hugging Face model folder: found, read, written, described."""

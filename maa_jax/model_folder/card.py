@@ -1,0 +1,60 @@
+"""The README.md of a model folder: what it is, how to use it, and what its index says of it."""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+import safetensors
+
+from maa_jax.files import read_json
+from maa_jax.model_folder import hub
+from maa_jax.model_folder.index import networks_in
+
+# Keys of model_index.json that a card has a section for, where they are there.
+SECTIONS = {"training": "Training", "data": "Data", "scores": "Scores"}
+
+
+def model_card(folder: pathlib.Path) -> str:
+    """Returns a model card in the Hugging Face hub's form.
+
+    Training, data, scores and licence are those that model_index.json states under `training`,
+    `data`, `scores` (text or JSON) and `license` (an identifier such as "apache-2.0").
+    """
+    index = read_json(folder / hub.INDEX)
+    facts = {"library_name": "maa_jax", "pipeline_tag": "text-to-audio"}
+    if "license" in index:
+        facts["license"] = index["license"]
+    lines = ["---", *(f"{key}: {value}" for key, value in facts.items())]
+    lines += ["tags:", "- text-to-audio", "- latent-diffusion", "- jax", "---", ""]
+    lines += ["# Text to sound", ""]
+    lines += [
+        "A latent diffusion model after Make-An-Audio (Huang et al., ICML 2023), for maa_jax:"
+    ]
+    lines += [f"sounds of up to {index['max_duration']:g} s at {index['sample_rate']} Hz.", ""]
+    lines += ["```python", "import maa_jax", "", 'pipe = maa_jax.Pipeline.from_pretrained("PATH")']
+    lines += ['wavs = pipe(["a crow caws"], seed=0)', "```", "", "## Parts", ""]
+    lines += ["| part | class | parameters |", "|---|---|---|"]
+    for name, kind in networks_in(folder).items():
+        lines.append(f"| {name} | {kind} | {_parameters(folder / name):,} |")
+    for key, title in SECTIONS.items():
+        if key in index:
+            lines += ["", f"## {title}", "", *_section(index[key])]
+    lines += ["", "## Licence", "", str(index.get("license", "Not stated by the model's makers."))]
+    return "\n".join(lines) + "\n"
+
+
+def _parameters(folder: pathlib.Path) -> int:
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safetensors.safe_open(path, "numpy") as file:
+            total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())
+    return total
+
+
+def _section(content: Any) -> list[str]:
+    if isinstance(content, str):
+        return [content]
+    if isinstance(content, dict) and not any(isinstance(v, dict | list) for v in content.values()):
+        return ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in content.items())]
+    return ["```json", json.dumps(content, indent=2), "```"]

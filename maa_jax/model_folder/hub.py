@@ -1,0 +1,127 @@
+"""Model folders by name: a path, "bundled", or an id on the Hugging Face hub."""
+
+import os
+import pathlib
+import re
+
+from maa_jax.files import FolderError, read_json
+
+INDEX = "model_index.json"
+
+
+BUNDLED = pathlib.Path(__file__).parents[1] / "bundled_model"
+
+
+# Files of a model on the Hugging Face hub that are read here; its other formats are left there.
+_HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")
+
+
+_MODEL_FILES = (INDEX, "*/*.json", "*/*.safetensors", "*/vocab.txt")
+
+
+# Not "models/...": there the documentation writes folders, and one that is missing must never be
+# looked for, and found, under somebody's name on the hub.
+_HUB_ID = re.compile(r"(?!models/)[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def resolve(model: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the path of a model folder; "bundled" is the one inside this package.
+
+    Raises:
+      FolderError: there is no such folder, or it is not a model folder.
+    """
+    path = BUNDLED if str(model) == "bundled" else pathlib.Path(model)
+    if not path.is_dir():
+        raise FolderError(
+            f"model={str(model)!r}: no folder {path}; give the path of a model folder "
+            f'(with {INDEX}) or "bundled"'
+        )
+    return path
+
+
+def fetch(model: str | os.PathLike[str], files: tuple[str, ...] = ()) -> pathlib.Path:
+    """Returns a local folder of `model`: a folder, "bundled", or a model of the Hugging Face hub.
+
+    A hub id ("google-t5/t5-large") is downloaded into the hub's local cache, unless it is there.
+
+    Args:
+      model: the folder's path, "bundled" or a hub id.
+      files: that a hub id's folder must have besides config.json and the weights.
+
+    Raises:
+      FolderError: no such folder or model; or, where the hub cannot be reached, files that the
+        cache lacks: all are named, with how to bring them.
+    """
+    if pathlib.Path(model).is_dir() or not _HUB_ID.fullmatch(str(model)):
+        return resolve(model)
+    folder, cause = _snapshot(str(model), _HUB_FILES, ["*/*"])
+    if folder is None:
+        missing = ["config.json", weights_file("transformers"), *files]
+        where = "the hub cannot be reached and the local cache"
+    else:
+        missing = [f for f in ("config.json", *files) if not (folder / f).exists()]
+        missing += missing_weights(folder, "transformers")
+        where = str(folder)
+    if missing:
+        included = " ".join(f"--include {pattern!r}" for pattern in _HUB_FILES)
+        raise FolderError(
+            f"model={str(model)!r}: {where} lacks {', '.join(missing)}. To bring them: where there "
+            f"is a network, run `hf download {model} {included} --local-dir DIR`, copy DIR here, "
+            f"and give its path in place of {str(model)!r}. A model without safetensors "
+            "(pytorch_model.bin alone) is not read: choose another"
+        ) from cause
+    return folder
+
+
+def fetch_model(model: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the local folder of a whole model: a folder, "bundled", or one of the hub.
+
+    Raises:
+      FolderError: there is no such folder or model, or the hub cannot be reached.
+    """
+    if pathlib.Path(model).is_dir() or not _HUB_ID.fullmatch(str(model)):
+        return resolve(model)
+    folder, cause = _snapshot(str(model), _MODEL_FILES, None)
+    if folder is None:
+        raise FolderError(
+            f"model={str(model)!r}: no such folder here, and the Hugging Face hub cannot be "
+            f"reached. Where there is a network, run `hf download {model} --local-dir DIR`, copy "
+            f"DIR here, and give its path in place of {str(model)!r}"
+        ) from cause
+    return folder
+
+
+def _snapshot(
+    model: str, patterns: tuple[str, ...], ignored: list[str] | None
+) -> tuple[pathlib.Path | None, Exception | None]:
+    """Returns the local copy of a hub's repository, or None and why it could not be had."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            model, allow_patterns=list(patterns), ignore_patterns=ignored
+        )
+    except errors.RepositoryNotFoundError as e:
+        raise FolderError(
+            f"model={model!r}: neither a folder here nor a model of the Hugging Face hub; "
+            "look for a mistake in the name, or log in (`hf auth login`) if it is private"
+        ) from e
+    except (errors.HfHubHTTPError, OSError) as e:
+        return None, e
+    return pathlib.Path(folder), None
+
+
+def weights_file(library: str) -> str:
+    """Returns the name of a network's file of weights in the folders of a library."""
+    return "diffusion_pytorch_model.safetensors" if library == "diffusers" else "model.safetensors"
+
+
+def missing_weights(where: pathlib.Path, library: str) -> list[str]:
+    """Returns the files of weights that a network's folder lacks."""
+    name = weights_file(library)
+    index = where / f"{name}.index.json"
+    if (where / name).exists() or not index.exists():
+        return [] if (where / name).exists() else [name]
+    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+    return [shard for shard in shards if not (where / shard).exists()]

@@ -1,0 +1,155 @@
+"""model_index.json: the parts of a model folder and what holds for all of them."""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from maa_jax.audio.mel import MelConfig
+from maa_jax.files import REMEDY, FolderError, read_json, replace_folder, write_json
+from maa_jax.model_folder import hub
+from maa_jax.model_folder.hub import INDEX, missing_weights
+from maa_jax.model_folder.registry import NETWORKS, class_of
+
+# Folders that hold no network: (class for model_index.json, files they must have).
+_OTHERS = {
+    "tokenizer": (("transformers", "BertTokenizer"), ("tokenizer.json",)),
+    "scheduler": (("diffusers", "DDIMScheduler"), ("scheduler_config.json",)),
+}
+
+
+def networks_in(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Returns {name: class name} of the networks in a folder, whatever its index says."""
+    found = {}
+    for path in sorted(pathlib.Path(folder).glob("[!.]*/config.json")):
+        kind = class_of(read_json(path))
+        if kind in NETWORKS:
+            found[path.parent.name] = kind
+    return found
+
+
+def save_scheduler(folder: str | os.PathLike[str], schedule: Any) -> None:
+    """Writes `folder/scheduler/`, the configuration that diffusers' DDIMScheduler opens."""
+    with replace_folder(pathlib.Path(folder, "scheduler")) as new:
+        write_json(new / "scheduler_config.json", schedule.to_hf())
+
+
+def save_index(folder: str | os.PathLike[str], **meta: Any) -> None:
+    """Writes model_index.json: every part found in the folder, and `meta` beside them.
+
+    Entries of an index already there are kept unless `meta` names them, so stages may export
+    into one folder one after another.
+    """
+    folder = pathlib.Path(folder)
+    index = read_json(folder / INDEX) if (folder / INDEX).exists() else {}
+    parts = {name: list(part) for name, (part, _) in _OTHERS.items() if (folder / name).is_dir()}
+    if (folder / "tokenizer" / "tokenizer_config.json").exists():
+        tokenizer = read_json(folder / "tokenizer" / "tokenizer_config.json")
+        parts["tokenizer"][1] = tokenizer.get("tokenizer_class", parts["tokenizer"][1])
+    for name, kind in networks_in(folder).items():
+        parts[name] = [NETWORKS[kind][0], kind]
+    write_json(folder / INDEX, {"_class_name": "MaaPipeline"} | parts | _meta(index) | meta)
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
+
+
+def _meta(index: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in index.items() if k != "_class_name" and not _is_part(v)}
+
+
+def load_index(
+    folder: str | os.PathLike[str], *, parts: tuple[str, ...] = (), meta: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Reads model_index.json and checks that every file of every part it lists is there.
+
+    Args:
+      folder: the model folder.
+      parts: parts that the caller needs, such as "unet".
+      meta: other keys that the caller needs, such as "sample_rate".
+
+    Raises:
+      FolderError: naming every missing file and key.
+    """
+    folder = pathlib.Path(folder)
+    index = read_json(folder / INDEX)
+    missing = []
+    for name in dict.fromkeys([k for k, v in index.items() if _is_part(v)] + list(parts)):
+        files = _OTHERS[name][1] if name in _OTHERS else ("config.json",)
+        missing += [f"{name}/{f}" for f in files if not (folder / name / f).exists()]
+        if name in index and name not in _OTHERS:
+            weights = missing_weights(folder / name, index[name][0])
+            missing += [f"{name}/{f}" for f in weights]
+        if name not in index and (folder / name).is_dir():
+            missing.append(f"{name!r} in {INDEX}")
+    missing += [f"{key!r} in {INDEX}" for key in meta if key not in index]
+    if missing:
+        raise FolderError(f"{folder} is not a whole model folder: missing {', '.join(missing)}; "
+                          f"{REMEDY}")  # fmt: skip
+    return index
+
+
+def front_end(folder: str | os.PathLike[str], network: str) -> MelConfig | None:
+    """Returns the mel front end that a network of a model folder was trained with.
+
+    It is what model_index.json states under `mel`; None where a folder has no index (a network of
+    Hugging Face's alone).
+    """
+    folder = pathlib.Path(folder)
+    if not (folder / INDEX).exists():
+        return None
+    mel = read_json(folder / INDEX).get("mel")
+    if mel is None:
+        raise FolderError(f"{folder / INDEX} states no 'mel', which {network}/ needs; {REMEDY}")
+    try:
+        return MelConfig(**mel)
+    except (TypeError, ValueError) as e:
+        raise FolderError(f"{folder / INDEX}: mel={mel!r} is no front end ({e}); {REMEDY}") from e
+
+
+def content_hash(folder: str | os.PathLike[str]) -> str:
+    """Returns the SHA-256 of a model folder's files, names and contents, in hex."""
+    folder, total = pathlib.Path(folder), hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        relative = path.relative_to(folder)
+        if any(part.startswith(".") for part in relative.parts):
+            continue
+        with path.open("rb") as f:
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        total.update(f"{relative.as_posix()} {digest}\n".encode())
+    return total.hexdigest()
+
+
+CLASS_NAME = "MaaPipeline"
+
+
+def load_pipeline_index(path: pathlib.Path) -> dict[str, Any]:
+    """Returns a folder's index, if it is this pipeline's and whole."""
+    kind = read_json(path / hub.INDEX).get("_class_name")
+    if kind != CLASS_NAME:
+        raise FolderError(
+            f"{path}: {hub.INDEX} is of class {kind!r}; this opens {CLASS_NAME!r} alone, as "
+            "maa_jax.convert writes it"
+        )
+    parts = ("unet", "vae", "vocoder", "text_encoder", "tokenizer", "scheduler")
+    return load_index(path, parts=parts, meta=("sample_rate", "max_duration", "mel"))
+
+
+def check_fit(path, index, unet, vae, vocoder, context_width: int) -> None:
+    """Raises a FolderError unless the parts of a model folder can work together."""
+    mel = index["mel"]
+    for here, value, there, other in (
+        ("vocoder: model_in_dim", vocoder.model_in_dim, "mel: n_mels", mel["n_mels"]),
+        ("vocoder: hop_length", vocoder.hop_length, "mel: hop_length", mel["hop_length"]),
+        ("vocoder: sampling_rate", vocoder.sampling_rate, "sample_rate", index["sample_rate"]),
+        ("vocoder: log", vocoder.log, "mel: log", mel["log"]),
+        ("unet: in_channels", unet.in_channels, "vae: latent_channels", vae.latent_channels),
+        ("unet: cross_attention_dim", unet.cross_attention_dim, "text's width", context_width),
+    ):
+        if value != other:
+            raise FolderError(
+                f"{path}: parts that do not fit, {here}={value!r} but {there}={other!r}; "
+                "put networks together that were trained for one another"
+            )

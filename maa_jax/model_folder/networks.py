@@ -1,0 +1,199 @@
+"""Model folders: the Hugging Face layout, read and written strictly and without pickle.
+
+A model folder holds `model_index.json` and one folder a network, each a `config.json` and a
+safetensors file in the names and layouts of PyTorch, so diffusers and transformers open it:
+
+    unet/ vae/                             diffusers
+    vocoder/ text_encoder/ tokenizer/      transformers (a BigVGAN vocoder: its released layout)
+    text_projection/ audio_encoder/ audio_projection/    layouts of their own
+    scheduler/                             a diffusers DDIMScheduler configuration
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from maa_jax.files import REMEDY, FolderError, read_json, replace_folder, write_json
+from maa_jax.model_folder import torch_layout
+from maa_jax.model_folder.hub import fetch, missing_weights, resolve, weights_file
+from maa_jax.model_folder.registry import lookup
+from maa_jax.models.rngs import InitRngs
+
+
+def _read_weights(where: pathlib.Path, library: str) -> dict[str, np.ndarray]:
+    """Returns the tensors of a network's folder, in one file or in shards with an index."""
+    missing = missing_weights(where, library)
+    if missing:
+        raise FolderError(f"{', '.join(str(where / m) for m in missing)} is missing; {REMEDY}")
+    name = weights_file(library)
+    files = [name]
+    if not (where / name).exists():
+        index = read_json(where / f"{name}.index.json")
+        files = sorted(set(index.get("weight_map", {}).values()))
+    tensors = {}
+    for file in files:
+        try:
+            tensors |= load_file(where / file)
+        except (safetensors.SafetensorError, ValueError) as e:
+            raise FolderError(f"{where / file} is broken or cut short ({e}); {REMEDY}") from e
+    return tensors
+
+
+def save_network(
+    folder: str | os.PathLike[str],
+    name: str,
+    config: Any,
+    params: Mapping[str, Any],
+    dtype: Any = np.float32,
+) -> None:
+    """Writes `folder/name/`: config.json and one safetensors file, both or neither.
+
+    Args:
+      folder: the model folder; made if it does not exist.
+      name: the network's place, such as "unet".
+      config: the network's configuration, with `to_hf`.
+      params: nested dict of all arrays, batch statistics included.
+      dtype: how floating-point arrays are stored, float32 or float16.
+    """
+    dtype = np.dtype(dtype)
+    if dtype not in (np.float32, np.float16):
+        raise ValueError(f"dtype={dtype}: weights are stored as float32 or float16")
+    content = config.to_hf()
+    library = lookup(content, pathlib.Path(folder, name))[0]
+    tensors = torch_layout.to_torch(jax.device_get(params))
+    tensors |= getattr(config, "unused_tensors", dict)()
+    with np.errstate(over="ignore"):  # reported below, by name
+        tensors = {
+            k: v.astype(dtype, copy=False) if v.dtype.kind == "f" else v for k, v in tensors.items()
+        }
+    overflowed = [k for k, v in tensors.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
+    if overflowed:
+        raise ValueError(f"{name}: not finite as {dtype}: {', '.join(overflowed)}; not written")
+    with replace_folder(pathlib.Path(folder, name)) as new:
+        # Both libraries refuse a file that does not say which framework's layout it holds.
+        save_file(tensors, new / weights_file(library), metadata={"format": "pt"})
+        write_json(new / "config.json", content)
+
+
+def abstract(config: Any, dtype: Any = jnp.float32) -> nnx.Module:
+    """Returns the network of a configuration, with shapes in the place of arrays."""
+    network = lookup(config.to_hf(), pathlib.Path("config.json"))[2]
+    return nnx.eval_shape(lambda: network(config, dtype=dtype, rngs=InitRngs(0)))
+
+
+def load_network(
+    folder: str | os.PathLike[str],
+    name: str,
+    *,
+    dtype: Any = jnp.float32,
+    kind: str | None = None,
+) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """Reads `folder/name/` strictly.
+
+    Args:
+      folder: the model folder.
+      name: the network's place, such as "unet"; "." where it is the folder itself.
+      dtype: the compute dtype; parameters are float32 however they are stored.
+      kind: the class to read, by default the one that config.json states: "CLIPTextModel" is the
+        text tower out of a folder with a whole CLIP.
+
+    Returns:
+      (graphdef, params): `build(graphdef, params)` is the module, and params a nested dict of
+      numpy arrays, batch statistics included.
+
+    Raises:
+      FolderError: missing or broken files, an unknown class.
+      ValueError: a configuration or names and shapes that do not fit; all are listed.
+    """
+    where = pathlib.Path(folder, name)
+    config = read_json(where / "config.json")
+    library, config_class, network = lookup(config, where, kind)
+    tensors = _read_weights(where, library)
+    tensors = getattr(network, "from_file", dict)(tensors)
+    try:
+        graphdef, state = nnx.split(abstract(config_class.from_hf(config), dtype))
+        unused = getattr(network, "UNUSED", None)
+        tensors = {
+            k: v.astype(np.float32, copy=False) if v.dtype.kind not in "iub" else v
+            for k, v in tensors.items()
+            if not (unused and unused.fullmatch(k))
+        }
+        params = torch_layout.from_torch(state, tensors)
+    except ValueError as e:
+        raise ValueError(f"{where}: {e}") from e
+    return graphdef, params
+
+
+def load_pretrained(
+    model: str | os.PathLike[str], *, dtype: Any = jnp.float32, kind: str | None = None
+) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """Reads one network as Hugging Face keeps it: a folder of its own, or a model of the hub.
+
+    Args:
+      model: the folder's path or a hub id, such as "laion/clap-htsat-unfused"; see `fetch`.
+      dtype: as in `load_network`.
+      kind: as in `load_network`.
+
+    Returns:
+      (graphdef, params) as `load_network` does; the module's `config` is its configuration.
+    """
+    return load_network(fetch(model), ".", dtype=dtype, kind=kind)
+
+
+def load_config(folder: str | os.PathLike[str], name: str, *, kind: str | None = None) -> Any:
+    """Returns the configuration of the network in `folder/name/`, without its weights."""
+    where = pathlib.Path(folder, name)
+    config = read_json(where / "config.json")
+    return lookup(config, where, kind)[1].from_hf(config)
+
+
+def start_weights(
+    folder: str | os.PathLike[str],
+    name: str,
+    config: Any,
+    *,
+    key: str = "init_from",
+    free: tuple[str, ...] = ("scaling_factor",),
+) -> dict[str, dict[str, Any]]:
+    """Returns {name: weights in `folder/name/`} for training to go on from; {} without a folder.
+
+    Args:
+      folder: the model folder, "bundled", a hub id, or "" for none.
+      name: the network's place, "." where it is the folder itself.
+      config: what its configuration must be.
+      key: of the run's config that names the folder, for errors.
+      free: the fields of `config` in which it may differ.
+
+    Raises:
+      ValueError: there is no such folder, or its network has other sizes; all are listed.
+    """
+    if not folder:
+        return {}
+    try:
+        path = fetch(folder) if name == "." else resolve(folder)
+        given = vars(load_config(path, name))
+    except ValueError as e:
+        raise ValueError(f"config.{key}: {e}") from e
+    different = [
+        f"{field}: {given.get(field)!r} there, {value!r} here"
+        for field, value in vars(config).items()
+        if given.get(field) != value and field not in free
+    ]
+    if different:
+        raise ValueError(
+            f"config.{key}={str(folder)!r}: another {type(config).__name__}, {'; '.join(different)}"
+        )
+    return {name: load_network(path, name)[1]}
+
+
+def build(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
+    """Returns the module of `load_network`'s two parts; cheap, and may be called under jit."""
+    return nnx.merge(graphdef, params)

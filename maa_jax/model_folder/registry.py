@@ -1,0 +1,73 @@
+"""Networks by the class name that config.json states."""
+
+import importlib
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from maa_jax.files import FolderError
+
+# Class name in config.json -> (library of that class, module here, configuration, network).
+# Modules are imported when a folder asks for them, so that sampling never loads what it lacks.
+NETWORKS = {
+    "UNet2DConditionModel": ("diffusers", "maa_jax.models.unet", "UNetConfig", "UNet"),
+    "AutoencoderKL": (
+        "diffusers",
+        "maa_jax.models.autoencoder",
+        "AutoencoderConfig",
+        "Autoencoder",
+    ),
+    "SpeechT5HifiGan": ("transformers", "maa_jax.models.hifigan", "HifiGanConfig", "HifiGan"),
+    "BertModel": ("transformers", "maa_jax.models.bert", "BertConfig", "Bert"),
+    "T5EncoderModel": ("transformers", "maa_jax.models.t5", "T5Config", "T5Encoder"),
+    "CLIPTextModel": ("transformers", "maa_jax.models.clip", "ClipTextConfig", "ClipTextModel"),
+    "CLIPVisionModel": (
+        "transformers",
+        "maa_jax.models.clip",
+        "ClipVisionConfig",
+        "ClipVisionModel",
+    ),
+    "CLIPModel": ("transformers", "maa_jax.models.clip", "ClipConfig", "ClipModel"),
+    "ClapModel": ("transformers", "maa_jax.models.clap", "LaionClapConfig", "LaionClap"),
+    "BigVGAN": ("maa_jax", "maa_jax.models.bigvgan", "BigVGANConfig", "BigVGAN"),
+    "Captioner": ("maa_jax", "maa_jax.models.captioner", "CaptionerConfig", "Captioner"),
+    "Cnn10": ("maa_jax", "maa_jax.models.cnn10", "Cnn10Config", "Cnn10"),
+    "Cnn14": ("maa_jax", "maa_jax.models.cnn14", "Cnn14Config", "Cnn14"),
+    "Projection": ("maa_jax", "maa_jax.models.clap", "ProjectionConfig", "Projection"),
+    "Retriever": ("maa_jax", "maa_jax.models.retriever", "RetrieverConfig", "Retriever"),
+}
+
+
+# Classes whose files hold one of these networks and more, which is left out.
+_ALIASES = {
+    "BertForMaskedLM": "BertModel",
+    "BertForPreTraining": "BertModel",
+    "T5Model": "T5EncoderModel",
+    "T5ForConditionalGeneration": "T5EncoderModel",
+    "T5WithLMHeadModel": "T5EncoderModel",
+    "CLIPTextModelWithProjection": "CLIPTextModel",
+    "CLIPVisionModelWithProjection": "CLIPVisionModel",
+}
+
+
+def class_of(config: Mapping[str, Any]) -> str:
+    """Returns the class name that a config.json states, in diffusers' or transformers' way.
+
+    Of a class that only adds heads to a network known here, that network's.
+    """
+    name = config.get("_class_name") or (config.get("architectures") or ["(none)"])[0]
+    return _ALIASES.get(name, name)
+
+
+def lookup(
+    config: Mapping[str, Any], where: pathlib.Path, kind: str | None = None
+) -> tuple[str, type, type]:
+    """Returns (library, configuration class, module class) for a config.json's content."""
+    name = kind or class_of(config)
+    if name not in NETWORKS:
+        raise FolderError(
+            f"{where}: class {name!r} is not known here; known: {', '.join(NETWORKS)}"
+        )
+    library, module, config_class, network = NETWORKS[name]
+    module = importlib.import_module(module)
+    return library, getattr(module, config_class), getattr(module, network)

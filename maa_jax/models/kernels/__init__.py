@@ -1,0 +1,1 @@
+"""Convolutions and attention for each kind of processor: the only place that knows any."""

@@ -1,0 +1,26 @@
+"""Random keys for the construction of networks."""
+
+import jax
+
+
+class InitRngs:
+    """Stands in for `nnx.Rngs` where the making of a network is traced, eight times faster.
+
+    `nnx.Rngs` counts in a traced array and asks it, at every key, for a sharding it does not have;
+    the error message of that grows with the program, and is most of the time (flax 0.12: 2.2 s of
+    2.5 for the full-size U-Net). This one counts in Python. Any stream gives the next key.
+    """
+
+    def __init__(self, seed: int | jax.Array):
+        self._key = jax.random.key(seed) if isinstance(seed, int) else seed
+        self._count = 0
+
+    def __getattr__(self, stream: str) -> "InitRngs":
+        if stream.startswith("_"):
+            raise AttributeError(stream)
+        return self
+
+    def __call__(self) -> jax.Array:
+        """Returns the next key."""
+        self._count += 1
+        return jax.random.fold_in(self._key, self._count)

@@ -1,0 +1,221 @@
+"""Options declared once: the fields of a frozen dataclass are a call's keywords, a program's flags,
+what is checked of either, and what is recorded.
+
+    @dataclasses.dataclass(frozen=True)
+    class Request(Options):
+        steps: int = option(100, "Steps of the sampler.", least=1, most=1000)
+        sampler: str = option("ddim", "The sampler.", choices=("ddim", "plms"))
+
+    define_flags(Request)                    # --steps and --sampler
+    request = from_flags(Request)            # checked
+    request = Request(steps=50)              # checked, too
+    request.record()                         # {"steps": 50, "sampler": "ddim"}
+
+Nothing here needs JAX, so that a program's --help and mistakes in its flags answer at once.
+"""
+
+import dataclasses
+import math
+import numbers
+import os
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Self, TypeVar
+
+from maa_jax.checks import check_name
+from maa_jax.files import user_path
+
+REQUIRED: Any = dataclasses.MISSING
+# What a check returns where a value is as it should be.
+FINE = ""
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    choices: Collection[str] | None = None,
+    path: bool = False,
+    check: Callable[[Any, Any], str] | None = None,
+    flag: type | bool = True,
+    repeated: bool = False,
+    recorded: bool = True,
+) -> Any:
+    """Declares a field of an `Options`.
+
+    Args:
+      default: the field's value where none is given; `REQUIRED` for none.
+      help: a sentence that says what it does, with its unit; shown by --help.
+      least: the smallest number allowed.
+      most: the largest number allowed.
+      choices: the names allowed; an unknown one is an error that names the nearest.
+      path: whether it is a path of the user's; it is made absolute, and `~` expanded.
+      check: called with (value, all options); returns what to give instead, as "a number from 0 to
+        1", or `FINE`.
+      flag: the type of its flag where that is not the field's own; False for no flag.
+      repeated: whether its flag may be given several times, for a tuple of strings.
+      recorded: whether `record` holds it.
+    """
+    metadata = dict(
+        help=help,
+        least=least,
+        most=most,
+        choices=choices,
+        path=path,
+        check=check,
+        flag=flag,
+        repeated=repeated,
+        recorded=recorded,
+    )
+    if isinstance(default, list | dict):
+        raise TypeError(f"default={default!r}: give a tuple or another constant")
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of all options: checks every field when it is made.
+
+    Raises:
+      ValueError: naming the field, its value and what to give instead.
+    """
+
+    def __post_init__(self):
+        types_ = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.metadata["path"] and value is not None:
+                value = user_path(value)
+                object.__setattr__(self, field.name, value)
+            _check(self, field, types_[field.name], value)
+
+    def replace(self, **changes: Any) -> Self:
+        """Returns these options with some of them changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def record(self) -> dict[str, Any]:
+        """Returns what is to be written down of the options, as JSON can hold it."""
+        fields = [field for field in dataclasses.fields(self) if field.metadata["recorded"]]
+        return {field.name: _plain(getattr(self, field.name)) for field in fields}
+
+
+Kind = TypeVar("Kind", bound=Options)
+
+
+def define_flags(kind: type[Options]) -> None:
+    """Defines a flag for each option that has one.
+
+    By a program alone and not when a module is imported, or two programs' flags would clash.
+    """
+    from absl import flags
+
+    types_ = typing.get_type_hints(kind)
+    for field in _with_flags(kind):
+        required = field.default is REQUIRED
+        default = None if required else field.default
+        flag_type = field.metadata["flag"]
+        base = _base(types_[field.name]) if flag_type is True else flag_type
+        if field.metadata["repeated"]:
+            define, default = flags.DEFINE_multi_string, list(default or ())
+        elif base is tuple:
+            define, default = flags.DEFINE_list, list(default or ())
+        else:
+            define = {
+                bool: flags.DEFINE_boolean,
+                int: flags.DEFINE_integer,
+                float: flags.DEFINE_float,
+                str: flags.DEFINE_string,
+            }[base]
+        define(field.name, default, field.metadata["help"], required=required)
+
+
+def from_flags(kind: type[Kind], **given: Any) -> Kind:
+    """Returns the options that the parsed flags state, and `given` for those without a flag."""
+    from absl import flags
+
+    values = {}
+    for field in _with_flags(kind):
+        value = flags.FLAGS[field.name].value
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values | given)
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Returns how what is written down differs from what is wanted, "" where it does not.
+
+    Only the keys of `here` are compared.
+    """
+    different = [key for key, value in here.items() if there.get(key) != value]
+    return ", ".join(f"{key}={there.get(key)!r} there, {here[key]!r} here" for key in different)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is a real, finite number, and no bool."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and math.isfinite(value)
+
+
+def _with_flags(kind: type[Options]) -> list[dataclasses.Field]:
+    return [f for f in dataclasses.fields(kind) if f.metadata["flag"] is not False]
+
+
+def _base(annotation: Any) -> type:
+    """Returns the type of `annotation` without its None: `int` of `int | None`."""
+    if isinstance(annotation, types.UnionType):
+        (annotation,) = [a for a in typing.get_args(annotation) if a is not type(None)]
+    return typing.get_origin(annotation) or annotation
+
+
+def _optional(annotation: Any) -> bool:
+    return type(None) in typing.get_args(annotation)
+
+
+def _check(options: Options, field: dataclasses.Field, annotation: Any, value: Any) -> None:
+    """Raises a ValueError unless a field's value is as its declaration asks for."""
+    known, name = field.metadata, field.name
+
+    def need(good: bool, remedy: str) -> None:
+        if not good:
+            raise ValueError(f"{name}={value!r}: give {remedy}")
+
+    if known["check"] is not None:
+        remedy = known["check"](value, options)
+        need(remedy == FINE, remedy)
+        return
+    if value is None and _optional(annotation):
+        return
+    base = _base(annotation)
+    if base in (int, float):
+        low, high = known["least"], known["most"]
+        span = f" from {low:g} to {high:g}" if None not in (low, high) else ""
+        span = span or (f" from {low:g}" if low is not None else "")
+        span = span or (f" up to {high:g}" if high is not None else "")
+        what = "a whole number" if base is int else "a number"
+        good = is_finite(value) and (base is float or isinstance(value, numbers.Integral))
+        good = good and (low is None or value >= low) and (high is None or value <= high)
+        need(good, what + span)
+    elif base is bool:
+        need(isinstance(value, bool), "True or False")
+    elif base is str:
+        need(isinstance(value, str | os.PathLike), "a string")
+        if known["choices"] is not None:
+            check_name(name, value, known["choices"])
+    elif base is tuple:
+        need(
+            isinstance(value, tuple) and all(isinstance(part, str) for part in value),
+            "strings, as a tuple",
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value as JSON can hold it."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    return getattr(value, "__name__", repr(value)) if callable(value) else value

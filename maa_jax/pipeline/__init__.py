@@ -1,0 +1,1 @@
+"""Text to sound with a trained model."""

@@ -1,1 +1,0 @@
-"""Prompt enhancement: captions for sound that has none, and new combinations of both."""

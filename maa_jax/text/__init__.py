@@ -1,0 +1,1 @@
+"""Sentences: normalisation, tokens, and how much two of them share."""

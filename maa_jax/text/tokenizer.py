@@ -1,0 +1,207 @@
+"""Sentences to token ids.
+
+Only the `tokenizers` library is needed here, so neither PyTorch nor TensorFlow is ever imported to
+sample. The folder written by `build_tokenizer` opens with `transformers.AutoTokenizer` as well.
+"""
+
+import collections
+import json
+import os
+import pathlib
+import string
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import tokenizers
+
+from maa_jax.files import read_json, replace_folder
+from maa_jax.text.normalize import normalize
+
+MAX_TOKENS = 77
+
+
+PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+
+
+SPECIAL = (PAD, UNKNOWN, CLS, SEP, MASK)
+
+
+# What transformers is told of the tokenizers made here.
+_BERT_TOKENIZER = {
+    "tokenizer_class": "BertTokenizer",
+    "do_lower_case": True,
+    "pad_token": PAD,
+    "unk_token": UNKNOWN,
+    "cls_token": CLS,
+    "sep_token": SEP,
+    "mask_token": MASK,
+}
+
+
+class Tokenizer:
+    """A tokenizer that gives every prompt 77 tokens.
+
+    Args:
+        tokenizer: of any model; it adds the special tokens itself.
+        config: the content of tokenizer_config.json, by default that of a BERT; its `pad_token`
+            fills up the prompts.
+
+    Attributes:
+        pad_id: of the padding token.
+        special_ids: of all tokens that are no part of a text, ascending.
+        vocab_size: number of tokens.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any] | None = None):
+        tokenizer.no_truncation()  # a downloaded tokenizer.json may ask for either
+        tokenizer.no_padding()
+        self._config = _BERT_TOKENIZER if config is None else config
+        pad = self._config.get("pad_token")
+        pad = pad["content"] if isinstance(pad, Mapping) else pad
+        if pad is None:  # as in the oldest files, where transformers' classes know it
+            known = (PAD, "<pad>", "<|endoftext|>")
+            pad = next((token for token in known if tokenizer.token_to_id(token) is not None), PAD)
+        if tokenizer.token_to_id(pad) is None:
+            raise ValueError(
+                f"the tokenizer's vocabulary lacks its pad_token={pad!r}: bring tokenizer.json and "
+                "tokenizer_config.json of one and the same model."
+            )
+        self._tokenizer = tokenizer
+        self.pad_id = tokenizer.token_to_id(pad)
+        self.vocab_size = tokenizer.get_vocab_size()
+        added = tokenizer.get_added_tokens_decoder()
+        self.special_ids = tuple(sorted(i for i, token in added.items() if token.special))
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
+        """Opens a folder with `tokenizer.json`, or with a BERT's `vocab.txt` alone.
+
+        The padding token is that of `tokenizer_config.json` or `special_tokens_map.json`.
+
+        Raises:
+            FileNotFoundError: naming the files, and how to bring them.
+        """
+        folder = pathlib.Path(folder)
+        if (folder / "tokenizer.json").is_file():
+            try:
+                tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+                return cls(tokenizer, _tokenizer_config(folder))
+            except ValueError:
+                raise
+            except Exception as e:  # the library raises nothing narrower
+                raise ValueError(
+                    f"{folder / 'tokenizer.json'} is broken ({e}): write or copy it again."
+                ) from e
+        if (folder / "vocab.txt").is_file():
+            return cls(_wordpiece((folder / "vocab.txt").read_text("utf-8").splitlines()))
+        raise FileNotFoundError(
+            f"no tokenizer in {folder}: tokenizer.json and vocab.txt are both missing. Give the "
+            "tokenizer folder of a model made here, or put tokenizer.json of a downloaded "
+            "bert-base-uncased into it, or build one from captions "
+            "(maa_jax.conditioning.build_tokenizer)."
+        )
+
+    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
+        """Returns int32 ids [n, 77]: those of the prompt and its special tokens, then padding.
+
+        Prompts and training's captions alike are normalised first (paper section 5.1): numbers,
+        units, dates and abbreviations become words. An empty prompt is the special tokens, of a
+        BERT [CLS] and [SEP]. A prompt that is too long is cut, with a warning that shows the words
+        cut.
+        """
+        if isinstance(prompts, str):
+            raise TypeError(f"prompts={prompts!r} is a string: give a list of strings.")
+        ids = np.full((len(prompts), MAX_TOKENS), self.pad_id, np.int32)
+        for row, prompt in zip(ids, prompts, strict=True):
+            prompt = normalize(prompt)
+            encoding = self._tokenizer.encode(prompt)
+            tokens = encoding.ids
+            if len(tokens) > MAX_TOKENS:
+                cut = encoding.offsets[MAX_TOKENS - 1][0]  # first character of the first lost token
+                warnings.warn(
+                    f"the prompt has {len(tokens)} tokens and is cut to {MAX_TOKENS}; "
+                    f"lost: {prompt[cut:]!r}",
+                    stacklevel=2,
+                )
+                tokens = tokens[: MAX_TOKENS - 1] + tokens[-1:]
+            row[: len(tokens)] = tokens
+        return ids
+
+    def decode(self, ids: np.ndarray) -> list[str]:
+        """Returns the texts of ids [n, length], without special tokens."""
+        texts = self._tokenizer.decode_batch(ids.tolist(), skip_special_tokens=True)
+        return [text.replace(" - ", "-") for text in texts]  # which WordPiece takes apart
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes a tokenizer folder that transformers opens, whole or not at all."""
+        config = {**self._config, "model_max_length": MAX_TOKENS}
+        with replace_folder(pathlib.Path(folder)) as new:
+            self._tokenizer.save(str(new / "tokenizer.json"))
+            (new / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+            if isinstance(self._tokenizer.model, tokenizers.models.WordPiece):
+                vocab = sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1])
+                (new / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in vocab), "utf-8")
+
+
+def tokenizer_from_captions(captions: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Returns a small WordPiece tokenizer: the most frequent words, and all characters.
+
+    Any prompt in the captions' characters, Latin letters or digits can be written with it; words
+    beyond the vocabulary are spelt. The same captions give the same ids: the trainers of the
+    `tokenizers` library do not promise that.
+
+    Args:
+        captions: the captions.
+        vocab_size: the largest vocabulary wanted; characters are kept even beyond it.
+    """
+    model = _wordpiece(SPECIAL)
+    counts = collections.Counter(
+        word
+        for caption in map(normalize, captions)
+        for word, _ in model.pre_tokenizer.pre_tokenize_str(model.normalizer.normalize_str(caption))
+    )
+    if not counts:
+        raise ValueError("no words in the captions: a tokenizer cannot be built from them.")
+    letters = sorted({*string.ascii_lowercase, *string.digits, *"".join(counts)})
+    vocab = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters)]
+    frequent = sorted(counts, key=lambda word: (-counts[word], word))
+    words = [word for word in frequent if len(word) > 1]
+    return Tokenizer(_wordpiece(vocab + words[: max(0, vocab_size - len(vocab))]))
+
+
+def build_tokenizer(
+    captions: Iterable[str], folder: str | os.PathLike[str], vocab_size: int
+) -> Tokenizer:
+    """Writes the tokenizer of `tokenizer_from_captions` to `folder` and returns it."""
+    tokenizer = tokenizer_from_captions(captions, vocab_size)
+    tokenizer.save(folder)
+    return tokenizer
+
+
+def _tokenizer_config(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns what a folder says of its tokenizer; older ones do so in two files."""
+    paths = [folder / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
+    return {k: v for path in paths if path.is_file() for k, v in read_json(path).items()}
+
+
+def _wordpiece(vocab: Sequence[str]) -> tokenizers.Tokenizer:
+    """Returns bert-base-uncased's pipeline over a vocabulary."""
+    ids = {word: i for i, word in enumerate(vocab)}
+    missing = [token for token in SPECIAL if token not in ids]
+    if missing:
+        raise ValueError(f"vocab.txt lacks {', '.join(missing)}: bring the vocabulary of a BERT.")
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece(ids, unk_token=UNKNOWN, max_input_chars_per_word=100)
+    )
+    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{CLS} $A {SEP}",
+        pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
+        special_tokens=[(CLS, ids[CLS]), (SEP, ids[SEP])],
+    )
+    tokenizer.decoder = tokenizers.decoders.WordPiece(prefix="##")
+    return tokenizer

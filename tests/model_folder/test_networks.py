@@ -1,0 +1,351 @@
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from maa_jax.diffusion.schedule import Schedule
+from maa_jax.files import FolderError
+from maa_jax.model_folder import hub, networks
+from maa_jax.model_folder.index import content_hash, load_index, save_index
+from maa_jax.models.rngs import InitRngs
+
+NETWORKS = (
+    "unet",
+    "vae",
+    "vocoder",
+    "text_encoder",
+    "text_projection",
+    "audio_encoder",
+    "audio_projection",
+)
+
+
+@pytest.fixture
+def model(tiny_model, tmp_path):
+    """A copy of the tiny model that a test may spoil."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_roundtrip(tiny_model, tmp_path, name):
+    _, params = networks.load_network(tiny_model, name)
+    networks.save_network(tmp_path, name, networks.load_config(tiny_model, name), params)
+    for path in sorted((tiny_model / name).iterdir()):
+        assert (tmp_path / name / path.name).read_bytes() == path.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name]  # no temporary folder is left
+
+
+def test_half_precision_storage_halves_the_file_and_loads_as_float32(tiny_model, tmp_path):
+    _, params = networks.load_network(tiny_model, "unet")
+    networks.save_network(
+        tmp_path, "unet", networks.load_config(tiny_model, "unet"), params, "float16"
+    )
+    file = "unet/diffusion_pytorch_model.safetensors"
+    assert {v.dtype for v in load_file(tmp_path / file).values()} == {np.dtype("float16")}
+    _, half = networks.load_network(tmp_path, "unet")
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(half), strict=True):
+        assert b.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_storage_that_cannot_hold_a_weight_is_refused(tiny_model, tmp_path):
+    _, params = networks.load_network(tiny_model, "text_projection")
+    config = networks.load_config(tiny_model, "text_projection")
+    params["linear1"]["kernel"] = params["linear1"]["kernel"] + 1e6
+    with pytest.raises(ValueError, match=r"linear1\.weight"):
+        networks.save_network(tmp_path, "text_projection", config, params, "float16")
+    with pytest.raises(ValueError, match=r"int8.*float16"):
+        networks.save_network(tmp_path, "text_projection", config, params, "int8")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_what_was_there(model, monkeypatch):
+    before = content_hash(model)
+    _, params = networks.load_network(model, "unet")
+    config = networks.load_config(model, "unet")
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(networks, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        networks.save_network(model, "unet", config, params)
+    assert content_hash(model) == before
+    assert not list(model.glob(".*"))
+
+
+def test_index_lists_the_parts_and_keeps_what_was_said(model):
+    index = load_index(model, parts=("unet",), meta=("sample_rate",))
+    assert index["_class_name"] == "MaaPipeline"
+    assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
+    assert index["vocoder"] == ["transformers", "SpeechT5HifiGan"]
+    assert index["scheduler"] == ["diffusers", "DDIMScheduler"]
+    shutil.rmtree(model / "audio_encoder")
+    save_index(model, max_duration=1.0)
+    index = load_index(model)
+    assert (index["max_duration"], index["sample_rate"]) == (1.0, 16000)
+    assert "audio_encoder" not in index
+
+
+def test_init_rngs_give_every_parameter_its_own_key():
+    def make(key):
+        rngs = InitRngs(key)
+        return nnx.state(nnx.List([nnx.Linear(3, 3, rngs=rngs) for _ in range(2)]))
+
+    a, b = (jax.tree.leaves(jax.jit(make)(jax.random.key(seed))) for seed in (0, 1))
+    kernels = [x for x in a + b if x.ndim == 2]
+    assert len(kernels) == 4
+    assert len({np.asarray(x).tobytes() for x in kernels}) == 4
+
+
+def test_resolve(tiny_model, monkeypatch):
+    monkeypatch.setattr(hub, "BUNDLED", tiny_model)
+    assert hub.resolve("bundled") == tiny_model
+    assert hub.resolve(str(tiny_model)) == tiny_model
+    with pytest.raises(ValueError, match=r"model='nowhere'.*no folder.*bundled"):
+        hub.resolve("nowhere")
+
+
+def test_missing_parts_are_all_named(model, tmp_path):
+    with pytest.raises(FolderError, match=r"model_index\.json is missing"):
+        load_index(tmp_path)
+    (model / "unet" / "config.json").unlink()
+    (model / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    shutil.rmtree(model / "vocoder")
+    with pytest.raises(FolderError) as e:
+        load_index(model, parts=("nonsense",), meta=("colour",))
+    for missing in (
+        "unet/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "vocoder/config.json",
+        "vocoder/model.safetensors",
+        "nonsense/",
+        "'colour'",
+    ):
+        assert missing in str(e.value)
+    with pytest.raises(FolderError, match=r"unet.config\.json is missing"):
+        networks.load_network(model, "unet")
+    with pytest.raises(FolderError, match=r"vae.*safetensors is missing"):
+        networks.load_network(model, "vae")
+
+
+def test_broken_files_are_named(model):
+    weights = model / "vocoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(FolderError, match=r"vocoder.*broken or cut short"):
+        networks.load_network(model, "vocoder")
+    (model / "unet" / "config.json").write_text('{"in_channels": 4,')
+    with pytest.raises(FolderError, match=r"unet.config\.json is not JSON"):
+        networks.load_network(model, "unet")
+
+
+def test_loading_is_strict(model):
+    path = model / "text_projection" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["stray.weight"] = tensors.pop("linear2.weight")
+    tensors["linear1.weight"] = tensors["linear1.weight"][:, :-1].copy()
+    save_file(tensors, path)
+    with pytest.raises(ValueError) as e:
+        networks.load_network(model, "text_projection")
+    for name in ("text_projection", "linear2.weight", "stray.weight", "linear1.weight"):
+        assert name in str(e.value)
+
+
+def shard(folder, dtype=np.float32):
+    """Splits a folder's model.safetensors in two, with an index, as large models are kept."""
+    tensors = {k: v.astype(dtype) for k, v in load_file(folder / "model.safetensors").items()}
+    (folder / "model.safetensors").unlink()
+    where = {k: f"model-{1 + i % 2:05}-of-00002.safetensors" for i, k in enumerate(tensors)}
+    for file in set(where.values()):
+        part = {k: v for k, v in tensors.items() if where[k] == file}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": 0}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return sorted(set(where.values()))
+
+
+def test_sharded_weights_are_read_and_missing_shards_named(model):
+    _, before = networks.load_network(model, "text_encoder")
+    shards = shard(model / "text_encoder")
+    _, after = networks.load_network(model, "text_encoder")
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    load_index(model)
+    for name in shards:
+        (model / "text_encoder" / name).unlink()
+    with pytest.raises(FolderError, match="|".join(shards)) as e:
+        networks.load_network(model, "text_encoder")
+    assert all(name in str(e.value) for name in shards)
+    with pytest.raises(FolderError, match=f"text_encoder/{shards[1]}"):
+        load_index(model)
+
+
+def test_bfloat16_weights_are_read_as_float32(model):
+    _, before = networks.load_network(model, "text_encoder")
+    shard(model / "text_encoder", jnp.bfloat16)
+    _, after = networks.load_network(model, "text_encoder")
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert b.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=4e-3)
+
+
+def test_a_folder_of_one_network_loads_strictly_by_itself(model):
+    folder = model / "text_encoder"
+    _, params = networks.load_pretrained(folder)
+    jax.tree.map(
+        np.testing.assert_array_equal, params, networks.load_network(model, "text_encoder")[1]
+    )
+    # The file of BERT's pre-training: other names, and heads.
+    tensors = load_file(folder / "model.safetensors")
+    old = {
+        "bert." + k.replace("LayerNorm.weight", "LayerNorm.gamma"): v for k, v in tensors.items()
+    }
+    save_file(old | {"cls.predictions.bias": np.zeros(3, "f")}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
+    again = networks.load_pretrained(folder)[1]
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+
+    key = "encoder.layer.0.output.dense.weight"
+    wrong = {k: v for k, v in tensors.items() if k != key} | {"stray": np.zeros(1, "f")}
+    wrong["encoder.layer.0.output.dense.bias"] = np.zeros(1, "f")
+    save_file(wrong, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="3 tensors do not fit") as e:
+        networks.load_pretrained(folder)
+    for problem in (f"missing: {key}", "no place for: stray", "dense.bias: (1,), expected (16,)"):
+        assert problem in str(e.value)
+
+
+def test_a_model_of_the_hub_is_fetched_or_its_files_are_named(model, tmp_path, monkeypatch):
+    library = pytest.importorskip("huggingface_hub")
+    asked = {}
+
+    def download(name, **patterns):
+        asked.update(patterns, name=name)
+        return str(model / "text_encoder")
+
+    monkeypatch.setattr(library, "snapshot_download", download)
+    assert hub.fetch("someone/bert") == model / "text_encoder"
+    assert asked["name"] == "someone/bert" and "*.safetensors" in asked["allow_patterns"]
+    assert hub.fetch(model) == model
+    with pytest.raises(FolderError, match=r"lacks tokenizer\.json\. .*hf download someone"):
+        hub.fetch("someone/bert", ("tokenizer.json",))
+    with pytest.raises(FolderError, match=r"model='nowhere'.*no folder"):
+        hub.fetch("nowhere")
+
+    def offline(name, **patterns):
+        raise library.errors.LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(library, "snapshot_download", offline)
+    with pytest.raises(FolderError) as e:
+        hub.fetch("someone/bert", ("tokenizer.json",))
+    for part in ("cannot be reached", "config.json, model.safetensors, tokenizer.json", "copy DIR"):
+        assert part in str(e.value)
+
+
+def test_a_model_that_the_hub_lacks_is_named(monkeypatch):
+    library = pytest.importorskip("huggingface_hub")
+    error = library.errors.RepositoryNotFoundError.__new__(library.errors.RepositoryNotFoundError)
+
+    def download(name, **patterns):
+        raise error
+
+    monkeypatch.setattr(library, "snapshot_download", download)
+    with pytest.raises(FolderError, match=r"someone/brt.*mistake in the name"):
+        hub.fetch("someone/brt")
+
+
+def test_an_unknown_class_says_what_is_known(model):
+    path = model / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "UFONet"}))
+    with pytest.raises(FolderError, match=r"'UFONet'.*known: UNet2DConditionModel"):
+        networks.load_network(model, "unet")
+
+
+def test_content_hash_sees_every_byte(model):
+    before = content_hash(model)
+    assert before == content_hash(model)
+    path = model / "vocoder" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert content_hash(model) != before
+
+
+def close(ours, theirs):
+    theirs = theirs.detach().numpy()
+    assert np.abs(np.asarray(ours) - theirs).max() < 1e-4 * np.abs(theirs).max()
+
+
+def call(folder, name, *inputs, method="__call__"):
+    """Returns what the network in a folder gives."""
+    graphdef, params = networks.load_network(folder, name)
+    run = lambda params, *inputs: getattr(networks.build(graphdef, params), method)(*inputs)
+    return jax.jit(run)(params, *inputs)
+
+
+def test_diffusers_opens_the_folder_and_gets_the_same(tiny_model):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch's networks")
+    diffusers = pytest.importorskip("diffusers", reason="compares with diffusers' networks")
+    rng = np.random.default_rng(0)
+
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(tiny_model, subfolder="unet").eval()
+    x = rng.standard_normal((2, 4, 10, 8)).astype("f")
+    context = rng.standard_normal((2, 77, 24)).astype("f")
+    eps = theirs(torch.tensor(x), torch.tensor([7, 900]), torch.tensor(context)).sample
+    ours = call(tiny_model, "unet", x.transpose(0, 2, 3, 1), np.array([7, 900]), context)
+    close(ours.transpose(0, 3, 1, 2), eps)
+
+    theirs = diffusers.AutoencoderKL.from_pretrained(tiny_model, subfolder="vae").eval()
+    assert theirs.config.scaling_factor == networks.load_config(tiny_model, "vae").scaling_factor
+    mel = rng.standard_normal((1, 1, 80, 32)).astype("f")
+    latents = theirs.encode(torch.tensor(mel)).latent_dist.mean
+    ours, _ = call(tiny_model, "vae", mel.transpose(0, 2, 3, 1), method="encode")
+    close(ours.transpose(0, 3, 1, 2), latents)
+    ours = call(tiny_model, "vae", ours, method="decode")
+    close(ours.transpose(0, 3, 1, 2), theirs.decode(latents).sample)
+
+    scheduler = diffusers.DDIMScheduler.from_pretrained(tiny_model, subfolder="scheduler")
+    scheduler.set_timesteps(20)
+    np.testing.assert_array_equal(scheduler.timesteps.numpy()[::-1], Schedule().timesteps(20))
+    np.testing.assert_allclose(scheduler.alphas_cumprod, Schedule().alphas_cumprod, rtol=1e-5)
+
+
+def test_transformers_opens_the_folder_and_gets_the_same(tiny_model):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch's networks")
+    transformers = pytest.importorskip("transformers", reason="compares with transformers")
+    rng = np.random.default_rng(0)
+
+    theirs = transformers.SpeechT5HifiGan.from_pretrained(tiny_model, subfolder="vocoder").eval()
+    mel = rng.standard_normal((2, 16, 80)).astype("f")
+    close(call(tiny_model, "vocoder", mel), theirs(torch.tensor(mel)))
+
+    theirs = transformers.BertModel.from_pretrained(
+        tiny_model, subfolder="text_encoder", add_pooling_layer=False
+    ).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model, subfolder="tokenizer")
+    tokens = tokenizer(["a crow caws"], padding="max_length", return_tensors="pt")["input_ids"]
+    assert tokens.shape == (1, 77)
+    close(call(tiny_model, "text_encoder", tokens.numpy()), theirs(tokens).last_hidden_state)
+
+
+def test_a_whole_model_of_the_hub(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FolderError, match=r"cannot be reached.*hf download someone/sounds"):
+        hub.fetch_model("someone/sounds")
+    # The hub's cache as a download leaves it.
+    repository = tmp_path / "models--someone--sounds"
+    shutil.copytree(tiny_model, repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    assert load_index(hub.fetch_model("someone/sounds"))["sample_rate"] == 16000
+    assert hub.fetch_model("bundled") == hub.resolve("bundled")
+    shutil.copytree(repository, tmp_path / "models--models--mine")
+    for fetch in (hub.fetch, hub.fetch_model):
+        with pytest.raises(FolderError, match=r"no folder models/mine"):
+            fetch("models/mine")

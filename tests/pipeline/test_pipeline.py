@@ -1,0 +1,418 @@
+import json
+import pathlib
+import re
+import shutil
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import maa_jax
+from maa_jax.diffusion import samplers
+from maa_jax.diffusion.schedule import Schedule
+from maa_jax.files import FolderError
+from maa_jax.model_folder import networks
+from maa_jax.model_folder.index import content_hash, save_index
+from maa_jax.pipeline import pipeline
+from tests.subprocesses import run_python
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_model):
+    # Short segments and few shapes: nearly all the time of these tests is compilation.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "MAX_SEGMENT", 2)
+        yield maa_jax.Pipeline.from_pretrained(tiny_model)
+
+
+def test_sounds_have_the_length_asked_for(pipe):
+    assert pipe.sample_rate == 16000
+    for duration, samples in ((0.5, 8000), (0.51234, 8197), (1e-9, 1), (None, 32768)):
+        wavs = pipe("a crow caws", steps=2, duration=duration)
+        assert wavs.shape == (1, samples)
+        assert wavs.dtype == np.float32
+        assert np.abs(wavs).max() <= 1
+        # No silence in front or behind.
+        assert np.abs(wavs[:, :256]).max() > 0
+        assert np.abs(wavs[:, -256:]).max() > 0
+
+
+def test_is_what_its_parts_make(pipe, tiny_model):
+    """The same by hand, network by network, with noise and guidance spelt out."""
+    got = pipe(
+        "a crow caws", steps=4, guidance_scale=2.5, seed=7, negative_prompt="rain", duration=0.5
+    )
+
+    def load(name, method="__call__"):
+        return jax.jit(getattr(networks.build(*networks.load_network(tiny_model, name)), method))
+
+    tokens = pipe._conditioner.tokenize(["rain", "a crow caws"])
+    context = load("text_projection")(load("text_encoder")(tokens))
+    unet, alphas = load("unet"), Schedule().alphas_cumprod
+    z = jax.random.normal(jax.random.fold_in(jax.random.key(7), 0), (1, 10, 8, 4))
+    for t in (751, 501, 251, 1):
+        without, with_ = unet(jnp.concatenate([z, z]), jnp.array([t, t]), context)
+        noise = without + 2.5 * (with_ - without)
+        clean = (z - np.sqrt(1 - alphas[t]) * noise) / np.sqrt(alphas[t])
+        alpha = alphas[t - 250] if t > 250 else alphas[0]
+        z = np.sqrt(alpha) * clean + np.sqrt(1 - alpha) * noise
+    mel = load("vae", "decode")(z / 0.5)[..., 0].transpose(0, 2, 1)
+    np.testing.assert_allclose(got, load("vocoder")(mel)[:, :8000], atol=1e-4)
+
+
+def test_a_sample_does_not_depend_on_its_batch(pipe):
+    args = dict(steps=2, duration=0.5, seed=3)
+    # Ten samples are a batch of eight and one of two.
+    wavs = pipe(["rain", "a crow caws"], num_samples=5, **args)
+    scale = np.abs(wavs).max()
+    assert len(wavs) == 10
+    for i in (0, 3, 8):
+        prompt = "rain" if i < 5 else "a crow caws"
+        alone = pipe(prompt, start_index=i, **args)
+        np.testing.assert_allclose(alone[0], wavs[i], atol=1e-4 * scale)
+    assert np.abs(wavs[0] - wavs[1]).max() > 1e-2 * scale
+    assert np.abs(wavs[0] - pipe("rain", **args | {"seed": 4})[0]).max() > 1e-2 * scale
+
+
+def test_the_prompt_the_negative_prompt_and_the_guidance_matter(pipe):
+    args = dict(steps=2, duration=0.5)
+    plain = pipe("rain", **args)
+    for other in (
+        pipe("a crow caws", **args),
+        pipe("rain", negative_prompt="a crow caws", **args),
+        pipe("rain", guidance_scale=1.0, **args),
+        pipe("", **args),
+    ):
+        assert np.isfinite(other).all()
+        assert np.abs(other - plain).max() > 1e-6
+
+
+def test_latents_given_are_started_from(pipe):
+    args = dict(steps=2, duration=0.5, num_samples=2)
+    shape = pipe.latent_shape(0.5)
+    keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(2)]
+    noise = np.stack([jax.random.normal(key, shape) for key in keys])
+    same = pipe("rain", initial_latents=noise, seed=99, **args)
+    np.testing.assert_allclose(same, pipe("rain", seed=0, **args), atol=1e-5)
+    with pytest.raises(ValueError, match=r"initial_latents.*\(3, 10.*\(2, 10"):
+        pipe("rain", initial_latents=np.zeros((3, *shape)), **args)
+
+
+def test_widths_are_few_even_and_within_the_limit(pipe):
+    widths = {pipe.latent_shape(s)[1] for s in np.linspace(0.01, 2.048, 50)}
+    assert widths == {8, 16}
+    assert pipe.latent_shape() == (10, 16, 4)
+    # 2.048 s are exactly 128 frames and 16 latents: no more than that is ever computed.
+    pipe.max_duration, limit = 2.3, pipe.max_duration
+    try:
+        assert pipe.latent_shape()[1] == 18
+    finally:
+        pipe.max_duration = limit
+
+
+def test_programs_compile_once_for_a_shape(pipe):
+    jitted = (pipe._encode, pipe._noise, pipe._denoise, pipe._decode, pipe._vocode)
+    pipe("rain", steps=2, duration=0.5)
+    before = [f._cache_size() for f in jitted]
+    pipe("a crow caws", steps=2, duration=0.9, seed=5, guidance_scale=7.0, negative_prompt="rain")
+    pipe("", steps=4, duration=0.1, start_index=4)  # two segments
+    for sampler, scales in (("plms", [1, 2, 3]), ("dpmpp_2m", [1, 2])):  # four and two evaluations
+        pipe("rain", steps=len(scales), duration=0.5, sampler=sampler, guidance_scale=scales)
+    assert [f._cache_size() for f in jitted] == before
+
+
+def test_progress_is_reported(pipe):
+    calls = []
+    pipe("rain", steps=4, num_samples=9, duration=0.3, callback=lambda *a: calls.append(a))
+    assert [call[:2] for call in calls] == [(2, 8), (4, 8), (6, 8), (8, 8)]
+    assert [call[2].shape for call in calls] == [(8, 10, 8, 4)] * 2 + [(1, 10, 8, 4)] * 2
+    # The last estimate is nearly what is decoded.
+    args = dict(steps=4, duration=0.3)
+    latents = pipe("rain", output="latents", callback=lambda *a: calls.append(a), **args)
+    np.testing.assert_allclose(calls[-1][2], latents, atol=0.05 * np.abs(latents).max())
+    silent = pipe("rain", steps=2, duration=0.3)
+    np.testing.assert_array_equal(
+        silent, pipe("rain", steps=2, duration=0.3, callback=lambda *_: None)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(duration=0), "duration=0: give seconds above 0 and up to 2.048"),
+        (dict(duration=-1.5), "duration=-1.5"),
+        (dict(duration=float("nan")), "duration=nan"),
+        (dict(duration=float("inf")), "duration=inf"),
+        (dict(duration=2.05), "duration=2.05: give seconds above 0 and up to 2.048"),
+        (dict(duration="long"), "duration='long'"),
+        (dict(steps=0), "steps=0: give"),
+        (dict(steps=1001), "steps=1001: give a number from 1 to 1000"),
+        (dict(steps=2.5), "steps=2.5"),
+        (dict(seed=-1), "seed=-1"),
+        (dict(seed=2**32), "seed=4294967296"),
+        (dict(num_samples=0), "num_samples=0"),
+        (dict(start_index=-1), "start_index=-1"),
+        (dict(guidance_scale=float("nan")), "guidance_scale=nan"),
+        (dict(guidance_scale="3"), "guidance_scale='3'"),
+        (dict(guidance_scale=[1, 2], steps=3), "guidance_scale=[1, 2]: give a finite number, such"),
+        (dict(guidance_scale=lambda t: float("inf"), steps=3), "guidance_scale=<function"),
+        (dict(sampler="plsm"), "sampler='plsm': did you mean 'plms'?"),
+        (dict(spacing="lmd"), "spacing='lmd': did you mean 'ldm'?"),
+        (dict(output="waves"), "output='waves': did you mean 'wav'?"),
+        (dict(eta=2), "eta=2: give a number from 0 to 1"),
+        (dict(eta="much"), "eta='much'"),
+        (dict(eta=0.5, sampler="plms"), "eta=0.5: sampler='plms' adds no noise"),
+        (dict(batch_size=0), "batch_size=0"),
+        (dict(num_candidates=1, num_samples=2), "num_candidates=1: give num_samples=2 or more"),
+        (dict(duration=[0.5, 0.5]), "duration=[0.5, 0.5]: give one, or one for each of the 1"),
+        (dict(duration=[0]), "duration=0: give seconds"),
+        (dict(prompts=[]), "prompts=[]"),
+        (dict(prompts=[3]), "prompts=[3]"),
+        (dict(negative_prompt=None), "negative_prompt=None"),
+    ],
+)
+def test_bad_arguments_are_named(pipe, arguments, message):
+    with pytest.raises(ValueError) as e:
+        pipe(**{"prompts": "rain"} | arguments)
+    assert message in str(e.value)
+
+
+def test_a_long_prompt_is_cut_with_a_warning(pipe):
+    words = ["rain"] * 80 + ["thunder"]
+    with pytest.warns(UserWarning, match="thunder"):
+        pipe(" ".join(words), steps=2, duration=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe("", steps=2, duration=0.1)
+
+
+def test_folders_that_do_not_fit_together_are_refused(tiny_model, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    shutil.rmtree(model / "vocoder")
+    with pytest.raises(FolderError, match=r"missing.*vocoder/config\.json"):
+        maa_jax.Pipeline.from_pretrained(model)
+
+    model = shutil.copytree(tiny_model, tmp_path / "rates")
+    index = json.loads((model / "model_index.json").read_text())
+    index["mel"]["hop_length"] = 200
+    (model / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(FolderError, match=r"vocoder: hop_length=256.*mel: hop_length=200"):
+        maa_jax.Pipeline.from_pretrained(model)
+
+
+def test_samplers_and_spacings_are_used(pipe):
+    args = dict(duration=0.5, output="latents", steps=5)
+    made = [
+        pipe("rain", **args, **how)
+        for how in ({}, {"sampler": "plms"}, {"sampler": "dpmpp_2m"}, {"spacing": "trailing"})
+    ]
+    assert np.isfinite(made).all()
+    for i, one in enumerate(made):
+        for other in made[:i]:
+            assert np.abs(one - other).max() > 1e-3 * np.abs(one).max()
+
+
+def test_outputs_are_stages_of_one_sound(pipe):
+    args = dict(steps=2, duration=0.5)
+    wavs = pipe("rain", **args)
+    latents = pipe("rain", output="latents", **args)
+    assert latents.shape == (1, *pipe.latent_shape(0.5))
+    mels = pipe("rain", output="mel", **args)
+    assert mels.shape == (1, 32, 80)  # 8000 samples at a hop of 256
+    np.testing.assert_allclose(pipe.decode(latents, "mel")[:, :32], mels, atol=1e-5)
+    np.testing.assert_allclose(pipe.decode(latents)[:, :8000], wavs, atol=1e-5)
+
+
+def test_parts_that_are_not_used_are_not_read(tiny_model):
+    lazy = maa_jax.Pipeline.from_pretrained(tiny_model)
+    assert set(lazy._params) == {"text"}
+    lazy.load("latents")
+    assert set(lazy._params) == {"text", "unet"}
+    lazy.load("mel")
+    assert set(lazy._params) == {"text", "unet", "vae"}
+    lazy.load()
+    assert set(lazy._params) == {"text", "unet", "vae", "vocoder"}
+    assert lazy._score is None
+
+
+def test_durations_a_prompt(pipe):
+    args = dict(steps=2, seed=3, batch_size=1)
+    wavs = pipe(["rain", "a crow caws", "rain"], duration=[0.5, 1.5, 0.25], num_samples=2, **args)
+    assert [len(wav) for wav in wavs] == [8000] * 2 + [24000] * 2 + [4000] * 2
+    alone = pipe("a crow caws", duration=1.5, start_index=3, **args)
+    np.testing.assert_allclose(wavs[3], alone[0], atol=1e-4)
+    noise = [np.zeros(pipe.latent_shape(d)) for d in (0.5, 1.5)]
+    a, b = pipe(["rain"] * 2, duration=[0.5, 1.5], initial_latents=noise, **args)
+    assert (len(a), len(b)) == (8000, 24000)
+    with pytest.raises(ValueError, match="initial_latents"):
+        pipe(["rain"] * 2, duration=[0.5, 1.5], initial_latents=noise[::-1], **args)
+
+
+def test_batches_may_have_any_size(pipe):
+    args = dict(steps=2, duration=0.5, num_samples=2, output="latents")
+    whole = pipe(["rain", "a crow caws"], **args)
+    np.testing.assert_allclose(
+        pipe(["rain", "a crow caws"], batch_size=1, **args), whole, atol=1e-4
+    )
+
+
+def test_guidance_by_step(pipe):
+    args = dict(steps=3, duration=0.5, output="latents")
+    constant = pipe("rain", guidance_scale=2.0, **args)
+    for same in ([2, 2, 2], np.full(3, 2.0), lambda progress: 2):
+        np.testing.assert_array_equal(pipe("rain", guidance_scale=same, **args), constant)
+    seen = []
+    other = pipe("rain", guidance_scale=lambda t: seen.append(t) or 1 + 6 * t, **args)
+    assert seen[-3:] == [0, 0.5, 1]
+    np.testing.assert_array_equal(pipe("rain", guidance_scale=[1, 4, 7], **args), other)
+    assert np.abs(other - constant).max() > 1e-6
+
+
+def test_noise_on_the_way_is_a_samples_own(pipe):
+    args = dict(steps=2, duration=0.5, output="latents", eta=1.0, batch_size=1)
+    both = pipe("rain", num_samples=2, **args)
+    np.testing.assert_allclose(pipe("rain", start_index=1, **args)[0], both[1], atol=1e-4)
+    assert np.abs(both - pipe("rain", num_samples=2, **args | {"eta": 0.0})).max() > 1e-2
+
+
+def test_candidates_are_ranked(pipe):
+    args = dict(steps=2, duration=0.5, batch_size=1)
+    best = pipe(["rain", "a crow caws"], num_candidates=3, num_samples=2, **args)
+    assert isinstance(best, pipeline.Ranked)
+    assert best.sounds.shape == (4, 8000)
+    scores = best.scores.reshape(2, 2)
+    assert (scores[:, 0] >= scores[:, 1]).all()
+    assert (np.abs(scores) <= 1).all()
+    assert ((best.indices[:2] < 3) & (best.indices[2:] >= 3)).all()
+    again = pipe("a crow caws", start_index=int(best.indices[2]), **args)
+    np.testing.assert_allclose(again[0], best.sounds[2], atol=1e-4)
+    # No candidate left out is better, and other outputs are ranked by their sound too.
+    every = pipe(["rain", "a crow caws"], num_candidates=3, num_samples=3, **args)
+    np.testing.assert_allclose(every.scores.reshape(2, 3)[:, :2], scores, atol=1e-4)
+    mels = pipe("rain", num_candidates=3, output="mel", **args)
+    assert (mels.sounds.shape, mels.indices[0]) == ((1, 32, 80), best.indices[0])
+
+
+def test_ranking_needs_a_clap(tiny_model, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    shutil.rmtree(model / "audio_encoder")
+    index = json.loads((model / "model_index.json").read_text())
+    del index["audio_encoder"]
+    (model / "model_index.json").write_text(json.dumps(index))
+    deaf = maa_jax.Pipeline.from_pretrained(model)
+    with pytest.raises(FolderError, match=r"cannot rank.*audio_encoder/ \(Cnn14\)"):
+        deaf("rain", num_candidates=2)
+    assert "unet" not in deaf._params
+
+
+def test_folders_of_other_classes_are_refused(tiny_model, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(
+        json.dumps(index | {"_class_name": "StableDiffusionPipeline"})
+    )
+    with pytest.raises(FolderError, match=r"'StableDiffusionPipeline'.*'MaaPipeline'"):
+        maa_jax.Pipeline.from_pretrained(model)
+    with pytest.raises(ValueError, match=r"dtype=.*float32 or jnp\.bfloat16"):
+        maa_jax.Pipeline.from_pretrained(tiny_model, dtype=jnp.int32)
+
+
+def test_a_vocoder_of_another_logarithm_is_refused(tiny_model, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((model / "vocoder" / "config.json").read_text())
+    (model / "vocoder" / "config.json").write_text(json.dumps(config | {"log": "log"}))
+    with pytest.raises(FolderError, match=r"vocoder: log='log' but mel: log='log10'"):
+        maa_jax.Pipeline.from_pretrained(model)
+
+
+def test_saving_writes_the_folder_and_a_card(tiny_model, tmp_path):
+    source = shutil.copytree(tiny_model, tmp_path / "source")
+    save_index(
+        source,
+        license="cc0-1.0",
+        data="130 recordings.",
+        scores={"top 1": 0.5},
+        training={"steps": 3, "unet": {"width": 16}},
+    )
+    lazy = maa_jax.Pipeline.from_pretrained(source)
+    lazy.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "README.md").is_file()
+    files = lambda root: {p.relative_to(root) for p in root.rglob("*")}
+    assert {str(p) for p in files(tmp_path / "saved") - files(source)} == {"README.md"}
+    card = (tmp_path / "saved" / "README.md").read_text()
+    for line in (
+        "license: cc0-1.0", "pipeline_tag: text-to-audio", "130 recordings.", "| top 1 | 0.5 |",
+        '    "width": 16', "sounds of up to 2.048 s at 16000 Hz.",
+    ):  # fmt: skip
+        assert line in card.splitlines()
+    assert re.search(r"\| unet \| UNet2DConditionModel \| [\d,]{5,} \|", card)
+    maa_jax.Pipeline.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "saved2")
+    assert content_hash(tmp_path / "saved") == content_hash(tmp_path / "saved2")
+
+    lazy.save_pretrained(tmp_path / "saved")  # replaces a model
+    with pytest.raises(ValueError, match=r"is the model's own"):
+        lazy.save_pretrained(source)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis").touch()
+    with pytest.raises(ValueError, match=r"home.*holds something that is no model"):
+        lazy.save_pretrained(tmp_path / "home")
+    assert (tmp_path / "home" / "thesis").exists()
+
+
+def test_upload(tiny_model, monkeypatch):
+    calls = []
+
+    class Api:
+        def create_repo(self, repo_id, **settings):
+            calls.append((repo_id, settings))
+
+        def upload_folder(self, *, repo_id, folder_path):
+            calls.append((repo_id, {p.name for p in pathlib.Path(folder_path).iterdir()}))
+            return "https://huggingface.co/someone/sounds"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    address = maa_jax.Pipeline.from_pretrained(tiny_model).push_to_hub("someone/sounds")
+    assert address == "https://huggingface.co/someone/sounds"
+    (repo, settings), (_, names) = calls
+    assert (repo, settings["private"]) == ("someone/sounds", False)
+    assert {"README.md", "model_index.json", "unet", "vocoder"} <= names
+
+
+def test_half_precision_reaches_every_network(tiny_model):
+    pipe = maa_jax.Pipeline.from_pretrained(tiny_model, dtype=jnp.bfloat16)
+    pipe.load()
+    shape, params = (1, *pipe.latent_shape(0.5)), pipe._params
+    denoise = jax.jit(pipe._denoise).lower(
+        params["unet"], samplers.start(jnp.zeros(shape)), jnp.ones((2, samplers.COLUMNS + 1)),
+        *jnp.zeros((2, 1, 77, 24)), None,
+    )  # fmt: skip
+    decode = jax.jit(pipe._decode).lower(params["vae"], jnp.zeros(shape))
+    vocode = jax.jit(pipe._vocode).lower(params["vocoder"], jnp.zeros((1, 64, 80)))
+    encode = jax.jit(pipe._encode).lower(params["text"], jnp.zeros((1, 77), jnp.int32))
+    for program in (denoise, decode, vocode, encode):
+        matrix_products = re.findall(  # the type of what is multiplied
+            r"(?:dot_general|convolution)[ (].*: \(tensor<(?:\d+x)*(\w+)>", program.as_text()
+        )
+        assert matrix_products.count("bf16") > 0.9 * len(matrix_products) > 3
+    for program in (denoise, decode, vocode):  # what a step hands on, and sound, stay in float32
+        assert {x.dtype for x in jax.tree.leaves(program.out_info)} == {np.dtype("float32")}
+
+
+def test_devices_share_a_batch(tiny_model):
+    """Three sounds on two devices are those of one device."""
+    run_python(
+        f"""
+        import jax, numpy as np
+        import maa_jax
+        assert len(jax.devices()) == 2
+        args = dict(num_samples=3, steps=2, duration=0.3, eta=0.5)
+        one = maa_jax.Pipeline.from_pretrained({str(tiny_model)!r})("rain", **args)
+        pipe = maa_jax.Pipeline.from_pretrained({str(tiny_model)!r}, devices=jax.devices())
+        two = pipe("rain", **args)
+        np.testing.assert_allclose(one, two, atol=1e-4 * np.abs(one).max())
+        assert len(pipe._params["unet"]["conv_in"]["kernel"].devices()) == 2
+        """,
+        devices=2,
+    )

@@ -1,0 +1,208 @@
+"""The demo's page: made of small real parts, then opened in a real browser."""
+
+import importlib.util
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from maa_jax.audio import io
+from maa_jax.audio.mel import MelConfig
+
+ROOT = pathlib.Path(__file__).parents[1]
+SECONDS = {"bundled": 1.25, "trained": 0.75}
+PROMPTS = ["a crow caws", 'rain <on> a "tin" roof']
+CLIP = 32768  # samples; the tiny model's limit of 2.048 s
+
+
+def load_report():
+    spec = importlib.util.spec_from_file_location("report", ROOT / "launch" / "report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+report = load_report()
+
+
+def tone(seconds, hertz):
+    t = np.arange(round(seconds * 16000)) / 16000
+    return (0.4 * np.sin(2 * np.pi * hertz * t) * np.exp(-3 * t)).astype(np.float32)
+
+
+def write_samples(folder, seconds):
+    folder.mkdir()
+    lines = []
+    for i, prompt in enumerate(PROMPTS):
+        io.write_wav(folder / f"{i}.wav", tone(seconds, 300 * (i + 1)), 16000)
+        lines.append(json.dumps({"file": f"{i}.wav", "prompt": prompt, "index": i}))
+    (folder / "samples.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def write_run(folder, data):
+    from clu import metric_writers
+
+    folder.mkdir()
+    config = {"batch_size": 8, "total_steps": 100, "data": data, "mel": {"sample_rate": 16000}}
+    (folder / "config.json").write_text(json.dumps(config))
+    writer = metric_writers.create_default_writer(str(folder), asynchronous=False)
+    for step in range(10, 101, 10):
+        writer.write_scalars(step, {"train/loss": 1 / step, "train/learning_rate": 0.1})
+        if step % 50 == 0:
+            writer.write_scalars(step, {"validation/loss": 2 / step})
+    writer.write_images(100, {"sample": np.zeros((1, 8, 8, 1))})
+    writer.close()
+
+
+@pytest.fixture(scope="module")
+def workdir(tiny_model, tmp_path_factory):
+    demo = tmp_path_factory.mktemp("demo")
+    sounds = demo / "recordings"
+    sounds.mkdir()
+    table = ["file,caption,split"]
+    for i, split in enumerate(["train"] * 2 + ["validation"] * 3):
+        io.write_wav(sounds / f"{i}.wav", tone(0.5 + 0.2 * i, 220 * (i + 1)), 16000)
+        table.append(f"{i}.wav,tone number {i},{split}")
+    (demo / "table.csv").write_text("\n".join(table) + "\n")
+    data = {
+        "dataset": "audio_folder",
+        "data_dir": str(demo / "data"),
+        "folder": str(sounds),
+        "captions_file": str(demo / "table.csv"),
+        "split": "train",
+        "eval_split": "validation",
+        "samples": CLIP,
+    }
+    for name, seconds in SECONDS.items():
+        write_samples(demo / name, seconds)
+    for stage in report.STAGES:
+        write_run(demo / stage, data)
+    shutil.copytree(tiny_model, demo / "models" / "t2a")
+    # The sample's step was interrupted once and started again.
+    (demo / "times.tsv").write_text("bundled\t20\nclap\t61\ntrained\t5\ntrained\t7\n")
+    return demo
+
+
+@pytest.fixture(scope="module")
+def page(workdir):
+    return report.write_report(workdir)
+
+
+def test_needs_nothing_beside_it(page):
+    text = page.read_text("utf-8")
+    addresses = re.findall(r'(?:src|href|srcset)="([^"]{0,40})', text)
+    assert addresses and all(address.startswith("data:") for address in addresses)
+    assert "url(" not in text and "@import" not in text and "<script" not in text
+
+
+def test_tells_what_was_made(page):
+    text = re.sub(r'"data:[^"]*"', '""', page.read_text("utf-8"))
+    assert "“a crow caws”" in text
+    assert "rain &lt;on&gt; a &quot;tin&quot; roof" in text
+    assert [f"“tone number {i}”" in text for i in range(5)] == [False, False, True, True, True]
+    assert text.count("loss of ") == len(report.STAGES)
+    assert "learning_rate" not in text
+    assert "1 min 01 s" in text and "12 s" in text and "1 min 33 s" in text
+
+
+def test_shows_the_longest_recording_of_each_class():
+    examples = [("drum", 1.0), ("bell", 2.0), ("drum", 3.0), (None, 0.5), (None, 0.7)]
+    examples = [
+        {"id": str(i), "seconds": seconds, "labels": [label] if label else []}
+        for i, (label, seconds) in enumerate(examples)
+    ]
+    assert report.longest_of_each_class(examples) == [2, 1, 4, 3]
+
+
+def test_reads_scalars_of_both_splits(workdir):
+    scalars = report.read_scalars(workdir / "clap")
+    assert scalars["validation/loss"] == [
+        (50, pytest.approx(0.04)),
+        (100, pytest.approx(0.02)),
+    ]
+    assert len(scalars["train/loss"]) == 10
+
+
+@pytest.mark.parametrize("missing", ["times.tsv", "bundled/samples.jsonl", "t2a/config.json"])
+def test_names_what_is_missing(workdir, missing, tmp_path):
+    first = missing.split("/")[0]
+    for path in workdir.iterdir():
+        if path.name not in (first, "report.html"):
+            (tmp_path / path.name).symlink_to(path)
+    with pytest.raises((ValueError, FileNotFoundError), match=first):
+        report.write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_spectrogram_has_the_page_readers_two_themes():
+    mel = np.zeros((32, 80), np.float32)
+    text = report.spectrogram(mel, MelConfig(), 'a "quoted" name')
+    assert text.count("data:image/png;base64,") == 2
+    assert "prefers-color-scheme: dark" in text
+    assert 'alt="spectrogram: a &quot;quoted&quot; name"' in text
+
+
+# Runs after the page's own content; asks the browser for what it made of every sound and image.
+PROBE = """<script>
+window.addEventListener("load", async () => {
+  const ready = [...document.querySelectorAll("audio")].map(audio => new Promise(done => {
+    if (audio.readyState >= 1) return done();
+    audio.onloadedmetadata = audio.onerror = done;
+    audio.load();
+  }));
+  await Promise.all(ready);
+  const found = {
+    audio: [...document.querySelectorAll("audio")].map(
+      audio => [audio.ariaLabel, audio.duration, audio.error && audio.error.message]),
+    images: [...document.querySelectorAll("img")].map(image => image.naturalWidth),
+    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  };
+  document.body.innerHTML = "<pre id=found></pre>";
+  document.getElementById("found").textContent = JSON.stringify(found);
+});
+</script>"""
+
+
+def browse(page, profile, *flags):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs the browser chromium to open the page in")
+    command = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={profile}",
+        *flags,
+        page.as_uri(),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def test_browser_plays_every_sound(page, tmp_path):
+    probed = tmp_path / "probed.html"
+    probed.write_text(page.read_text("utf-8").replace("</body>", PROBE + "</body>"), "utf-8")
+    window = "--window-size=500,900"  # A phone's, as narrow as this browser's windows get.
+    dom = browse(probed, tmp_path / "profile", window, "--virtual-time-budget=30000", "--dump-dom")
+    found = re.search(r'<pre id="found">(.*?)</pre>', dom, re.S)
+    assert found, dom[-500:]
+    text = found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    found = json.loads(text)
+    durations = [duration for _, duration, _ in found["audio"]]
+    assert [error for *_, error in found["audio"] if error] == []
+    five = [SECONDS["bundled"], SECONDS["trained"]] * len(PROMPTS)
+    clips = [CLIP / 16000] * 9
+    assert durations == pytest.approx([*five, *clips], abs=0.01)
+    assert len(found["images"]) == len(durations) + len(report.STAGES)
+    assert min(found["images"]) > 100
+    assert found["overflow"] <= 0
