@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from maa_jax.models.kernels import cpu2d, onednn
+from maa_jax.models.kernels import cpu2d
 
 # PyTorch's default for linear and convolution weights: uniform within +-1/sqrt(fan_in).
 default_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -46,7 +46,7 @@ def conv2d(
     padding = tuple(_pair(p) for p in padding)
     if kernel.shape[:2] == (1, 1) and stride == (1, 1) and padding == ((0, 0), (0, 0)):
         if groups == 1:
-            return dense(x, kernel[0, 0])
+            return x @ kernel[0, 0]  # not flattened: that would copy x on a TPU
     if jax.default_backend() == "cpu" and groups == 1:
         return cpu2d.conv2d(x, kernel, stride, padding, dilation)
     return cpu2d.plain_conv2d(x, kernel, stride, padding, dilation, groups)
@@ -105,21 +105,8 @@ class Conv(nnx.Module):
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 
-def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Product of x [..., in] and a kernel [in, out]."""
-    if not onednn.usable():
-        return x @ kernel  # not flattened: that would copy x on a TPU
-    flat = x.reshape(-1, x.shape[-1])
-    return onednn.matmul(flat, kernel).reshape(*x.shape[:-1], -1)
-
-
-def _dot_general(x, kernel, dimension_numbers, **_):
-    del dimension_numbers  # nnx.Linear's are those of `dense`
-    return dense(x, kernel)
-
-
 # PyTorch's dense layer, and its initialisation, on [..., in].
-Linear = functools.partial(nnx.Linear, kernel_init=default_init, dot_general=_dot_general)
+Linear = functools.partial(nnx.Linear, kernel_init=default_init)
 
 
 class GroupNorm(nnx.Module):

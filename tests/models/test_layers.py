@@ -6,20 +6,11 @@ from flax import nnx
 from jax import lax
 
 from maa_jax.models.kernels import cpu2d as cpu
-from maa_jax.models.kernels import onednn
 from maa_jax.models.layers import Conv, GroupNorm, attention, conv2d, double
 
 
 def random(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
-
-
-def always_onednn(monkeypatch):
-    """Lets oneDNN's operations stand for all that they can, or skips the test."""
-    if not onednn.usable():
-        pytest.skip("oneDNN's operations need a trusted jaxlib on Linux x86-64")
-    for name in ("_NARROW", "_SMALL"):
-        monkeypatch.setattr(onednn, name, 1)
 
 
 def plain(x, kernel, stride, padding, dilation, groups):
@@ -55,26 +46,20 @@ CASES = {  # kernel, channels in, out, stride, padding, dilation, groups
 }
 
 
-# Bands of a few rows or all at once; Winograd's way for all that it can do, or for none; oneDNN's
-# operations for none or for all.
+# Bands of a few rows or all at once; Winograd's way for all that it can do, or for none.
 WAYS = {
-    "bands": (30, 8, 1, False),
-    "at once": (1024, 256, 1, False),
-    "direct": (1024, 256, 1000, False),
-    "oneDNN": (1024, 256, 1000, True),
+    "bands": (30, 8, 1),
+    "at once": (1024, 256, 1),
+    "direct": (1024, 256, 1000),
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", CASES)
 def test_convolution_and_gradients_equal_xlas(case, way, monkeypatch):
-    *sizes, by_onednn = WAYS[way]
-    for name, value in zip(("_POSITIONS", "_TILES", "_WINOGRAD_CHANNELS"), sizes, strict=True):
+    names = ("_POSITIONS", "_TILES", "_WINOGRAD_CHANNELS")
+    for name, value in zip(names, WAYS[way], strict=True):
         monkeypatch.setattr(cpu, name, value)
-    if by_onednn:
-        always_onednn(monkeypatch)
-    else:
-        monkeypatch.setattr(onednn, "usable", lambda: False)
     monkeypatch.setattr(cpu, "_WINOGRAD_POSITIONS", 1)
     size, width_in, width, *how = CASES[case]
     x, kernel = random(2, 11, 14, width_in), random(*size, width_in // how[-1], width, seed=1)

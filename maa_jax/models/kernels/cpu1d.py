@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from maa_jax.models.kernels import onednn
 from maa_jax.models.kernels.cpu2d import sum_over
 from maa_jax.models.kernels.winograd import F43, F44, combine
 
@@ -69,8 +68,6 @@ def plain(
     x: jax.Array, kernel: jax.Array, padding: int, dilation: int, flipped: bool = False
 ) -> jax.Array:
     """Convolution by the operation that suits the number of channels."""
-    if onednn.suits_conv(x, kernel):
-        return onednn.conv(x, kernel, (1,), [(padding, padding)], (dilation,), flipped)
     if flipped:
         kernel = _led_back(kernel)
     if kernel.shape[2] > _NARROW:

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from maa_jax.models.kernels import onednn
 from maa_jax.models.kernels.winograd import F23, F43, combine
 
 Pair = tuple[int, int]
@@ -60,13 +59,8 @@ def conv2d(
 def _conv2d(x, kernel, stride, padding, dilation, flipped):
     """Convolves; with `flipped`, by the kernel that leads back from output to input."""
     if _suits_winograd(x, kernel, stride, dilation):
-        # Against oneDNN's convolution it takes more to win, and to flip a kernel takes time.
-        size = 1 + onednn.suits(x)
-        enough = size * (1 + flipped) * _WINOGRAD_POSITIONS
-        if min(kernel.shape[2:]) >= size * _WINOGRAD_CHANNELS and _positions(x) >= enough:
+        if _positions(x) >= (1 + flipped) * _WINOGRAD_POSITIONS:  # to flip a kernel takes time
             return winograd(x, kernel, padding, flipped)
-    if onednn.suits_conv(x, kernel):
-        return onednn.conv(x, kernel, stride, padding, dilation, flipped)
     if flipped:
         kernel = kernel[::-1, ::-1].swapaxes(2, 3)
     return plain_conv2d(x, kernel, stride, padding, dilation)
@@ -159,7 +153,7 @@ def kernel_gradient(
         ]
         out = lax.dynamic_slice_in_dim(grad, i * rows, rows, axis=1)
         taps = jnp.concatenate(taps, axis=3).reshape(b * rows * w, -1)
-        return onednn.matmul(taps, out.reshape(-1, width_out), transpose_a=True)
+        return taps.T @ out.reshape(-1, width_out)
 
     return sum_over(band, bands).reshape(shape)
 
@@ -335,12 +329,12 @@ def _over(piece, pieces):
     return lax.map(piece, pieces)
 
 
-_product = functools.partial(onednn.matmul, preferred_element_type=jnp.float32)
+_product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
 
 
 def _scores(query, key):
     """Returns [b, heads, q, k]."""
-    return _product(query * query.shape[-1] ** -0.5, key, transpose_b=True)
+    return _product(query * query.shape[-1] ** -0.5, key.mT)
 
 
 def _attend_forward(query, key, value):
@@ -369,11 +363,11 @@ def _attend_backward(saved, grad):
     def piece(total, args):
         query, grad, normalizer, shift = args
         weights = jnp.exp(_scores(query, key) - normalizer[..., None])
-        slope = _product(grad, value, transpose_b=True)
+        slope = _product(grad, value.mT)
         slope = (weights * (slope - shift[..., None])).astype(key.dtype) * key.shape[-1] ** -0.5
         add = (
-            _product(slope, query, transpose_a=True),
-            _product(weights.astype(grad.dtype), grad, transpose_a=True),
+            _product(slope.mT, query),
+            _product(weights.astype(grad.dtype).mT, grad),
         )
         dquery = _product(slope, key).astype(query.dtype)
         return jax.tree.map(jnp.add, total, add), dquery
