@@ -47,21 +47,55 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         raise FolderError(f"{path} is not JSON ({e}); {REMEDY}") from e
 
 
+# What a part of a model folder (a network, the tokenizer, the scheduler) consists of. Anything else
+# in it is the user's.
+PART_FILES = ("*.json", "*.safetensors", "vocab.txt")
+
+
 @contextlib.contextmanager
 def replace_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a temporary folder that becomes `target` on success and vanishes on failure."""
+    """Gives a temporary folder whose content becomes that of a part of a model folder.
+
+    On failure nothing has changed. On success the part's own files, `PART_FILES`, are replaced, and
+    whatever else is in the folder stays. Where `target` is a symbolic link, the folder that it
+    points to is written.
+
+    Raises:
+      FolderError: `target` is a file.
+    """
+    target = pathlib.Path(os.path.realpath(target))
+    if target.exists() and not target.is_dir():
+        raise FolderError(f"{target} is a file: move it away, or choose another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     new = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield new
-        new.chmod(0o755)  # mkdtemp makes it private
-        old = new.with_name(new.name + ".old")
         if target.exists():
-            target.rename(old)
-        new.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+            # What was there goes first: a kill from here on leaves a folder that is refused, and
+            # not one that mixes two networks.
+            remove_part_files(target)
+            _move_content(new, target)
+        else:
+            new.chmod(0o755)  # mkdtemp makes it private
+            new.rename(target)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def remove_part_files(folder: pathlib.Path) -> None:
+    """Removes the files that a part of a model folder consists of, and no others."""
+    for pattern in PART_FILES:
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def _move_content(source: pathlib.Path, target: pathlib.Path) -> None:
+    for path in source.iterdir():
+        there = target / path.name
+        if path.is_dir() and there.is_dir():
+            _move_content(path, there)
+        else:
+            path.replace(there)
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

@@ -3,11 +3,19 @@
 import hashlib
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
 from maa_jax.audio.mel import MelConfig
-from maa_jax.files import REMEDY, FolderError, read_json, replace_folder, write_json
+from maa_jax.files import (
+    REMEDY,
+    FolderError,
+    read_json,
+    remove_part_files,
+    replace_folder,
+    write_json,
+)
 from maa_jax.model_folder import hub
 from maa_jax.model_folder.hub import INDEX, missing_weights
 from maa_jax.model_folder.registry import NETWORKS, class_of
@@ -50,6 +58,41 @@ def save_index(folder: str | os.PathLike[str], **meta: Any) -> None:
     for name, kind in networks_in(folder).items():
         parts[name] = [NETWORKS[kind][0], kind]
     write_json(folder / INDEX, {"_class_name": "MaaPipeline"} | parts | _meta(index) | meta)
+
+
+def copy_folder(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies a model folder; parts of a model that is there are replaced, and all else is kept.
+
+    Args:
+      source: the model folder; hidden files in it are left out.
+      target: a folder that is missing, empty or a model; where it is a symbolic link, the folder
+        that it points to is written.
+
+    Raises:
+      ValueError: `target` is `source`, or holds something that is no model.
+    """
+    if target.resolve() == source.resolve():
+        raise ValueError(f"folder={str(target)!r} is the model's own: give another one")
+    has_index = (target / INDEX).is_file()
+    empty = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+    if not empty and not has_index and not networks_in(target):  # a copy cut short has networks
+        raise ValueError(
+            f"folder={str(target)!r} holds something that is no model: give a new folder"
+        )
+    os.makedirs(os.path.realpath(target), exist_ok=True)
+    parts = {k for k, v in read_json(target / INDEX).items() if _is_part(v)} if has_index else set()
+    # The index goes first and comes last, so that a copy cut short is no model.
+    (target / INDEX).unlink(missing_ok=True)
+    for name in parts - {path.name for path in source.iterdir()}:
+        if (target / name).is_dir():
+            remove_part_files(target / name)
+    for path in source.glob("[!.]*"):
+        if path.is_dir():
+            with replace_folder(target / path.name) as new:
+                shutil.copytree(path, new, dirs_exist_ok=True)
+        elif path.name != INDEX:
+            shutil.copyfile(path, target / path.name)
+    write_json(target / INDEX, read_json(source / INDEX))
 
 
 def _is_part(value: Any) -> bool:

@@ -5,7 +5,6 @@ import contextlib
 import math
 import os
 import pathlib
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +22,10 @@ from maa_jax.diffusion import samplers
 from maa_jax.diffusion.schedule import Schedule
 from maa_jax.encoders import clap
 from maa_jax.encoders.text import TextConditioner
-from maa_jax.files import read_json, replace_folder
+from maa_jax.files import read_json, user_path
 from maa_jax.model_folder import hub, networks
 from maa_jax.model_folder.card import model_card
-from maa_jax.model_folder.index import check_fit, load_pipeline_index
+from maa_jax.model_folder.index import check_fit, copy_folder, load_pipeline_index
 from maa_jax.pipeline.request import (
     BATCH_SIZE,
     OUTPUTS,
@@ -404,25 +403,17 @@ class Pipeline:
         return self._finish(jnp.asarray(latents, jnp.float32), output)[output]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the model folder, whole or not at all, and a model card where it has none.
+        """Writes the model folder, with a model card where there is none.
+
+        Parts of a model that `folder` holds already are replaced; whatever else is in it stays.
 
         Raises:
-          ValueError: the folder is this model's own, or holds something that is no model.
+          ValueError: `folder` is this model's own, or holds something that is no model.
         """
-        target = pathlib.Path(folder)
-        if target.resolve() == self.path.resolve():
-            raise ValueError(f"folder={str(folder)!r} is the model's own: give another one")
-        empty = not target.exists() or (target.is_dir() and not any(target.iterdir()))
-        if not empty and not (target / hub.INDEX).is_file():
-            raise ValueError(
-                f"folder={str(folder)!r} holds something that is no model: give a new folder"
-            )
-        with replace_folder(target) as new:
-            for source in self.path.glob("[!.]*"):
-                copy = shutil.copytree if source.is_dir() else shutil.copyfile
-                copy(source, new / source.name)
-            if not (new / "README.md").exists():
-                (new / "README.md").write_text(model_card(self.path), "utf-8")
+        target = pathlib.Path(user_path(folder))
+        copy_folder(self.path, target)
+        if not (target / "README.md").exists():
+            (target / "README.md").write_text(model_card(target), "utf-8")
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
         """Uploads the model folder with its card to the Hugging Face hub.

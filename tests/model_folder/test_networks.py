@@ -79,6 +79,30 @@ def test_a_failed_write_leaves_what_was_there(model, monkeypatch):
     assert not list(model.glob(".*"))
 
 
+def test_a_part_is_replaced_and_what_is_not_its_own_stays(model, tmp_path):
+    """Also through symbolic links, which stay links."""
+    (model / "vocoder").rename(tmp_path / "elsewhere")
+    (model / "vocoder").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "sounds").mkdir()
+    (tmp_path / "elsewhere" / "sounds" / "crow.wav").touch()
+    (tmp_path / "elsewhere" / "model-00001-of-00002.safetensors").touch()
+    config, (_, params) = (
+        networks.load_config(model, "vocoder"),
+        networks.load_network(model, "vocoder"),
+    )
+    networks.save_network(model, "vocoder", config, jax.tree.map(np.zeros_like, params))
+    assert (model / "vocoder").is_symlink()
+    assert sorted(p.name for p in (tmp_path / "elsewhere").iterdir()) == [
+        "config.json", "model.safetensors", "sounds"
+    ]  # fmt: skip
+    assert (tmp_path / "elsewhere" / "sounds" / "crow.wav").exists()
+    assert not any(x.any() for x in jax.tree.leaves(networks.load_network(model, "vocoder")[1]))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "model"]
+    (model / "unet.json").touch()
+    with pytest.raises(FolderError, match=r"unet\.json is a file"):
+        networks.save_network(model, "unet.json", config, params)
+
+
 def test_index_lists_the_parts_and_keeps_what_was_said(model):
     index = load_index(model, parts=("unet",), meta=("sample_rate",))
     assert index["_class_name"] == "MaaPipeline"

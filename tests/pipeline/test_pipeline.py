@@ -14,7 +14,7 @@ from maa_jax.diffusion import samplers
 from maa_jax.diffusion.schedule import Schedule
 from maa_jax.files import FolderError
 from maa_jax.model_folder import networks
-from maa_jax.model_folder.index import content_hash, save_index
+from maa_jax.model_folder.index import content_hash, networks_in, save_index
 from maa_jax.pipeline import pipeline
 from tests.subprocesses import run_python
 
@@ -351,7 +351,6 @@ def test_saving_writes_the_folder_and_a_card(tiny_model, tmp_path):
     maa_jax.Pipeline.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "saved2")
     assert content_hash(tmp_path / "saved") == content_hash(tmp_path / "saved2")
 
-    lazy.save_pretrained(tmp_path / "saved")  # replaces a model
     with pytest.raises(ValueError, match=r"is the model's own"):
         lazy.save_pretrained(source)
     (tmp_path / "home").mkdir()
@@ -359,6 +358,53 @@ def test_saving_writes_the_folder_and_a_card(tiny_model, tmp_path):
     with pytest.raises(ValueError, match=r"home.*holds something that is no model"):
         lazy.save_pretrained(tmp_path / "home")
     assert (tmp_path / "home" / "thesis").exists()
+
+
+def test_saving_over_a_model_keeps_what_is_not_the_model_s(tiny_model, tmp_path):
+    model = maa_jax.Pipeline.from_pretrained(tiny_model)
+    model.save_pretrained(tmp_path / "disk" / "saved")
+    saved = tmp_path / "saved"
+    saved.symlink_to(tmp_path / "disk" / "saved")
+    (tmp_path / "disk" / "unet").mkdir()
+    shutil.rmtree(saved / "unet")
+    (saved / "unet").symlink_to(tmp_path / "disk" / "unet")
+    for note in (".git/config", "notes.txt", "notes/heard.json", "vae/why.md", "README.md"):
+        (saved / note).parent.mkdir(exist_ok=True)
+        (saved / note).write_text("mine")
+    (saved / "vae" / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    shutil.copytree(saved / "vocoder", saved / "clap")  # a part that the new model lacks
+    save_index(saved)
+
+    model.save_pretrained(saved)
+    for note in (".git/config", "notes.txt", "notes/heard.json", "vae/why.md", "README.md"):
+        assert (saved / note).read_text() == "mine"
+    assert saved.is_symlink() and (saved / "unet").is_symlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "saved"]
+    assert sorted(p.name for p in (tmp_path / "disk").iterdir()) == ["saved", "unet"]
+    assert networks_in(saved) == networks_in(tiny_model)
+    for path in tiny_model.rglob("*.*"):
+        assert (saved / path.relative_to(tiny_model)).read_bytes() == path.read_bytes()
+    # A stale index of shards would be read by diffusers.
+    assert not (saved / "vae" / "diffusion_pytorch_model.safetensors.index.json").exists()
+
+
+def test_a_copy_cut_short_is_no_model_and_can_be_written_again(tiny_model, tmp_path, monkeypatch):
+    model, saved = maa_jax.Pipeline.from_pretrained(tiny_model), tmp_path / "saved"
+    with monkeypatch.context() as patch:
+        copy = shutil.copytree
+
+        def full_disk(source, *args, **kwargs):
+            if source.name == "vocoder":
+                raise OSError(28, "No space left on device")
+            return copy(source, *args, **kwargs)
+
+        patch.setattr(shutil, "copytree", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            model.save_pretrained(saved)
+    with pytest.raises(FolderError, match=r"model_index\.json is missing"):
+        maa_jax.Pipeline.from_pretrained(saved)
+    model.save_pretrained(saved)
+    maa_jax.Pipeline.from_pretrained(saved)
 
 
 def test_upload(tiny_model, monkeypatch):
