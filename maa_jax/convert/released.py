@@ -240,7 +240,16 @@ def from_checkpoint(state_dict: Mapping[str, np.ndarray]) -> dict[str, Tensors]:
 
 
 def to_checkpoint(networks: Mapping[str, Tensors], schedule: Schedule, scale: float) -> Tensors:
-    """Undoes `from_checkpoint`, and adds the schedule's buffers as latent diffusion has them."""
+    """Undoes `from_checkpoint`, and adds the schedule's buffers as latent diffusion has them.
+
+    Raises:
+      ValueError: the denoiser does not predict noise; the layout has no place to say so.
+    """
+    if schedule.prediction_type != "epsilon":
+        raise ValueError(
+            f"scheduler: prediction_type={schedule.prediction_type!r}, but released checkpoints "
+            "predict noise ('epsilon') alone"
+        )
     text = {name: networks[name] for name in ("text_encoder", "text_projection")}
     parts = {
         _UNET: unet_to_ldm(networks["unet"]),
@@ -252,8 +261,7 @@ def to_checkpoint(networks: Mapping[str, Tensors], schedule: Schedule, scale: fl
 
 
 def _schedule_buffers(schedule: Schedule) -> Tensors:
-    ends = np.sqrt([schedule.beta_start, schedule.beta_end])
-    betas = np.linspace(*ends, schedule.num_train_timesteps, dtype=np.float64) ** 2
+    betas = schedule.betas
     alphas = np.cumprod(1 - betas)
     before = np.append(1.0, alphas[:-1])
     variance = betas * (1 - before) / (1 - alphas)

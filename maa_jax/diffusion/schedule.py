@@ -1,50 +1,139 @@
-"""The noise schedule: how much of a latent is left at each timestep."""
+"""The noise schedule, and what a denoiser is trained to predict."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from maa_jax.checks import check_name
+from maa_jax.diffusion import BETA_SCHEDULES, PREDICTION_TYPES, SPACINGS
 
-SPACINGS = ("ldm", "leading", "trailing", "linspace")
+# Diffusers' settings that this schedule has no other value for.
+_FIXED = {
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Latent diffusion's schedule, linear in the square root of beta (LDM, Make-An-Audio).
+    """Variances of the forward process; the defaults are latent diffusion's and Make-An-Audio's.
 
     Attributes:
       num_train_timesteps: length of the chain.
-      beta_start: variance of the noise added at the first step.
-      beta_end: the same at the last step.
+      beta_start: variance of the noise added at the first timestep.
+      beta_end: variance of the noise added at the last timestep.
+      beta_schedule: "scaled_linear", linear in the square root of beta, or "linear".
+      prediction_type: what the denoiser predicts: "epsilon", the noise; "sample", the clean
+        latents; or "v_prediction", sqrt(alpha) * noise - sqrt(1 - alpha) * latents (Salimans and Ho
+        2022).
+      rescale_betas_zero_snr: whether betas are rescaled so that the last timestep is pure noise
+        (Lin et al. 2023, algorithm 1). Sample such a model with the spacing "trailing".
     """
 
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.0120
+    beta_schedule: str = "scaled_linear"
+    prediction_type: str = "epsilon"
+    rescale_betas_zero_snr: bool = False
+
+    def __post_init__(self):
+        check_name("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
+        check_name("prediction_type", self.prediction_type, PREDICTION_TYPES)
+        if self.num_train_timesteps < 1:
+            raise ValueError(f"num_train_timesteps={self.num_train_timesteps}: give 1 or more")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(
+                f"beta_start={self.beta_start}, beta_end={self.beta_end}: give numbers between 0 "
+                "and 1 that do not fall"
+            )
+        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
+            raise ValueError(
+                "rescale_betas_zero_snr=True: the last timestep is pure noise, of which "
+                "prediction_type='epsilon' tells nothing; use 'v_prediction' or 'sample'"
+            )
+
+    @property
+    def betas(self) -> np.ndarray:
+        """Variance of the noise added at each timestep, float64 [num_train_timesteps]."""
+        power = 2 if self.beta_schedule == "scaled_linear" else 1
+        ends = np.array([self.beta_start, self.beta_end]) ** (1 / power)
+        betas = np.linspace(*ends, self.num_train_timesteps) ** power
+        if not self.rescale_betas_zero_snr:
+            return betas
+        root = np.sqrt(np.cumprod(1 - betas))
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        return 1 - np.square(root / np.append(1, root[:-1]))
 
     @property
     def alphas_cumprod(self) -> np.ndarray:
         """Share of the signal's variance left at each timestep, float32 [num_train_timesteps]."""
-        ends = np.sqrt([self.beta_start, self.beta_end])
-        betas = np.linspace(*ends, self.num_train_timesteps, dtype=np.float64) ** 2
-        return np.cumprod(1 - betas).astype(np.float32)  # the product in float64, as LDM has it
+        return np.cumprod(1 - self.betas).astype(np.float32)  # the product in float64, as in LDM
 
     def add_noise(self, latents: jax.Array, noise: jax.Array, timesteps: jax.Array) -> jax.Array:
-        """Returns q(x_t | x_0): latents and noise [b, ...], timesteps int [b]."""
+        """Draws from q(x_t | x_0).
+
+        Args:
+          latents: clean latents [b, ...].
+          noise: standard normal noise [b, ...].
+          timesteps: int [b].
+
+        Returns:
+          Noisy latents [b, ...].
+        """
+        signal, spread = self._weights(timesteps, latents.ndim)
+        return signal * latents + spread * noise
+
+    def target(self, latents: jax.Array, noise: jax.Array, timesteps: jax.Array) -> jax.Array:
+        """Returns what the denoiser is trained to predict, [b, ...]; arguments as `add_noise`'s."""
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "sample":
+            return latents
+        signal, spread = self._weights(timesteps, latents.ndim)
+        return signal * noise - spread * latents
+
+    def _weights(self, timesteps: jax.Array, ndim: int) -> tuple[jax.Array, jax.Array]:
+        """Returns the standard deviations of signal and noise, [b, 1, ...] each."""
         alpha = jnp.asarray(self.alphas_cumprod)[timesteps]
-        alpha = alpha.reshape(-1, *(1,) * (latents.ndim - 1))
-        return jnp.sqrt(alpha) * latents + jnp.sqrt(1 - alpha) * noise
+        alpha = alpha.reshape(-1, *(1,) * (ndim - 1))
+        return jnp.sqrt(alpha), jnp.sqrt(1 - alpha)
+
+    def conversions(self, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns how the denoiser's output is turned into clean latents and into noise.
+
+        Args:
+          timesteps: int [n].
+
+        Returns:
+          (pred_x0, pred_noise), float64 [n, 2] each: the weights of the noisy latents and of the
+          output. Where no signal is left, the weights of pred_x0 are not finite for "epsilon", nor
+          are those of pred_noise where no noise is for "sample".
+        """
+        alpha = self.alphas_cumprod.astype(np.float64)[timesteps]
+        signal, spread = np.sqrt(alpha), np.sqrt(1 - alpha)
+        zeros, ones = np.zeros_like(alpha), np.ones_like(alpha)
+        match self.prediction_type:
+            case "epsilon":
+                # Not spread / signal, which rounds differently.
+                pred_x0, pred_noise = (1 / signal, -np.sqrt((1 - alpha) / alpha)), (zeros, ones)
+            case "v_prediction":
+                pred_x0, pred_noise = (signal, -spread), (spread, signal)
+            case "sample":
+                pred_x0, pred_noise = (zeros, ones), (1 / spread, -signal / spread)
+        return np.stack(pred_x0, axis=1), np.stack(pred_noise, axis=1)
 
     def timesteps(self, steps: int, spacing: str = "ldm") -> np.ndarray:
         """Returns the timesteps that a sampler visits, ascending int32 [steps].
 
         Args:
-          steps: how many, 1 to num_train_timesteps.
+          steps: number of timesteps, 1 to num_train_timesteps.
           spacing: "ldm" is the release's, 1, 1 + 1000/n, ...; "leading" (with offset 1),
             "trailing" and "linspace" are diffusers' (Lin et al. 2023, Table 2).
 
@@ -57,8 +146,9 @@ class Schedule:
             raise ValueError(f"steps={steps}: give a number from 1 to {total}")
         match spacing:
             case "ldm":
-                # Where n divides 1000 these are LDM's; where not, LDM visits more than n of them
-                # and "leading" starts late in the chain, from noise that is not noise to the model.
+                # Where n divides 1000 these are LDM's. Where it does not, LDM visits more than n
+                # timesteps, and "leading" starts late in the chain, where the model expects some
+                # signal in the noise.
                 timesteps = n * total // steps + 1
             case "leading":
                 timesteps = n * (total // steps) + 1
@@ -70,30 +160,22 @@ class Schedule:
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the content of a diffusers DDIMScheduler's scheduler_config.json."""
-        return {
-            "_class_name": "DDIMScheduler",
-            "num_train_timesteps": self.num_train_timesteps,
-            "beta_start": self.beta_start,
-            "beta_end": self.beta_end,
-            "beta_schedule": "scaled_linear",
-            "prediction_type": "epsilon",
-            "timestep_spacing": "leading",
-            "steps_offset": 1,
-            "set_alpha_to_one": False,
-            "clip_sample": False,
-        }
+        return {"_class_name": "DDIMScheduler"} | dataclasses.asdict(self) | _FIXED
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> "Schedule":
+    def from_hf(cls, config: Mapping[str, Any]) -> Self:
         """Reads a scheduler_config.json.
 
         Raises:
           ValueError: a value that asks for another schedule than this one.
         """
-        numbers = {f.name for f in dataclasses.fields(cls)}
-        for key, value in cls().to_hf().items():
-            if key not in numbers | {"_class_name"} and config.get(key, value) != value:
+        for key, value in _FIXED.items():
+            if config.get(key, value) != value:
                 raise ValueError(
                     f"scheduler: {key}={config[key]!r} is not supported; use {value!r}"
                 )
-        return cls(**{k: config[k] for k in numbers if k in config})
+        names = [field.name for field in dataclasses.fields(cls)]
+        try:
+            return cls(**{name: config[name] for name in names if name in config})
+        except ValueError as e:
+            raise ValueError(f"scheduler: {e}") from e

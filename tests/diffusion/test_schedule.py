@@ -58,8 +58,65 @@ def test_noise_is_added_with_unit_variance():
     )
 
 
-def test_configuration_roundtrip_and_refusal():
-    schedule = Schedule(beta_end=0.02)
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_clean_latents_and_noise_come_back_from_the_target(kind):
+    schedule = Schedule(prediction_type=kind)
+    x, noise = np.random.default_rng(0).standard_normal((2, 4, 5, 4, 4)).astype("f")
+    t = np.array([0, 300, 700, 999])
+    noisy, target = schedule.add_noise(x, noise, t), schedule.target(x, noise, t)
+    for weights, want in zip(schedule.conversions(t), (x, noise), strict=True):
+        weights = weights[..., None, None, None]
+        np.testing.assert_allclose(weights[:, 0] * noisy + weights[:, 1] * target, want, atol=1e-3)
+
+
+def test_the_velocity_is_that_of_diffusers():
+    torch = pytest.importorskip("torch", reason="compares with diffusers' DDIM")
+    diffusers = pytest.importorskip("diffusers", reason="compares with diffusers' DDIM")
+    schedule = Schedule(prediction_type="v_prediction")
+    scheduler = diffusers.DDIMScheduler.from_config(schedule.to_hf())
+    x, noise = np.random.default_rng(0).standard_normal((2, 4, 5, 4, 4)).astype("f")
+    t = np.array([0, 300, 700, 999])
+    want = scheduler.get_velocity(*map(torch.tensor, (x, noise, t)))
+    np.testing.assert_allclose(schedule.target(x, noise, t), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("beta_schedule", ["scaled_linear", "linear"])
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_variances_are_those_of_diffusers(beta_schedule, rescaled):
+    pytest.importorskip("torch", reason="compares with diffusers' DDIM")
+    diffusers = pytest.importorskip("diffusers", reason="compares with diffusers' DDIM")
+    schedule = Schedule(
+        beta_schedule=beta_schedule, prediction_type="sample", rescale_betas_zero_snr=rescaled
+    )
+    want = diffusers.DDIMScheduler.from_config(schedule.to_hf()).alphas_cumprod
+    np.testing.assert_allclose(schedule.alphas_cumprod, want, rtol=1e-3, atol=1e-6)
+    assert (schedule.alphas_cumprod[-1] == 0) == rescaled
+
+
+def test_configurations_are_read_back_and_others_refused():
+    schedule = Schedule(500, beta_end=0.02, beta_schedule="linear", prediction_type="sample")
     assert Schedule.from_hf(schedule.to_hf()) == schedule
-    with pytest.raises(ValueError, match=r"prediction_type='v_prediction'.*'epsilon'"):
-        Schedule.from_hf(schedule.to_hf() | {"prediction_type": "v_prediction"})
+    # Folders written before these two were settings.
+    old = Schedule().to_hf()
+    del old["rescale_betas_zero_snr"], old["prediction_type"]
+    assert Schedule.from_hf(old) == Schedule()
+    with pytest.raises(ValueError, match=r"scheduler: steps_offset=0 is not supported; use 1"):
+        Schedule.from_hf(schedule.to_hf() | {"steps_offset": 0})
+    with pytest.raises(ValueError, match=r"scheduler: .*'v-prediction'.*'v_prediction'"):
+        Schedule.from_hf(schedule.to_hf() | {"prediction_type": "v-prediction"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(beta_schedule="cosine"), "beta_schedule='cosine': did you mean"),
+        (dict(prediction_type="eps"), "prediction_type='eps': did you mean 'epsilon'?"),
+        (dict(beta_end=2.0), "beta_end=2.0: give numbers between 0 and 1"),
+        (dict(num_train_timesteps=0), "num_train_timesteps=0: give 1 or more"),
+        (dict(rescale_betas_zero_snr=True), "use 'v_prediction' or 'sample'"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError) as e:
+        Schedule(**settings)
+    assert message in str(e.value)
