@@ -4,7 +4,9 @@ Any key of the config can be set on the command line, `--config.batch_size=32`. 
 the same workdir goes on from the latest checkpoint, bit for bit. SIGTERM saves and exits with 0.
 """
 
+import errno
 import functools
+import os
 import signal
 import sys
 from collections import deque
@@ -16,7 +18,6 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import app, flags, logging
-from clu import parameter_overview
 from etils import epath
 from ml_collections import config_flags
 
@@ -27,9 +28,10 @@ from maa_jax.devices import (
     initialize_distributed,
     replicated,
 )
+from maa_jax.files import user_path
 from maa_jax.stages import make_stage
 from maa_jax.training import optim, sharding
-from maa_jax.training.checkpoint import Checkpoints, write_config
+from maa_jax.training.checkpoint import Checkpoints, check_config, write_config
 from maa_jax.training.metrics import Metrics
 from maa_jax.training.state import begin_with
 
@@ -61,7 +63,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     """
     mesh = sharding.create_mesh(config.mesh)
     sharding.check_batch(config.batch_size, config.accumulate, mesh)
-    write_config(workdir, config)
+    workdir = user_path(workdir)
+    check_config(workdir, config)
     kind = jax.devices()[0].device_kind
     _say(f"{jax.process_count()} process(es), {mesh.size} x {kind}, mesh {dict(mesh.shape)}")
 
@@ -90,8 +93,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     shapes = jax.eval_shape(stage.init, init_key)
     shardings = sharding.state_sharding(shapes, mesh)
     for name, tree in shapes.params.items():
-        _say(f"{name}: {int(parameter_overview.count_parameters(tree)):,} parameters")
-        logging.info("%s", parameter_overview.get_parameter_overview(tree, include_stats=False))
+        _say(f"{name}: {sum(x.size for x in jax.tree.leaves(tree)):,} parameters")
     _say(f"{examples} examples, {steps_per_epoch} steps an epoch, {total_steps} steps")
 
     with Checkpoints(workdir, keep=config.keep, best=config.best) as checkpoints:
@@ -114,6 +116,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             state = begin_with(init(init_key), stage.start_weights())
             state = _prepare(stage, state, frozen, make_iterator(), step_key, mesh, shardings)
 
+        # Not before: a start that fails on a mistake leaves the workdir free for the mended config.
+        write_config(workdir, config)
         guarded = jax.jit(
             functools.partial(_guarded_step, stage.train_step),
             donate_argnums=(0, 1),
@@ -133,6 +137,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         metrics = Metrics(
             workdir, first_step=first, total_steps=total_steps, batch_size=config.batch_size
         )
+        if not first:
+            metrics.write_text(0, "config", config.to_json(indent=2))
         stop, written, validation = _StopSignal(checkpoints), {}, None
         behind: deque[tuple[int, Any, dict[str, Any]]] = deque()
 
@@ -235,20 +241,23 @@ def _save(checkpoints, workdir, step, state, iterator, metrics) -> None:
     try:
         checkpoints.save(step, state, iterator, metrics)
     except Exception as error:
-        raise _checkpoint_error(checkpoints, workdir) from error
+        raise _checkpoint_error(checkpoints, workdir, error) from error
 
 
 def _wait(checkpoints, workdir) -> None:
     try:
         checkpoints.wait()
     except Exception as error:
-        raise _checkpoint_error(checkpoints, workdir) from error
+        raise _checkpoint_error(checkpoints, workdir, error) from error
 
 
-def _checkpoint_error(checkpoints, workdir) -> OSError:
+def _checkpoint_error(checkpoints, workdir, error) -> OSError:
+    # Tensorstore passes on the system's words, without its number.
+    full = os.strerror(errno.ENOSPC) in str(error)
     return OSError(
-        f"A checkpoint could not be written to {workdir}/checkpoints (is the disk full?). Whole "
-        f"and usable there: steps {checkpoints.all_steps()}. Make room and start the same command."
+        f"A checkpoint could not be written to {workdir}/checkpoints ({error}). Whole and usable "
+        f"there: steps {checkpoints.all_steps()}. "
+        f"{'The disk is full: make room' if full else 'Mend the cause'} and start the same command."
     )
 
 
@@ -289,9 +298,6 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Unknown argument {argv[1]!r}: every flag begins with --.")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")  # clu and TFDS bring it; it must hold no accelerator.
     enable_compilation_cache()
     initialize_distributed()
     try:

@@ -1,6 +1,9 @@
 """The training loop, with every stage, on real data and real checkpoints."""
 
+import errno
 import importlib
+import json
+import os
 import pathlib
 import signal
 import time
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 from maa_jax import train
+from maa_jax.convert.folders import workdir_to_folder
 from maa_jax.training import checkpoint
 from tests.subprocesses import start_python
 
@@ -52,6 +56,62 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name, make_config
     differ = [k for k in expected if not np.array_equal(expected[k], found[k])]
     assert not differ
     assert whole["validation/loss"] == parts["validation/loss"]
+
+
+def test_paths_may_be_relative_or_begin_with_a_tilde(
+    make_config, data_dir, tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = make_config("vocoder")
+    config.data.data_dir = os.path.relpath(data_dir)
+    config.total_steps, config.checkpoint_every = 2, 1
+    train.train(config, "runs/v")
+    config.total_steps = 3
+    train.train(config, "~/runs/v")  # goes on from there
+    folder = workdir_to_folder("runs/v", "~/models/v")
+    assert folder == tmp_path / "models" / "v" and (folder / "vocoder" / "config.json").is_file()
+    kept = json.loads((tmp_path / "runs" / "v" / "config.json").read_text())
+    assert kept["data"]["data_dir"] == config.data.data_dir  # as it was written
+
+    config = make_config("t2a")
+    config.autoencoder = os.path.relpath(tiny_model)
+    config.text_encoder = f"~/{os.path.relpath(tiny_model)}"
+    config.init_from = f"~/{os.path.relpath(tiny_model)}"
+    config.unet.update(block_out_channels=(16, 32), num_heads=2)
+    stage = train.make_stage(config, 1)
+    assert stage.start_weights().keys() == {"unet"}
+
+
+def test_a_start_that_fails_leaves_the_workdir_free(make_config, tmp_path):
+    config = make_config("t2a")
+    config.autoencoder = "absent"
+    with pytest.raises(ValueError, match="absent"):
+        train.train(config, str(tmp_path / "run"))
+    train.check_config(str(tmp_path / "run"), make_config("t2a"))  # as its error asked for
+
+
+def test_a_workdir_that_cannot_be_used_is_an_error_of_one_line(make_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(
+            ValueError, match=r"--workdir=.*cannot be used.*another folder"
+        ) as error:
+            train.train(make_config("vocoder"), str(workdir))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+def test_a_checkpoint_that_cannot_be_written_says_why(code, make_config, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    config = make_config("vocoder")
+    config.total_steps = 1
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", refuse)
+    with pytest.raises(OSError, match=os.strerror(code)) as error:
+        train.train(config, str(tmp_path))
+    assert ("disk is full" in str(error.value)) == (code == errno.ENOSPC)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_it_needs(make_config, tmp_path):

@@ -26,6 +26,7 @@ def workdir_to_folder(
     # After the flags, so that --help and a mistake in them answer at once.
     import jax
 
+    from maa_jax.files import user_path
     from maa_jax.model_folder import networks
     from maa_jax.model_folder.index import networks_in
     from maa_jax.stages import make_stage
@@ -48,7 +49,7 @@ def workdir_to_folder(
         if step not in steps:
             raise ValueError(f"--step={step}: --workdir={workdir} holds {steps}")
         state = checkpoints.restore(step, shapes)
-    folder = pathlib.Path(out)
+    folder = pathlib.Path(user_path(out))
     stage.export(state.weights() if ema else state.params, state.extra, folder)
     if dtype != "float32":
         for name in networks_in(folder):

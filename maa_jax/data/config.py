@@ -7,6 +7,7 @@ from typing import Any
 
 from maa_jax.data import mixtures
 from maa_jax.data.reprogram import ReprogramConfig
+from maa_jax.files import user_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,9 @@ class DataConfig:
         for key, least in (("samples", 1), ("workers", 0), ("prefetch", 1)):
             if getattr(self, key) < least:
                 raise ValueError(f"data.{key} is {getattr(self, key)}; use {least} or more")
+        for key in ("data_dir", "folder", "captions_file"):
+            if getattr(self, key):
+                object.__setattr__(self, key, user_path(getattr(self, key)))
 
     @classmethod
     def of(cls, config: "DataConfig | Mapping[str, Any]") -> "DataConfig":

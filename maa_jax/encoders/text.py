@@ -23,7 +23,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from maa_jax.files import FolderError, read_json
+from maa_jax.files import FolderError, read_json, user_path
 from maa_jax.model_folder import hub, networks
 from maa_jax.model_folder.registry import class_of
 from maa_jax.text.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ def find(text_encoder: str | os.PathLike[str]) -> pathlib.Path:
         ValueError: there is none; with the nearest name, or with how to bring the files.
     """
     name = str(text_encoder)
-    if not pathlib.Path(name).is_dir():
+    if not pathlib.Path(user_path(name)).is_dir():
         name = ENCODERS.get(name, name)
         if "/" not in name and name != "bundled":
             near = difflib.get_close_matches(name, ENCODERS, 1)

@@ -4,7 +4,7 @@ import os
 import pathlib
 import re
 
-from maa_jax.files import FolderError, read_json
+from maa_jax.files import FolderError, read_json, user_path
 
 INDEX = "model_index.json"
 
@@ -30,7 +30,7 @@ def resolve(model: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
       FolderError: there is no such folder, or it is not a model folder.
     """
-    path = BUNDLED if str(model) == "bundled" else pathlib.Path(model)
+    path = BUNDLED if str(model) == "bundled" else pathlib.Path(user_path(model))
     if not path.is_dir():
         raise FolderError(
             f"model={str(model)!r}: no folder {path}; give the path of a model folder "
@@ -52,7 +52,7 @@ def fetch(model: str | os.PathLike[str], files: tuple[str, ...] = ()) -> pathlib
       FolderError: no such folder or model; or, where the hub cannot be reached, files that the
         cache lacks: all are named, with how to bring them.
     """
-    if pathlib.Path(model).is_dir() or not _HUB_ID.fullmatch(str(model)):
+    if pathlib.Path(user_path(model)).is_dir() or not _HUB_ID.fullmatch(str(model)):
         return resolve(model)
     folder, cause = _snapshot(str(model), _HUB_FILES, ["*/*"])
     if folder is None:
@@ -79,7 +79,7 @@ def fetch_model(model: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
       FolderError: there is no such folder or model, or the hub cannot be reached.
     """
-    if pathlib.Path(model).is_dir() or not _HUB_ID.fullmatch(str(model)):
+    if pathlib.Path(user_path(model)).is_dir() or not _HUB_ID.fullmatch(str(model)):
         return resolve(model)
     folder, cause = _snapshot(str(model), _MODEL_FILES, None)
     if folder is None:

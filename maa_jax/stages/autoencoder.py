@@ -231,7 +231,7 @@ class AutoencoderStage:
         del frozen, key
         image = self._image(batch["audio"][:_SUMMARIES])
         fake = self._reconstruct(train, image)[2]
-        shown = lambda x: spectrogram_image(x[..., 0].swapaxes(1, 2))
+        shown = lambda x: spectrogram_image(x[..., 0].swapaxes(1, 2), self.mel)
         return {"image/recording": shown(image), "image/reconstruction": shown(fake)}
 
     def export(self, params: Tree, extra: Tree, folder: str) -> None:

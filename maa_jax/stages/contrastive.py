@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from maa_jax.files import user_path
 from maa_jax.model_folder import networks
 from maa_jax.models.bert import BertConfig
 from maa_jax.models.cnn14 import Cnn14Config
@@ -31,7 +32,7 @@ def make_tokenizer(config: ml_collections.ConfigDict, vocab_size: int) -> Tokeni
         FileNotFoundError: if there is no such tokenizer.
     """
     if config.tokenizer != "captions":
-        return Tokenizer.from_folder(config.tokenizer)
+        return Tokenizer.from_folder(user_path(config.tokenizer))
     # Imported here: a stage with a tokenizer of its own needs no dataset to be defined.
     from maa_jax.data import datasets
 

@@ -21,7 +21,7 @@ from maa_jax.audio import mel as mel_lib
 from maa_jax.data import text_embeddings
 from maa_jax.diffusion import samplers, schedule
 from maa_jax.encoders import text
-from maa_jax.files import FolderError, replace_folder
+from maa_jax.files import FolderError, replace_folder, user_path
 from maa_jax.model_folder import hub, networks
 from maa_jax.model_folder.index import save_index, save_scheduler
 from maa_jax.models import unet
@@ -54,7 +54,7 @@ class DiffusionStage:
         self._tx = optim.make_optimizer(config.optimizer, config.batch_size, steps_per_epoch)
         self._text_folder = _folder(config, "text_encoder", "clap", text.find)
         if config.text_embeddings:
-            self._embeddings = text_embeddings.Embeddings(config.text_embeddings)
+            self._embeddings = text_embeddings.Embeddings(user_path(config.text_embeddings))
             self._text, self.tokenize = None, self._embeddings
             self._context_width = self._embeddings.width
         else:
@@ -199,7 +199,7 @@ class DiffusionStage:
         )
         vae = networks.build(self._vae, frozen["vae"])
         mel = vae.decode(z / train.extra["latents"]["scale"])[..., 0].swapaxes(1, 2)
-        out = {"image/sample": spectrogram_image(mel)}
+        out = {"image/sample": spectrogram_image(mel, self.mel)}
         if "vocoder" in frozen:
             wav = networks.build(self._vocoder, frozen["vocoder"])(mel)
             out["audio/sample"] = jnp.clip(wav.astype(jnp.float32), -1, 1)[..., None]

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 
 from maa_jax.audio import mel as mel_lib
@@ -235,11 +234,9 @@ class VocoderStage:
         del frozen, key
         audio = batch["audio"][:_SUMMARIES]
         mel, fake = self._reconstruct(train, audio)
-        # The image's range is that of base-10 logarithms.
-        scale = 1.0 if self.mel.log == "log10" else 1 / np.log(10)
         return {
-            "image/recording": spectrogram_image(scale * mel),
-            "image/reconstruction": spectrogram_image(scale * mel_lib.log_mel(fake, self.mel)),
+            "image/recording": spectrogram_image(mel, self.mel),
+            "image/reconstruction": spectrogram_image(mel_lib.log_mel(fake, self.mel), self.mel),
             "audio/recording": audio[..., None],
             "audio/reconstruction": fake[..., None],
         }

@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from maa_jax.files import user_path, write_json
 from maa_jax.training.state import TrainState
 
 Tree = Any
@@ -61,7 +62,7 @@ class Checkpoints:
             )
         self._best = best
         self._manager = ocp.CheckpointManager(
-            epath.Path(workdir) / "checkpoints",
+            epath.Path(user_path(workdir)) / "checkpoints",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=True,
@@ -132,31 +133,44 @@ class Checkpoints:
         return restored["state"].replace(ema=restored["ema"] if shapes.ema else {})
 
 
-def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
-    """Writes `workdir/config.json`, or checks that the run there is of the same config.
+def check_config(workdir: str, config: ml_collections.ConfigDict) -> None:
+    """Checks that `workdir` can hold a run of this config: it is new, or its run has the same one.
 
     Raises:
-      ValueError: naming each key that differs, with both values.
+      ValueError: the folder cannot be made, or its run has another config; each key that differs
+        is named, with both values.
     """
-    path = epath.Path(workdir) / "config.json"
-    if path.exists():
-        # Both through JSON, which knows no tuples.
-        old, new = (_flatten(json.loads(x)) for x in (path.read_text(), config.to_json()))
-        differ = [
-            f"  config.{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
-            for key in sorted(old | new)
-            if old.get(key) != new.get(key)
-            and not any(key == free or key.startswith(free + ".") for free in _FREE)
-        ]
-        if differ:
-            raise ValueError(
-                f"--workdir={workdir} holds a run of another config:\n"
-                + "\n".join(differ)
-                + "\nGive another --workdir, or the values that the run began with."
-            )
-    if jax.process_index() == 0:
+    path = _config_file(workdir)
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(config.to_json(indent=2) + "\n")
+        text = path.read_text() if path.exists() else None
+    except OSError as error:
+        raise ValueError(
+            f"--workdir={workdir}: cannot be used ({error}); give another folder."
+        ) from error
+    if text is None:
+        return
+    # Both through JSON, which knows no tuples.
+    old, new = (_flatten(json.loads(x)) for x in (text, config.to_json()))
+    differ = [
+        f"  config.{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
+        for key in sorted(old | new)
+        if old.get(key) != new.get(key)
+        and not any(key == free or key.startswith(free + ".") for free in _FREE)
+    ]
+    if differ:
+        raise ValueError(
+            f"--workdir={workdir} holds a run of another config:\n"
+            + "\n".join(differ)
+            + "\nGive another --workdir, or the values that the run began with."
+        )
+
+
+def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
+    """Writes `workdir/config.json`, after the checks of `check_config`."""
+    check_config(workdir, config)
+    if jax.process_index() == 0:
+        write_json(_config_file(workdir), json.loads(config.to_json()))
 
 
 def read_config(workdir: str) -> ml_collections.ConfigDict:
@@ -165,12 +179,16 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
     Raises:
       FileNotFoundError: if no run was started there.
     """
-    path = epath.Path(workdir) / "config.json"
+    path = _config_file(workdir)
     if not path.exists():
         raise FileNotFoundError(
             f"--workdir={workdir} holds no config.json: it is not a workdir of maa_jax.train."
         )
     return ml_collections.ConfigDict(json.loads(path.read_text()))
+
+
+def _config_file(workdir: str) -> epath.Path:
+    return epath.Path(user_path(workdir)) / "config.json"
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
