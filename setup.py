@@ -31,16 +31,16 @@ setuptools.setup(
         # Entry points.
         "absl-py>=2.1",
         "ml-collections>=1.0",
-        "clu>=0.0.12",  # TensorBoard writers, parameter overview
+        "tensorboardX>=2.6.5",  # writes TensorBoard's events without TensorFlow
         "etils[epath]>=1.9",  # local disks and buckets alike
-        "tensorboard>=2.18",  # reads what training writes
+        "tensorboard>=2.18",  # shows what training writes
         "tqdm>=4.66",
         "matplotlib>=3.8",  # spectrograms in the demo's report
         # Data.
         "tensorflow-datasets>=4.9.7",
         "importlib_resources>=6.0",  # tensorflow-datasets imports it without asking for it
         "grain>=0.2.10",
-        # TFDS writes and clu logs with TensorFlow; training and sampling never compute with it.
+        # TFDS brings TensorFlow; training and sampling never compute with it.
         # The CPU wheel is a third of the size and keeps TensorFlow off the accelerators.
         "tensorflow-cpu>=2.18; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.18; sys_platform != 'linux' or platform_machine != 'x86_64'",

@@ -230,7 +230,7 @@ def longest_of_each_class(examples: list[dict]) -> list[int]:
 
 def read_scalars(run: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
     """Returns {name: [(step, value)]} of a run's TensorBoard events, its later word for a step."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
     from tensorboard.util import tensor_util
 
     events = EventAccumulator(str(run), size_guidance={"tensors": 0}).Reload()

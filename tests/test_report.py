@@ -12,6 +12,7 @@ import pytest
 
 from maa_jax.audio import io
 from maa_jax.audio.mel import MelConfig
+from maa_jax.training.metrics import Metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 SECONDS = {"bundled": 1.25, "trained": 0.75}
@@ -44,18 +45,16 @@ def write_samples(folder, seconds):
 
 
 def write_run(folder, data):
-    from clu import metric_writers
-
     folder.mkdir()
     config = {"batch_size": 8, "total_steps": 100, "data": data, "mel": {"sample_rate": 16000}}
     (folder / "config.json").write_text(json.dumps(config))
-    writer = metric_writers.create_default_writer(str(folder), asynchronous=False)
+    metrics = Metrics(str(folder), first_step=0, total_steps=100, batch_size=8)
     for step in range(10, 101, 10):
-        writer.write_scalars(step, {"train/loss": 1 / step, "train/learning_rate": 0.1})
+        metrics.write_scalars(step, {"train/loss": 1 / step, "train/learning_rate": 0.1})
         if step % 50 == 0:
-            writer.write_scalars(step, {"validation/loss": 2 / step})
-    writer.write_images(100, {"sample": np.zeros((1, 8, 8, 1))})
-    writer.close()
+            metrics.write_scalars(step, {"validation/loss": 2 / step})
+    metrics.write_summary(100, {"image/sample": np.zeros((1, 8, 8, 1))}, 16000)
+    metrics.close()
 
 
 @pytest.fixture(scope="module")

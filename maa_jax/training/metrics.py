@@ -1,52 +1,70 @@
-"""What a run tells of itself: TensorBoard events and a progress bar."""
+"""Logging: scalars, images and sounds for TensorBoard, and a progress bar."""
 
 import contextlib
+import math
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-Tree = Any
+from maa_jax.audio.mel import MelConfig
+
+# The decimal logarithm of the magnitude that is white in an image of a spectrogram.
+_WHITE = 1.5
 
 
 class Metrics:
-    """Writes scalars, images and sounds of a run as TensorBoard events, on process 0 alone.
+    """Writes scalars, images, sounds and texts of a run as TensorBoard events, on process 0 alone.
 
     Scalars of the steps between two `write` calls are averaged. The bar on the terminal shows the
     loss and the time left.
     """
 
     def __init__(self, workdir: str, *, first_step: int, total_steps: int, batch_size: int):
-        """Opens `workdir` for events and shows the bar."""
-        # Imported here: clu's writers load tensorflow, which only the entry points may do.
-        from clu import metric_writers
+        """Opens `workdir` for events and shows the bar.
 
-        self._main = jax.process_index() == 0
-        self._writer = metric_writers.create_default_writer(
-            workdir, just_logging=not self._main, asynchronous=True
-        )
+        Args:
+          workdir: the run's folder, local or in a bucket.
+          first_step: the checkpoint that the run goes on from, 0 for a fresh run. Events after it,
+            of a run that was interrupted between two checkpoints, are no longer shown.
+          total_steps: the step at which the run ends.
+          batch_size: examples a step, over all devices.
+        """
+        main = jax.process_index() == 0
+        purge_step = first_step + 1 if first_step else None
+        self._writer = SummaryWriter(workdir, purge_step=purge_step, write_to_disk=main)
         self._batch_size = batch_size
-        self._pending: list[dict[str, jax.Array]] = []
+        self._pending: list[Mapping[str, jax.Array]] = []
         self._bar = tqdm(
             total=total_steps,
             initial=first_step,
-            disable=not self._main,
+            disable=not main,
             unit="step",
             dynamic_ncols=True,
             mininterval=1.0,
         )
         self._since, self._paused = time.perf_counter(), 0.0
 
-    def add(self, scalars: dict[str, jax.Array]) -> None:
-        """Keeps one step's scalars until the next `write`; does not wait for the device."""
+    def add(self, scalars: Mapping[str, jax.Array]) -> None:
+        """Keeps one step's scalars until the next `write`, without waiting for the device."""
         self._pending.append(scalars)
         self._bar.update()
 
     def write(self, step: int, **more: float) -> dict[str, float]:
-        """Writes the means since the last call and the speed; returns what was written."""
+        """Writes the means since the last call, and the speed.
+
+        Args:
+          step: the step that they are written for.
+          **more: scalars to write beside them.
+
+        Returns:
+          Everything written, by its tag.
+        """
         steps = jax.device_get(self._pending)
         self._pending = []
         seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)
@@ -55,26 +73,41 @@ class Metrics:
         scalars |= {f"train/{name}": value for name, value in more.items()}
         scalars["speed/steps_per_second"] = len(steps) / seconds
         scalars["speed/samples_per_second"] = len(steps) * self._batch_size / seconds
-        self._writer.write_scalars(step, scalars)
-        self._bar.set_postfix(loss=f"{scalars.get('train/loss', float('nan')):.4g}")
+        self.write_scalars(step, scalars)
+        self._bar.set_postfix(loss=f"{scalars.get('train/loss', math.nan):.4g}")
         return scalars
 
-    def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes scalars as they are."""
-        self._writer.write_scalars(step, scalars)
+        for tag, value in scalars.items():
+            self._writer.add_scalar(tag, value, step)
 
-    def write_summary(self, step: int, summary: dict[str, Any], sample_rate: int) -> None:
-        """Writes the images [n, h, w, 1] and sounds [n, samples, 1] of a stage's `summarize`."""
-        images = {n[len("image/") :]: v for n, v in summary.items() if n.startswith("image/")}
-        sounds = {n[len("audio/") :]: v for n, v in summary.items() if n.startswith("audio/")}
-        if images:
-            self._writer.write_images(step, images)
-        if sounds:
-            self._writer.write_audios(step, sounds, sample_rate=sample_rate)
+    def write_summary(self, step: int, summary: Mapping[str, Any], sample_rate: int) -> None:
+        """Writes what a stage's `summarize` returns.
+
+        Each image and each sound has a tag of its own, "image/NAME/0" or "audio/NAME/0", since
+        TensorBoard shows one kind of data a tag.
+
+        Args:
+          step: the step that it shows.
+          summary: {"image/NAME": [n, h, w, 1] in 0..1, "audio/NAME": [n, samples, 1] in -1..1}.
+          sample_rate: sample rate of the sounds, in Hz.
+        """
+        for name, values in summary.items():
+            for i, value in enumerate(np.asarray(values, np.float32)):
+                if name.startswith("image/"):
+                    self._writer.add_image(f"{name}/{i}", value, step, dataformats="HWC")
+                else:
+                    sound = np.clip(value, -1, 1)
+                    self._writer.add_audio(f"{name}/{i}", sound, step, sample_rate)
+
+    def write_text(self, step: int, tag: str, text: str) -> None:
+        """Writes a text, line by line as it is."""
+        self._writer.add_text(tag, f"```\n{text}\n```", step)
 
     @contextlib.contextmanager
-    def pause(self):
-        """Keeps the time spent inside out of the speed (evaluation, checkpoints)."""
+    def pause(self) -> Iterator[None]:
+        """Keeps the time spent inside (evaluation, checkpoints) out of the speed."""
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start
@@ -82,14 +115,16 @@ class Metrics:
     def close(self) -> None:
         """Writes out what is buffered."""
         self._bar.close()
-        self._writer.flush()
         self._writer.close()
 
 
-def spectrogram_image(mel: jax.Array) -> jax.Array:
+def spectrogram_image(mel: jax.Array, config: MelConfig) -> jax.Array:
     """Returns log mels [n, frames, n_mels] as images [n, n_mels, frames, 1] in 0..1.
 
-    Values of base-10 logarithms from -5, the front end's floor, to 1.5 fill the range.
+    Low frequencies are at the bottom. The front end's floor is black; magnitudes of 10 ** 1.5 and
+    more are white.
     """
-    image = jnp.clip((mel.astype(jnp.float32) + 5.0) / 6.5, 0.0, 1.0)
-    return image.swapaxes(1, 2)[:, ::-1, :, None]
+    to_decimal = 1.0 if config.log == "log10" else 1 / math.log(10)
+    floor = math.log10(config.floor)
+    image = (to_decimal * mel.astype(jnp.float32) - floor) / (_WHITE - floor)
+    return jnp.clip(image, 0.0, 1.0).swapaxes(1, 2)[:, ::-1, :, None]
