@@ -8,7 +8,7 @@ PatchGAN is `--config.discriminator.name=patch`. The learning rate is latent dif
 network, 4.5e-6 times the batch; the paper gives none.
 """
 
-from configs import common
+from maa_jax.configs import common
 
 
 def get_config(arg: str | None = None):

@@ -17,7 +17,7 @@ and model.safetensors in `config.init_from.audio_encoder`; for the released Cnn1
 32 kHz, set `config.captioner.encoder` to sample_rate 32000, n_fft 1024, hop_length 320, fmax 14000.
 """
 
-from configs import common
+from maa_jax.configs import common
 
 
 def get_config(arg: str | None = None):

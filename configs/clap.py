@@ -9,7 +9,7 @@ training captions. To begin from published weights name folders with config.json
 model.safetensors in `config.init_from.text_encoder` and `config.init_from.audio_encoder`.
 """
 
-from configs import common
+from maa_jax.configs import common
 
 
 def get_config(arg: str | None = None):

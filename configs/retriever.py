@@ -12,7 +12,7 @@ PANNs' Cnn14 in a folder with config.json and model.safetensors; a CLAP trained 
 encoders in its model folder. `python -m maa_jax.evaluate --model=DIR --out=DIR` prints recall.
 """
 
-from configs import common
+from maa_jax.configs import common
 
 
 def get_config(arg: str | None = None):

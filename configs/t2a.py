@@ -29,7 +29,7 @@ took 2 M steps on 18 V100.
 
 import functools
 
-from configs import common
+from maa_jax.configs import common
 
 
 def get_config(arg: str | None = None):

@@ -7,7 +7,7 @@ Arguments: none, HiFi-GAN V1 as in the paper, 13,936,130 parameters with weight 
 discriminator; `demo` and `runlocal` as in common.py; `bundled`, the vocoder inside the package.
 """
 
-from configs import common
+from maa_jax.configs import common
 
 
 def get_config(arg: str | None = None):

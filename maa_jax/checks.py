@@ -1,11 +1,36 @@
-"""Checks of what a user gave: a value that is wrong is an error that names the right one."""
+"""Checks of what a user gave: a mistake is an error that names the right value."""
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """Returns the one of the `known` names that is most like `name`."""
+    return difflib.get_close_matches(name, known, 1, 0)[0]
 
 
 def check_name(key: str, value: object, known: Collection[str]) -> None:
     """Raises a ValueError with the nearest name unless `value` is one of the `known`."""
     if value not in known:
-        near = difflib.get_close_matches(str(value), known, 1, 0)
-        raise ValueError(f"{key}={value!r}: did you mean {near[0]!r}? There are {', '.join(known)}")
+        raise ValueError(
+            f"{key}={value!r}: did you mean {nearest(str(value), known)!r}? There are"
+            f" {', '.join(known)}"
+        )
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Returns how settings that were written down differ from those that are wanted now.
+
+    Args:
+      there: settings read from a file.
+      here: settings wanted; only their keys are compared.
+
+    Returns:
+      A line for each key that differs, "key=1 there, 2 here".
+    """
+    return [
+        f"{key}={there.get(key, 'absent')!r} there, {value!r} here"
+        for key, value in here.items()
+        if key not in there or there[key] != value
+    ]

@@ -8,6 +8,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
+def initialize() -> None:
+    """Prepares the process of a program: its cache of compiled programs, and its fellow processes.
+
+    Programs call this before anything touches a device; a library that imports maa_jax decides
+    both itself.
+    """
+    enable_compilation_cache()
+    initialize_distributed()
+
+
 def enable_compilation_cache() -> None:
     """Keeps compiled programs on disk, so that a second run starts at once.
 

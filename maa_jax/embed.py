@@ -13,20 +13,16 @@ Or a bank of captions, in which the retriever of a model folder finds those of a
 Its captions are those of the config's training split alone.
 """
 
-import sys
-from collections.abc import Sequence
+from absl import flags
 
-from absl import app, flags
+from maa_jax import command
 
 
 def define_flags() -> None:
     """Defines the flags; by this module as a program alone, or two programs' flags would clash."""
-    from ml_collections import config_flags
-
-    config_flags.DEFINE_config_file("config", None, "configs/STAGE.py[:arg]", lock_config=True)
+    command.define_config_flag()
     flags.DEFINE_string("out", None, "Folder for the contexts or the bank.", required=True)
     flags.DEFINE_string("retriever", None, "Model folder of a retriever; makes a bank.")
-    flags.mark_flag_as_required("config")
 
 
 def embed(config, out: str) -> int:
@@ -87,25 +83,23 @@ def embed_bank(config, retriever: str, out: str) -> int:
     return retrieval.write_bank(retriever, captions, out)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Runs the program that this module's docstring describes."""
-    if len(argv) > 1:
-        raise app.UsageError(f"{argv[1]!r} is not a flag")
-    from maa_jax.devices import enable_compilation_cache, initialize_distributed
+    from maa_jax import devices
 
-    enable_compilation_cache()
-    initialize_distributed()
+    devices.initialize()
     f = flags.FLAGS
-    try:
-        if f.retriever:
-            count, what = embed_bank(f.config, f.retriever, f.out), "captions"
-        else:
-            count, what = embed(f.config, f.out), "contexts"
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"maa_jax.embed: {error}")
+    if f.retriever:
+        count, what = embed_bank(f.config, f.retriever, f.out), "captions"
+    else:
+        count, what = embed(f.config, f.out), "contexts"
     print(f"{count} {what} in {f.out}")
 
 
+def run() -> None:
+    """Entry point of `python -m maa_jax.embed` and of `maa-embed`."""
+    command.run(main, define_flags)
+
+
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    run()

@@ -19,13 +19,13 @@ zeros behind it, where it is shorter. The dataset holds the recordings whole, as
 import json
 import re
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags
 
+from maa_jax import command
 from maa_jax.enhancement.run import check_needs, check_same, find_captions, is_built, make_shards
 
 EXPERTS = ("captioning", "retrieval")
@@ -232,24 +232,21 @@ def _beam(options: str | None) -> dict[str, Any]:
     return {"beam_options": parsed, "beam_runner": create_runner(runner)}
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Runs the program that this module's docstring describes."""
-    if len(argv) > 1:
-        raise app.UsageError(f"{argv[1]!r} is not a flag")
-    f = flags.FLAGS
-    from maa_jax.devices import enable_compilation_cache, initialize_distributed
+    from maa_jax import devices
 
-    logging.set_verbosity(logging.WARNING)  # TFDS tells of every dataset it opens.
-    enable_compilation_cache()
-    initialize_distributed()
+    devices.initialize()
+    f = flags.FLAGS
     names = ("folder", "name", "experts", "clap", "captioner", "retriever", "bank", "bank_captions")
     names += ("threshold", "clip_seconds", "batch_size", "shard_size", "withhold_labels")
-    try:
-        enhance(f.dataset, f.out, beam_options=f.beam_options, **{n: f[n].value for n in names})
-    except (ValueError, FileNotFoundError) as e:
-        sys.exit(f"maa_jax.enhance: {e}")
+    enhance(f.dataset, f.out, beam_options=f.beam_options, **{n: f[n].value for n in names})
+
+
+def run() -> None:
+    """Entry point of `python -m maa_jax.enhance` and of `maa-enhance`."""
+    command.run(main, define_flags)
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    run()

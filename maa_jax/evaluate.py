@@ -9,13 +9,12 @@ retriever instead, it is that retriever's recall. Prints a table and writes it t
 """
 
 import json
-import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
+from maa_jax import command
 from maa_jax.files import file_names, make_folder
 
 
@@ -128,23 +127,21 @@ def table(scores: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Runs the program that this module's docstring describes."""
-    if len(argv) > 1:
-        raise app.UsageError(f"{argv[1]!r} is not a flag")
-    f = flags.FLAGS
-    from maa_jax.devices import enable_compilation_cache, initialize_distributed
+    from maa_jax import devices
 
-    enable_compilation_cache()
-    initialize_distributed()
+    devices.initialize()
+    f = flags.FLAGS
     names = ("model", "clap", "dataset", "data_dir", "split", "num_prompts", "seed", "steps")
     names += ("captions_per_recording", "guidance_scale", "keep_wavs")
-    try:
-        evaluate(f.out, **{name: f[name].value for name in names})
-    except (ValueError, FileNotFoundError) as e:
-        sys.exit(f"maa_jax.evaluate: {e}")
+    evaluate(f.out, **{name: f[name].value for name in names})
+
+
+def run() -> None:
+    """Entry point of `python -m maa_jax.evaluate` and of `maa-evaluate`."""
+    command.run(main, define_flags)
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    run()

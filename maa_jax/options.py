@@ -20,7 +20,7 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any, Self, TypeVar
 
 from maa_jax.checks import check_name
@@ -141,15 +141,6 @@ def from_flags(kind: type[Kind], **given: Any) -> Kind:
         value = flags.FLAGS[field.name].value
         values[field.name] = tuple(value) if isinstance(value, list) else value
     return kind(**values | given)
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Returns how what is written down differs from what is wanted, "" where it does not.
-
-    Only the keys of `here` are compared.
-    """
-    different = [key for key, value in here.items() if there.get(key) != value]
-    return ", ".join(f"{key}={there.get(key)!r} there, {here[key]!r} here" for key in different)
 
 
 def is_finite(value: Any) -> bool:

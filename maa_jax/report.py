@@ -15,11 +15,12 @@ import json
 import os
 import pathlib
 import platform
-import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
+
+from maa_jax import command
 
 STAGES = {
     "clap": ("CLAP", "which caption belongs to which sound"),
@@ -440,21 +441,19 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Runs the program that this module's docstring describes."""
-    if len(argv) > 1:
-        raise app.UsageError(f"{argv[1]!r} is not a flag")
-    from maa_jax.devices import enable_compilation_cache
+    from maa_jax import devices
 
-    logging.set_verbosity(logging.WARNING)  # TensorBoard and TFDS tell of every file they open.
-    enable_compilation_cache()
-    try:
-        path = write_report(pathlib.Path(flags.FLAGS.workdir))
-    except (ValueError, FileNotFoundError) as e:
-        sys.exit(f"report: {e}")
+    devices.initialize()
+    path = write_report(pathlib.Path(flags.FLAGS.workdir))
     print(f"Wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")
 
 
+def run() -> None:
+    """Entry point of `python -m maa_jax.report` and of `maa-report`."""
+    command.run(main, define_flags)
+
+
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    run()

@@ -14,8 +14,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
+from maa_jax import command
 from maa_jax.files import file_names, make_folder
 from maa_jax.pipeline.journal import Journal
 
@@ -240,24 +241,22 @@ def sample(
     return [folder / file for file in files]
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Runs the program that this module's docstring describes."""
-    if len(argv) > 1:
-        raise app.UsageError(f'{argv[1]!r} is not a flag; quote sentences: --prompt="a crow caws"')
     f = flags.FLAGS
     names = ("model", "seed", "steps", "sampler", "eta", "spacing", "guidance_scale", "duration")
     names += ("num_samples", "num_candidates", "batch_size", "negative_prompt")
-    try:
-        prompts = read_prompts(f.prompt, f.prompts_file)
-        from maa_jax.devices import enable_compilation_cache, initialize_distributed
+    prompts = read_prompts(f.prompt, f.prompts_file)
+    from maa_jax import devices
 
-        enable_compilation_cache()
-        initialize_distributed()
-        sample(prompts, f.out, **{name: f[name].value for name in names})
-    except ValueError as e:
-        sys.exit(f"maa_jax.sample: {e}")
+    devices.initialize()
+    sample(prompts, f.out, **{name: f[name].value for name in names})
+
+
+def run() -> None:
+    """Entry point of `python -m maa_jax.sample` and of `maa-sample`."""
+    command.run(main, define_flags)
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    run()

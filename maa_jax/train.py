@@ -17,28 +17,18 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import app, flags, logging
+from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
+from maa_jax import command, devices
 from maa_jax.data import datasets, input_pipeline
-from maa_jax.devices import (
-    batch_sharding,
-    enable_compilation_cache,
-    initialize_distributed,
-    replicated,
-)
+from maa_jax.devices import batch_sharding, replicated
 from maa_jax.files import user_path
 from maa_jax.stages import make_stage
 from maa_jax.training import optim, sharding
 from maa_jax.training.checkpoint import Checkpoints, check_config, write_config
 from maa_jax.training.metrics import Metrics
 from maa_jax.training.state import begin_with
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "configs/STAGE.py[:arg]", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or in a bucket.")
 
 # A step's result is looked at this many steps later, so that the host stays ahead of the device.
 _LAG = 2
@@ -292,25 +282,21 @@ class _StopSignal:
         return self._checkpoints.reached_preemption(step)
 
 
-def main(argv: list[str]) -> None:
-    """Reads the flags and trains."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown argument {argv[1]!r}: every flag begins with --.")
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
-    enable_compilation_cache()
-    initialize_distributed()
-    try:
-        train(_CONFIG.value, _WORKDIR.value)
-    except ValueError as error:
-        logging.error("%s", error)
-        sys.exit(2)
+def define_flags() -> None:
+    """Defines the flags; by this module as a program alone, or two programs' flags would clash."""
+    command.define_config_flag()
+    flags.DEFINE_string("workdir", None, "Folder of the run, local or in a bucket.", required=True)
+
+
+def main() -> None:
+    """Runs the program that this module's docstring describes."""
+    devices.initialize()
+    train(flags.FLAGS.config, flags.FLAGS.workdir)
 
 
 def run() -> None:
-    """Entry point of `python -m maa_jax.train`."""
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    """Entry point of `python -m maa_jax.train` and of `maa-train`."""
+    command.run(main, define_flags)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def test_bad_settings_are_refused_before_any_work(tiny_model, tmp_path):
 def test_the_program_names_a_mistake(tmp_path):
     command = [sys.executable, "-m", "maa_jax.evaluate", f"--out={tmp_path}", "--model=/none"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "maa_jax.evaluate: model='/none'" in done.stderr
 
 

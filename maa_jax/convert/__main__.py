@@ -12,13 +12,11 @@ another: together they are a model. From and to released files: needs the extra 
 """
 
 import pathlib
-import sys
-from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from maa_jax.convert.folders import folder_to_released, released_to_folder, workdir_to_folder
+from maa_jax import command
 
 
 def define_flags() -> None:
@@ -47,11 +45,13 @@ def convert(f: Any) -> pathlib.Path:
     """Does what the flags ask for, and returns the path of what was written."""
     if (f["from"].value is None) == (f.to is None):
         raise ValueError("give either --from=workdir, --from=released or --to=released")
+    from maa_jax.convert import folders  # after the flags: --help answers at once
+
     if f.to == "released":
         _require(f, "model", "--to=released")
-        return folder_to_released(f.model, f.out)
+        return folders.folder_to_released(f.model, f.out)
     if f["from"].value == "released":
-        return released_to_folder(
+        return folders.released_to_folder(
             f.out,
             checkpoint=f.checkpoint,
             vocoder=f.vocoder,
@@ -61,24 +61,18 @@ def convert(f: Any) -> pathlib.Path:
             dtype=f.dtype,
         )
     _require(f, "workdir", "--from=workdir")
-    return workdir_to_folder(f.workdir, f.out, step=f.step, ema=f.ema, dtype=f.dtype)
+    return folders.workdir_to_folder(f.workdir, f.out, step=f.step, ema=f.ema, dtype=f.dtype)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Runs the program that this module's docstring describes."""
-    if len(argv) > 1:
-        raise app.UsageError(f"{argv[1]!r} is not a flag")
-    try:
-        path = convert(flags.FLAGS)
-    except ModuleNotFoundError as e:
-        if e.name != "torch":
-            raise
-        sys.exit('maa_jax.convert: released files need PyTorch: pip install "maa_jax[torch]"')
-    except (ValueError, FileNotFoundError) as e:
-        sys.exit(f"maa_jax.convert: {e}")
-    print(f"Wrote {path}")
+    print(f"Wrote {convert(flags.FLAGS)}")
+
+
+def run() -> None:
+    """Entry point of `python -m maa_jax.convert` and of `maa-convert`."""
+    command.run(main, define_flags)
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    run()

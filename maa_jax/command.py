@@ -1,0 +1,189 @@
+"""The head of every program: its flags, its help, its errors, and a quiet terminal.
+
+    def define_flags() -> None: ...    # absl flags, or options.define_flags(Request)
+    def main() -> None: ...            # reads the flags and makes one call
+
+    def run() -> None:                 # python -m maa_jax.NAME and the console script maa-NAME
+        command.run(main, define_flags)
+
+A program ends with 0; with 2 and one line on stderr for a mistake that the user can mend
+(ValueError, FileNotFoundError, a flag, a missing extra); with 130 after Ctrl-C. Any other exception
+is a bug and keeps its traceback.
+"""
+
+import importlib
+import importlib.util
+import logging as python_logging
+import os
+import pathlib
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from absl import flags, logging
+
+from maa_jax.checks import nearest
+
+# Modules that the base install lacks, and the extra of this package that brings each.
+EXTRAS = {
+    "apache_beam": "beam",
+    "array_record": "train",
+    "diffusers": "torch",
+    "etils": "train",
+    "grain": "train",
+    "jinja2": "train",
+    "librosa": "train",
+    "matplotlib": "train",
+    "orbax": "train",
+    "tensorboard": "train",
+    "tensorflow_datasets": "train",
+    "torch": "torch",
+}
+_HERE = pathlib.Path(__file__).parent
+_CONFIGS = _HERE / "configs"
+
+
+def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
+    """Runs a program: parses its flags, calls `main`, and turns mistakes into one line.
+
+    The program's help is the docstring of the module that defines `main`, with its flags.
+    """
+    module = main.__globals__
+    name = module["__spec__"].name.removesuffix(".__main__")
+    before = set(flags.FLAGS)
+    try:
+        try:
+            define_flags()
+            own = [flag for flag in flags.FLAGS if flag not in before]
+            if {"--help", "-help", "-h"} & set(sys.argv[1:]):
+                print(_help(module["__doc__"], own))
+                sys.exit(0)
+            _parse(sys.argv)
+            _quieten()
+            main()
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if missing not in EXTRAS:
+                raise
+            extra = EXTRAS[missing]
+            message = f"needs the extra `{extra}`: pip install 'maa_jax[{extra}]'"
+            _fail(name, f"{message} (there is no {missing} here)")
+        except (ValueError, FileNotFoundError, flags.Error) as error:
+            logging.debug("where the error below was raised", exc_info=True)
+            _fail(name, str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def define_config_flag() -> None:
+    """Defines --config, whose value is a ConfigDict: a file's, or one in the package by its name.
+
+    `--config=configs/t2a.py:demo` calls `get_config("demo")` of that file; where there is no such
+    file, `--config=t2a:demo` calls that of `maa_jax.configs.t2a`. `--config.KEY=VALUE` sets a key.
+    """
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file(
+        "config", None, "Config: a file, configs/t2a.py[:ARG], or a name, t2a[:ARG]."
+    )
+    flags.mark_flag_as_required("config")
+    # The file's loader of ml_collections reports mistakes as tracebacks, and knows paths alone.
+    flags.FLAGS["config"].parser.parse = read_config
+
+
+def read_config(argument: str) -> Any:
+    """Returns the locked config that `--config=ARGUMENT` stands for: see `define_config_flag`.
+
+    Raises:
+      ValueError: there is no such file or name, or a key on the command line is not in it; the
+        message has the nearest right one.
+    """
+    place, _, argument = argument.partition(":")
+    if pathlib.Path(place).is_file():
+        spec = importlib.util.spec_from_file_location("config", place)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        known = sorted(p.stem for p in _CONFIGS.glob("[!_]*.py") if p.stem != "common")
+        if place not in known:
+            raise ValueError(
+                f"there is no file {place}, nor a config of that name; did you mean"
+                f" {nearest(pathlib.Path(place).stem, known)!r}? There are {', '.join(known)}"
+            )
+        module = importlib.import_module(f"maa_jax.configs.{place}")
+    config = module.get_config(*[argument] if argument else [])
+    for flag in sys.argv[1:]:
+        if match := re.match(r"--?config\.([^=]+)", flag):
+            _check_key(config, match[1])
+    return config.lock()
+
+
+def _check_key(config: Any, key: str) -> None:
+    """Raises a ValueError with the nearest right key unless a config has `key`, "unet.layers"."""
+    node, path = config, "config"
+    for name in key.split("."):
+        known = list(node) if hasattr(node, "keys") else []
+        if name not in known:
+            near = f"; did you mean {path}.{nearest(name, known)}?" if known else ""
+            raise ValueError(f"{path} has no {name!r}{near}")
+        node, path = node[name], f"{path}.{name}"
+
+
+def _parse(argv: list[str]) -> None:
+    try:
+        rest = flags.FLAGS(argv)[1:]
+    except flags.IllegalFlagValueError as error:
+        match = re.match(r"flag --([\w.]+)=None: ", str(error))
+        if not match:
+            raise
+        raise ValueError(f"--{match[1]} is missing: {flags.FLAGS[match[1]].help}") from None
+    if rest:
+        raise ValueError(
+            f"{rest[0]!r} is not a flag: each begins with --, and what holds spaces needs quotes"
+        )
+
+
+def _help(doc: str, own: list[str]) -> str:
+    lines = [doc.strip(), "", "Flags:"]
+    for name in own:
+        flag = flags.FLAGS[name]
+        text = flag.help.split(";\n")[0]  # absl adds there how a list is given
+        if flag.default not in (None, "", []):
+            default = flag.default
+            default = ",".join(default) if isinstance(default, list) else default
+            text += f" Default: {default}."
+        lines.append(f"  --{'[no]' if flag.boolean else ''}{name}")
+        lines.append(flags.text_wrap(text, indent=" " * 6))
+    lines += ["  --verbosity", "      0 and 1 show what libraries log. Default: -1."]
+    return "\n".join(lines)
+
+
+def _quieten() -> None:
+    """Keeps other libraries' warnings and logs off the terminal; this package's, and errors, stay.
+
+    Unless --verbosity says otherwise; nor are warnings touched where Python's -W was given.
+    """
+    if flags.FLAGS["verbosity"].present:
+        logging.use_absl_handler()
+        return
+    logging.set_verbosity(logging.WARNING)
+    logging.use_absl_handler()
+    logging.get_absl_handler().python_handler.addFilter(_is_ours)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", module=r"maa_jax\b")
+    # For libraries in C++ and for transformers, which write by themselves.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _is_ours(record: python_logging.LogRecord) -> bool:
+    ours = pathlib.Path(record.pathname).is_relative_to(_HERE)
+    return ours or record.levelno >= python_logging.ERROR
+
+
+def _fail(name: str, message: str) -> NoReturn:
+    print(f"{name}: {message}", file=sys.stderr)
+    sys.exit(2)
