@@ -85,7 +85,7 @@ def enhance(
         out: TFDS's data_dir.
         folder: recordings without captions that "audio_folder/NAME" is built of.
         name: of the result; the first dataset's by default.
-        experts: keys of `prompts.distill.EXPERTS`, or "package.module:Class".
+        experts: keys of `enhancement.distill.EXPERTS`, or "package.module:Class".
         clap: model folder, LAION CLAP's folder or hub id, or "bundled".
         captioner: model folder of the expert captioning.
         retriever: model folder of the expert retrieval.
@@ -99,7 +99,7 @@ def enhance(
         beam_options: of Beam's pipeline; without them this process writes.
 
     Returns:
-        The summary: see `enhance_report.summarize`.
+        The summary: see `enhancement.report.summarize`.
 
     Raises:
         ValueError: naming the argument, its value and the remedy, before any long work.
@@ -207,11 +207,11 @@ def enhance(
         builder.download_and_prepare(download_config=config)
     summary = report.summarize(shards, work, threshold)
     if first:
-        report = final.parent / f"{final.name}-report.html"
-        report.write_text(report.page(f"enhanced/{name}", settings, summary))
+        page = final.parent / f"{final.name}-report.html"
+        page.write_text(report.page(f"enhanced/{name}", settings, summary))
         seconds = time.perf_counter() - start
         print(report.text(f"enhanced/{name}", summary))
-        print(f"{seconds:.0f} s; dataset: {final}; report with examples to hear: {report}")
+        print(f"{seconds:.0f} s; dataset: {final}; report with examples to hear: {page}")
     return summary
 
 

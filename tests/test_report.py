@@ -1,8 +1,6 @@
 """The demo's page: made of small real parts, then opened in a real browser."""
 
-import importlib.util
 import json
-import pathlib
 import re
 import shutil
 import subprocess
@@ -10,24 +8,14 @@ import subprocess
 import numpy as np
 import pytest
 
+from maa_jax import report
 from maa_jax.audio import io
 from maa_jax.audio.mel import MelConfig
 from maa_jax.training.metrics import Metrics
 
-ROOT = pathlib.Path(__file__).parents[1]
 SECONDS = {"bundled": 1.25, "trained": 0.75}
 PROMPTS = ["a crow caws", 'rain <on> a "tin" roof']
 CLIP = 32768  # samples; the tiny model's limit of 2.048 s
-
-
-def load_report():
-    spec = importlib.util.spec_from_file_location("report", ROOT / "launch" / "report.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-report = load_report()
 
 
 def tone(seconds, hertz):

@@ -100,7 +100,7 @@ class Tokenizer:
             f"no tokenizer in {folder}: tokenizer.json and vocab.txt are both missing. Give the "
             "tokenizer folder of a model made here, or put tokenizer.json of a downloaded "
             "bert-base-uncased into it, or build one from captions "
-            "(maa_jax.conditioning.build_tokenizer)."
+            "(maa_jax.text.tokenizer.build_tokenizer)."
         )
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:

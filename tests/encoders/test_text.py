@@ -227,7 +227,7 @@ def test_a_tokenizer_without_its_padding_is_refused(encoders, tmp_path):
 
 def test_neither_torch_nor_tensorflow_is_imported(model):
     code = (
-        "import sys; from maa_jax.conditioning import TextConditioner as T; import json;"
+        "import sys; from maa_jax.encoders.text import TextConditioner as T; import json;"
         f"T.from_folder({str(model)!r}).tokenize(['a crow']);"
         "absent = {'torch', 'tensorflow', 'transformers'};"
         "print(json.dumps(sorted(absent & set(sys.modules))))"

@@ -56,7 +56,7 @@ def test_eight_devices_find_what_one_finds(folder):
     output = run_python(
         f"""
         import jax, json
-        from maa_jax.prompts.bank import Bank
+        from maa_jax.enhancement.bank import Bank
         from tests.enhancement.test_bank import QUERIES
         assert len(jax.devices()) == 8
         bank = Bank({str(folder)!r}, batch_size=4)

@@ -95,7 +95,7 @@ def test_twice_is_once():
 
 def test_importing_needs_neither_the_library_nor_a_framework():
     code = (
-        "import sys; import maa_jax.prompts.normalize;"
+        "import sys; import maa_jax.text.normalize;"
         "print([m for m in ('normt2s', 'jax', 'torch', 'tensorflow') if m in sys.modules])"
     )
     command = [sys.executable, "-c", code]
