@@ -19,6 +19,7 @@ setuptools.setup(
         "maa_jax": [
             "bundled_model/**/*",
             "data/builders/sonic_sounds/**/*",
+            "templates/*",
         ]
     },
     install_requires=[
@@ -36,6 +37,7 @@ setuptools.setup(
         "tensorboard>=2.18",  # shows what training writes
         "tqdm>=4.66",
         "matplotlib>=3.8",  # spectrograms in the demo's report
+        "jinja2>=3.1",  # templates of the pages that the demo and enhancement write
         # Data.
         "tensorflow-datasets>=4.9.7",
         "importlib_resources>=6.0",  # tensorflow-datasets imports it without asking for it

@@ -1,98 +1,156 @@
-"""Writes what a demo made into one page, report.html, that needs nothing beside it.
+"""Writes one page, report.html, of what the demo made; the page needs no other file.
 
     python -m maa_jax.report --workdir=demo
 
-Reads the folder that launch/demo.sh fills: `bundled/` and `trained/` (maa_jax.sample's output), a
-run's folder a stage, `models/t2a`, and times.tsv. Sounds and images are inside the page.
+Reads the folder that launch/demo.sh fills: `bundled/` and `trained/` (the output of
+maa_jax.sample), the workdir of each stage, the model folder `models/t2a`, and times.tsv.
 """
 
-import base64
+import dataclasses
 import datetime
 import functools
-import html
 import io
 import json
 import os
 import pathlib
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
 
-from maa_jax import command
+from maa_jax import command, pages
+from maa_jax.audio import io as audio_io
+from maa_jax.audio.mel import MelConfig, log_mel
+from maa_jax.files import user_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STAGES = {
     "clap": ("CLAP", "which caption belongs to which sound"),
-    "retriever": ("Retriever", "a sound to captions of others"),
+    "retriever": ("Retriever", "captions of other recordings that suit a recording"),
     "autoencoder": ("Autoencoder", "spectrogram to latent and back"),
-    "vocoder": ("Vocoder", "spectrogram to sound"),
+    "vocoder": ("Vocoder", "spectrogram to waveform"),
     "t2a": ("Diffusion", "sentence to latent"),
 }
 STEPS = {
-    "bundled": "Sound from the bundled model",
+    "bundled": "Sounds of the bundled model",
     "data": "Building the dataset",
-    **{name: f"Training: {title.lower()}" for name, (title, _) in STAGES.items()},
+    **{name: f"Training: {title}" for name, (title, _) in STAGES.items()},
     "enhanced": "Finding captions",
-    "trained": "Sound from the model trained here",
+    "trained": "Sounds of the model trained here",
 }
 RECORDINGS = 4  # shown beside their reconstruction
-SPLIT = "validation"
-# Scalars that tell how a run was set, not how it went.
+# Scalars that describe how a run was set up, not how it went.
 _NOT_LOSSES = ("learning_rate", "grad_norm", "halted")
-_PANELS = 6  # at most, a stage
+_MAX_CURVES = 6  # of a stage
 _COLOURS = "magma"
+_LEVELS = (-4.5, 1.0)  # log10 mel magnitudes at both ends of the colours
 _LIGHT = {"ink": "#3d4148", "grid": "#e3e5e8", "train": "#8d2b7e", "validation": "#e0761a"}
 _DARK = {"ink": "#c3c7ce", "grid": "#33373e", "train": "#d27ac6", "validation": "#fca35d"}
+
+Scalars = dict[str, list[tuple[int, float]]]
+Draw = Callable[["Figure", Mapping[str, str]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture in both of the page's themes.
+
+    Attributes:
+      light: address of the PNG on a light background.
+      dark: address of the PNG on a dark background.
+      about: what it shows, for readers that cannot see it.
+    """
+
+    light: str
+    dark: str
+    about: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Sound:
+    """A sound's title, spectrogram and player.
+
+    Attributes:
+      title: where the sound comes from.
+      about: title and caption.
+      image: the spectrogram.
+      audio: address of the FLAC file.
+    """
+
+    title: str
+    about: str
+    image: Picture
+    audio: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Sounds that belong to one caption."""
+
+    heading: str
+    note: str
+    sounds: Sequence[Sound]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The training of one stage, with a picture of each of its losses."""
+
+    title: str
+    what: str
+    note: str
+    curves: Sequence[Picture]
 
 
 def define_flags() -> None:
     """Defines this program's flags."""
-    flags.DEFINE_string("workdir", None, "The folder that demo.sh filled.", required=True)
+    flags.DEFINE_string("workdir", None, "Folder that launch/demo.sh filled.", required=True)
 
 
-# Images and sounds as text inside the page.
+# Pictures and sounds.
 
 
-def data_uri(content: bytes, kind: str) -> str:
-    """Returns `content` as an address that holds it."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def picture(draw: Draw, size: tuple[float, float], about: str) -> Picture:
+    """Draws a figure in both themes.
+
+    Args:
+      draw: fills the figure with the colours of a theme.
+      size: width and height in inches.
+      about: what the picture shows.
+    """
+    light, dark = (_png(draw, size, theme) for theme in (_LIGHT, _DARK))
+    return Picture(light, dark, about)
 
 
-def png(draw, size: tuple[float, float], theme: dict[str, str]) -> str:
-    """Returns the address of a drawing: `draw(figure, theme)` on a transparent ground."""
+def _png(draw: Draw, size: tuple[float, float], theme: Mapping[str, str]) -> str:
+    """Returns the address of a drawing on a transparent background."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib.figure import Figure
 
-    ink = {"text.color": "ink", "axes.labelcolor": "ink", "xtick.color": "ink"}
-    ink |= {"ytick.color": "ink", "axes.edgecolor": "grid", "grid.color": "grid"}
-    settings = {key: theme[name] for key, name in ink.items()} | {"font.size": 8}
+    ink = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
+    settings = dict.fromkeys(ink, theme["ink"]) | {"font.size": 8}
+    settings |= dict.fromkeys(("axes.edgecolor", "grid.color"), theme["grid"])
     with matplotlib.rc_context(settings):
         figure = Figure(size, dpi=160, layout="constrained")
         draw(figure, theme)
         file = io.BytesIO()
         figure.savefig(file, transparent=True)
-    return data_uri(file.getvalue(), "image/png")
+    return pages.data_uri(file.getvalue(), "image/png")
 
 
-def picture(draw, size: tuple[float, float], about: str) -> str:
-    """Returns a drawing in both themes; the page shows the reader's."""
-    light, dark = png(draw, size, _LIGHT), png(draw, size, _DARK)
-    return (
-        f'<picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-        f'<img src="{light}" alt="{html.escape(about)}"></picture>'
-    )
-
-
-def spectrogram(mel: np.ndarray, config, about: str) -> str:
+def spectrogram(mel: np.ndarray, config: MelConfig, about: str) -> Picture:
     """Returns a picture of a log mel [frames, n_mels] with axes in s and kHz."""
     import librosa
 
     seconds = len(mel) * config.hop_length / config.sample_rate
     centres = librosa.mel_frequencies(config.n_mels + 2, fmin=config.fmin, fmax=config.fmax)[1:-1]
-    marks = [f for f in (500, 1000, 2000, 4000, 8000) if f <= centres[-1] * 1.1]
+    ticks = [f for f in (500, 1000, 2000, 4000, 8000) if f <= centres[-1] * 1.1]
 
     def draw(figure, theme):
         axes = figure.add_subplot()
@@ -101,12 +159,12 @@ def spectrogram(mel: np.ndarray, config, about: str) -> str:
             origin="lower",
             aspect="auto",
             cmap=_COLOURS,
-            vmin=-4.5,
-            vmax=1.0,
+            vmin=_LEVELS[0],
+            vmax=_LEVELS[1],
             extent=(0, seconds, -0.5, config.n_mels - 0.5),
         )
-        axes.set_yticks(np.interp(marks, centres, np.arange(config.n_mels)))
-        axes.set_yticklabels([f"{f / 1000:g}" for f in marks])
+        axes.set_yticks(np.interp(ticks, centres, np.arange(config.n_mels)))
+        axes.set_yticklabels([f"{f / 1000:g}" for f in ticks])
         axes.set_xlabel("s")
         axes.set_ylabel("kHz")
         axes.spines[:].set_visible(False)
@@ -114,55 +172,33 @@ def spectrogram(mel: np.ndarray, config, about: str) -> str:
     return picture(draw, (3.2, 1.7), f"spectrogram: {about}")
 
 
-def player(wav: np.ndarray, sample_rate: int, about: str) -> str:
-    """Returns an audio element that holds a waveform [samples]."""
-    import soundfile
-
-    file = io.BytesIO()
-    soundfile.write(file, wav, sample_rate, subtype="PCM_16", format="WAV")
-    return (
-        f'<audio controls preload="metadata" aria-label="{html.escape(about)}" '
-        f'src="{data_uri(file.getvalue(), "audio/wav")}"></audio>'
-    )
+def sound(title: str, wav: np.ndarray, config: MelConfig, caption: str) -> Sound:
+    """Returns a waveform [samples] as the page shows it."""
+    about = f"{title}: {caption}"
+    mel = np.asarray(log_mel(wav[None], config))[0]
+    flac = audio_io.encode_flac(wav, config.sample_rate)
+    return Sound(title, about, spectrogram(mel, config, about), pages.data_uri(flac, "audio/flac"))
 
 
-def sound(title: str, wav: np.ndarray, mel: np.ndarray, config, about: str) -> str:
-    """Returns a sound's spectrogram and player under a title."""
-    about = f"{title}: {about}"
-    return (
-        f"<figure><figcaption>{html.escape(title)}</figcaption>"
-        f"{spectrogram(mel, config, about)}{player(wav, config.sample_rate, about)}</figure>"
-    )
+# Parts of the page.
 
 
-def row(heading: str, note: str, figures: Iterable[str]) -> str:
-    """Returns figures side by side under a heading."""
-    note = f'<p class="note">{html.escape(note)}</p>' if note else ""
-    return (
-        f"<article><h3>{html.escape(heading)}</h3>{note}"
-        f'<div class="row">{"".join(figures)}</div></article>'
-    )
-
-
-# The page's parts.
-
-
-def sentences(workdir: pathlib.Path, config) -> str:
-    """Returns a row a sentence: the bundled model's sound, and that of the model trained here."""
-    from maa_jax.audio import io as audio_io
-    from maa_jax.audio.mel import log_mel
-
-    made = {name: read_samples(workdir / name) for name in ("bundled", "trained")}
-    rows = []
-    for prompt in made["bundled"]:
-        figures = []
-        for name, title in (("bundled", "Bundled model"), ("trained", "Trained here")):
-            if prompt in made[name]:
-                wav = audio_io.load(made[name][prompt], config.sample_rate)
-                mel = np.asarray(log_mel(wav[None], config))[0]
-                figures.append(sound(title, wav, mel, config, prompt))
-        rows.append(row(f"“{prompt}”", "", figures))
-    return "".join(rows)
+def prompts(workdir: pathlib.Path, config: MelConfig) -> list[Row]:
+    """Returns a row for each prompt: sounds of the bundled model and of the one trained here."""
+    titles = {"bundled": "Bundled model", "trained": "Trained here"}
+    files = {name: read_samples(workdir / name) for name in titles}
+    return [
+        Row(
+            prompt,
+            "",
+            [
+                sound(title, audio_io.load(files[name][prompt], config.sample_rate), config, prompt)
+                for name, title in titles.items()
+                if prompt in files[name]
+            ],
+        )
+        for prompt in files["bundled"]
+    ]
 
 
 def read_samples(folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -174,12 +210,16 @@ def read_samples(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     return files
 
 
-def reconstructions(workdir: pathlib.Path, config) -> str:
-    """Returns a row a recording: itself, through autoencoder and vocoder, and for its caption."""
+def reconstructions(workdir: pathlib.Path) -> list[Row]:
+    """Returns a row for each of some held-out recordings.
+
+    Each has the recording itself, its reconstruction by autoencoder and vocoder, and a sample for
+    its caption.
+    """
     import jax
 
-    from maa_jax.audio.mel import log_mel
     from maa_jax.data import datasets, input_pipeline
+    from maa_jax.latents import LatentCodec
     from maa_jax.model_folder import networks
     from maa_jax.pipeline.pipeline import Pipeline
     from maa_jax.training.checkpoint import read_config
@@ -188,40 +228,39 @@ def reconstructions(workdir: pathlib.Path, config) -> str:
     data = read_config(str(workdir / "t2a")).data
     examples = datasets.metadata(data, data.eval_split)
     chosen = longest_of_each_class(examples)[:RECORDINGS]
-    audio = np.concatenate(
-        [batch["audio"] for batch in input_pipeline.eval_batches(data, batch_size=1)]
-    )[chosen]
+    batches = input_pipeline.eval_batches(data, batch_size=1)
+    audio = np.concatenate([batch["audio"] for batch in batches])[chosen]
     captions = [examples[i]["captions"][0] for i in chosen]
 
-    graphs, params = {}, {}
-    for name in ("vae", "vocoder"):
-        graphs[name], params[name] = networks.load_network(folder, name)
+    codec, vae = LatentCodec.load(folder)
+    graphdef, vocoder = networks.load_network(folder, "vocoder")
 
     @jax.jit
-    def reconstruct(params, audio):
-        vae = networks.build(graphs["vae"], params["vae"])
-        mean, _ = vae.encode(log_mel(audio, config).swapaxes(1, 2)[..., None])
-        mel = vae.decode(mean)[..., 0].swapaxes(1, 2)
-        wav = networks.build(graphs["vocoder"], params["vocoder"])(mel)
-        return wav.clip(-1, 1)
+    def reconstruct(vae, vocoder, audio):
+        mels = codec.decode(vae, codec.encode(vae, audio))
+        return networks.build(graphdef, vocoder)(mels).clip(-1, 1)
 
-    again = np.asarray(reconstruct(params, audio))
-    samples = Pipeline.from_pretrained(folder)(captions, seed=0)
-    titles = ("Recording", "Through autoencoder and vocoder", "Sample for its caption")
-    sounds = dict(zip(titles, (audio, again, samples), strict=True))
-    mels = {title: np.asarray(log_mel(wavs, config)) for title, wavs in sounds.items()}
-    rows = []
-    for i, index in enumerate(chosen):
-        figures = [
-            sound(title, wavs[i], mels[title][i], config, captions[i])
-            for title, wavs in sounds.items()
-        ]
-        rows.append(row(f"“{captions[i]}”", examples[index]["id"], figures))
-    return "".join(rows)
+    sounds = {
+        "Recording": audio,
+        "Reconstruction": np.asarray(reconstruct(vae, vocoder, audio)),
+        "Sample for its caption": Pipeline.from_pretrained(folder)(captions, seed=0),
+    }
+    return [
+        Row(
+            captions[i],
+            examples[index]["id"],
+            [sound(title, wavs[i], codec.mel, captions[i]) for title, wavs in sounds.items()],
+        )
+        for i, index in enumerate(chosen)
+    ]
 
 
-def longest_of_each_class(examples: list[dict]) -> list[int]:
-    """Returns indices, the longest recording first: the shortest ones show and tell little."""
+def longest_of_each_class(examples: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Returns the index of each class's longest recording, in falling order of length.
+
+    There is little to see or hear in the shortest ones. A recording without labels is a class of
+    its own.
+    """
     order = sorted(range(len(examples)), key=lambda i: -examples[i]["seconds"])
     classes = {}
     for i in order:
@@ -229,8 +268,11 @@ def longest_of_each_class(examples: list[dict]) -> list[int]:
     return list(classes.values())
 
 
-def read_scalars(run: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
-    """Returns {name: [(step, value)]} of a run's TensorBoard events, its later word for a step."""
+def read_scalars(run: pathlib.Path) -> Scalars:
+    """Returns {name: [(step, value)]} of a run's TensorBoard events.
+
+    A run that was resumed may hold two values for a step; the later one counts.
+    """
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
     from tensorboard.util import tensor_util
 
@@ -245,11 +287,11 @@ def read_scalars(run: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
     return scalars
 
 
-def curves(stage: str, scalars: dict[str, list[tuple[int, float]]]) -> str:
-    """Returns a picture a loss, training and validation in one."""
+def curves(stage: str, scalars: Scalars) -> list[Picture]:
+    """Returns a picture of each loss, with training and validation in one."""
     losses = dict.fromkeys(key.split("/", 1)[1] for key in scalars)
     losses = [key for key in losses if key not in _NOT_LOSSES]
-    # The whole loss before its parts, and first what both splits have.
+    # The total loss precedes its parts, and what both splits have precedes the rest.
     losses.sort(key=lambda key: (key != "loss", f"validation/{key}" not in scalars))
 
     def draw(figure, theme, key):
@@ -258,58 +300,48 @@ def curves(stage: str, scalars: dict[str, list[tuple[int, float]]]) -> str:
         for split in ("train", "validation"):
             points = scalars.get(f"{split}/{key}")
             if points:
-                mark = "." if len(points) < 30 else ""
-                axes.plot(*zip(*points, strict=True), mark + "-", color=theme[split], label=split,
-                          linewidth=1.2, markersize=4)  # fmt: skip
+                axes.plot(
+                    *zip(*points, strict=True),
+                    ".-" if len(points) < 30 else "-",
+                    color=theme[split],
+                    label=split,
+                    linewidth=1.2,
+                    markersize=4,
+                )
         axes.grid(linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("step")
         axes.legend(frameon=False, fontsize=7)
 
-    return "".join(
+    return [
         picture(functools.partial(draw, key=key), (2.8, 1.9), f"{key} of {stage} by step")
-        for key in losses[:_PANELS]
-    )
+        for key in losses[:_MAX_CURVES]
+    ]
 
 
-def training(workdir: pathlib.Path) -> str:
+def training(workdir: pathlib.Path) -> list[Run]:
     """Returns the loss curves of every stage."""
-    parts = []
+    runs = []
     for name, (title, what) in STAGES.items():
         config = json.loads(read(workdir / name / "config.json"))
         scalars = read_scalars(workdir / name)
         if not scalars:
             raise ValueError(f"{workdir / name} holds no TensorBoard scalars: train this stage")
-        clip = config["data"]["samples"] / config["mel"]["sample_rate"]
-        note = f"{config['total_steps']:,} steps of {config['batch_size']} clips of {clip:.3g} s"
-        parts.append(
-            f"<article><h3>{title}: {what}</h3>"
-            f'<p class="note">{note}</p>'
-            f'<div class="curves">{curves(title, scalars)}</div></article>'
-        )
-    return "".join(parts)
+        seconds = config["data"]["samples"] / config["mel"]["sample_rate"]
+        note = f"{config['total_steps']:,} steps of {config['batch_size']} clips of {seconds:.3g} s"
+        runs.append(Run(title, what, note, curves(title, scalars)))
+    return runs
 
 
-def table(rows: Iterable[Sequence[str]], last: str = "") -> str:
-    """Returns a table of two columns; `last` is the class of its last row."""
-    lines = [
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-        for name, value in rows
-    ]
-    if last:
-        lines[-1] = lines[-1].replace("<tr>", f'<tr class="{last}">', 1)
-    return f"<table>{''.join(lines)}</table>"
-
-
-def times(workdir: pathlib.Path) -> str:
-    """Returns the table of what each step of the demo took, all its starts together."""
+def times(workdir: pathlib.Path) -> list[tuple[str, str]]:
+    """Returns how long each step of the demo took, all its attempts together, and their sum."""
     seconds = dict.fromkeys(STEPS, 0)
     for line in read(workdir / "times.tsv").splitlines():
         name, took = line.split("\t")
         if name in seconds:
             seconds[name] += int(took)
     rows = [(STEPS[name], clock(took)) for name, took in seconds.items()]
-    return table([*rows, ("Together", clock(sum(seconds.values())))], "sum")
+    return [*rows, ("Total", clock(sum(seconds.values())))]
 
 
 def clock(seconds: int) -> str:
@@ -317,28 +349,26 @@ def clock(seconds: int) -> str:
     return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"
 
 
-def machine() -> str:
-    """Returns the table of what this ran on."""
+def machine() -> list[tuple[str, str]]:
+    """Returns what this ran on."""
     import jax
 
     import maa_jax
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return table(
-        [
-            ("Processor", f"{processor()}, {cores} cores"),
-            ("Memory", f"{memory:.0f} GB"),
-            ("Computed on", f"{len(jax.devices())} × {jax.devices()[0].device_kind}"),
-            ("System", f"{platform.system()} {platform.machine()}"),
-            ("Versions", f"maa_jax {maa_jax.__version__}, jax {jax.__version__}, "
-                         f"Python {platform.python_version()}"),
-        ]
-    )  # fmt: skip
+    versions = f"maa_jax {maa_jax.__version__}, jax {jax.__version__}"
+    return [
+        ("Processor", f"{processor()}, {cores} cores"),
+        ("Memory", f"{memory:.0f} GiB"),
+        ("Computed on", f"{len(jax.devices())} × {jax.devices()[0].device_kind}"),
+        ("System", f"{platform.system()} {platform.machine()}"),
+        ("Versions", f"{versions}, Python {platform.python_version()}"),
+    ]
 
 
 def processor() -> str:
-    """Returns the processor's name where the system tells it."""
+    """Returns the processor's name as far as the system states it."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -349,86 +379,31 @@ def read(path: pathlib.Path) -> str:
     """Returns a file's text.
 
     Raises:
-      ValueError: it is missing: the demo did not get that far.
+      ValueError: the file is missing, as the demo did not get that far.
     """
     if not path.exists():
         raise ValueError(f"{path} is missing: run launch/demo.sh with this workdir first")
     return path.read_text("utf-8")
 
 
-# Beside `maa_jax.enhance_report.STYLE`.
-_STYLE = """
-main { max-width: 1060px }
-h2 { margin-top: 3rem }
-.row, .tables { display: flex; flex-wrap: wrap; gap: 1rem }
-figure { margin: .6rem 0 0; flex: 1 1 260px; min-width: 0; max-width: 480px }
-figcaption, footer { font-size: .88rem; color: var(--soft) }
-img { display: block; width: 100%; height: auto }
-.curves { display: grid; gap: .6rem; margin-top: .6rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 280px), 1fr)) }
-.curves picture { max-width: 420px }
-.tables article { flex: 1 1 300px }
-td { text-align: right }
-.sum > * { font-weight: 600; color: var(--ink) }
-footer { margin-top: 3rem }
-"""
-
-
 def page(workdir: pathlib.Path) -> str:
     """Returns the whole page."""
-    from maa_jax.audio.mel import MelConfig
     from maa_jax.data import datasets
-    from maa_jax.model_folder.index import load_index
-    from maa_jax.pages import STYLE
+    from maa_jax.model_folder.index import front_end
     from maa_jax.training.checkpoint import read_config
 
-    # First what is quick, and tells whether the demo got to its end.
-    time_table, losses = times(workdir), training(workdir)
-    recordings = datasets.num_examples(read_config(str(workdir / "t2a")).data)
-    index = load_index(workdir / "models" / "t2a", meta=("mel",))
-    config = MelConfig(**index["mel"])
-    today = datetime.date.today()
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>maa_jax: from sentences to sound</title>
-<link rel="icon" href="data:,">
-<style>{STYLE}{_STYLE}</style>
-</head>
-<body>
-<main>
-<h1>From sentences to sound</h1>
-<p>Made by <code>launch/demo.sh</code> on this machine, {today.day} {today:%B %Y}. Everything is in
-this one file: it can be moved, sent and opened offline.</p>
-
-<h2>Five sentences</h2>
-<p>First the model that comes with the package, then the one that was trained here in a few
-minutes, from random weights and {recordings} short recordings: it shows that every stage works, not
-what they can do.</p>
-{sentences(workdir, config)}
-
-<h2>Recording, reconstruction, sample</h2>
-<p>The longest recordings that training did not see, one a class; what remains of them after the
-autoencoder and the vocoder, which bounds how good a sample can sound; and what diffusion makes of
-the caption alone. All by the model trained here.</p>
-{reconstructions(workdir, config)}
-
-<h2>Training</h2>
-<p>Each stage's losses. More in TensorBoard: <code>tensorboard --logdir={html.escape(str(workdir))}
-</code></p>
-{losses}
-
-<h2>Time and machine</h2>
-<div class="tables"><article>{time_table}</article><article>{machine()}</article></div>
-
-<footer>Recordings: Sonic Pi's samples, CC0 1.0, by their authors on freesound.org; named in
-maa_jax/data/builders/sonic_sounds/recordings.csv.</footer>
-</main>
-</body>
-</html>
-"""
+    return pages.render(
+        "demo.html",
+        # First what is quick and fails where the demo did not get to its end.
+        times=times(workdir),
+        runs=training(workdir),
+        recordings=datasets.num_examples(read_config(str(workdir / "t2a")).data),
+        prompts=prompts(workdir, front_end(workdir / "models" / "t2a", "vocoder")),
+        reconstructions=reconstructions(workdir),
+        machine=machine(),
+        today=datetime.date.today(),
+        workdir=workdir,
+    )
 
 
 def write_report(workdir: pathlib.Path) -> pathlib.Path:
@@ -446,8 +421,8 @@ def main() -> None:
     from maa_jax import devices
 
     devices.initialize()
-    path = write_report(pathlib.Path(flags.FLAGS.workdir))
-    print(f"Wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")
+    path = write_report(pathlib.Path(user_path(flags.FLAGS.workdir)))
+    print(f"Wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""The demo's page: made of small real parts, then opened in a real browser."""
+"""The demo's page, made from small real parts, then opened in a real browser."""
 
 import json
 import re
@@ -69,7 +69,7 @@ def workdir(tiny_model, tmp_path_factory):
     for stage in report.STAGES:
         write_run(demo / stage, data)
     shutil.copytree(tiny_model, demo / "models" / "t2a")
-    # The sample's step was interrupted once and started again.
+    # Sampling was interrupted once and started again.
     (demo / "times.tsv").write_text("bundled\t20\nclap\t61\ntrained\t5\ntrained\t7\n")
     return demo
 
@@ -79,24 +79,24 @@ def page(workdir):
     return report.write_report(workdir)
 
 
-def test_needs_nothing_beside_it(page):
+def test_the_page_needs_no_other_file(page):
     text = page.read_text("utf-8")
     addresses = re.findall(r'(?:src|href|srcset)="([^"]{0,40})', text)
     assert addresses and all(address.startswith("data:") for address in addresses)
     assert "url(" not in text and "@import" not in text and "<script" not in text
 
 
-def test_tells_what_was_made(page):
+def test_the_page_shows_prompts_recordings_losses_and_times(page):
     text = re.sub(r'"data:[^"]*"', '""', page.read_text("utf-8"))
     assert "“a crow caws”" in text
-    assert "rain &lt;on&gt; a &quot;tin&quot; roof" in text
+    assert "rain &lt;on&gt; a &#34;tin&#34; roof" in text
     assert [f"“tone number {i}”" in text for i in range(5)] == [False, False, True, True, True]
     assert text.count("loss of ") == len(report.STAGES)
     assert "learning_rate" not in text
     assert "1 min 01 s" in text and "12 s" in text and "1 min 33 s" in text
 
 
-def test_shows_the_longest_recording_of_each_class():
+def test_the_longest_recording_of_each_class_is_shown():
     examples = [("drum", 1.0), ("bell", 2.0), ("drum", 3.0), (None, 0.5), (None, 0.7)]
     examples = [
         {"id": str(i), "seconds": seconds, "labels": [label] if label else []}
@@ -105,7 +105,7 @@ def test_shows_the_longest_recording_of_each_class():
     assert report.longest_of_each_class(examples) == [2, 1, 4, 3]
 
 
-def test_reads_scalars_of_both_splits(workdir):
+def test_scalars_of_both_splits_are_read(workdir):
     scalars = report.read_scalars(workdir / "clap")
     assert scalars["validation/loss"] == [
         (50, pytest.approx(0.04)),
@@ -115,7 +115,7 @@ def test_reads_scalars_of_both_splits(workdir):
 
 
 @pytest.mark.parametrize("missing", ["times.tsv", "bundled/samples.jsonl", "t2a/config.json"])
-def test_names_what_is_missing(workdir, missing, tmp_path):
+def test_an_unfinished_demo_is_an_error_that_names_what_is_missing(workdir, missing, tmp_path):
     first = missing.split("/")[0]
     for path in workdir.iterdir():
         if path.name not in (first, "report.html"):
@@ -125,15 +125,15 @@ def test_names_what_is_missing(workdir, missing, tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_spectrogram_has_the_page_readers_two_themes():
-    mel = np.zeros((32, 80), np.float32)
-    text = report.spectrogram(mel, MelConfig(), 'a "quoted" name')
-    assert text.count("data:image/png;base64,") == 2
-    assert "prefers-color-scheme: dark" in text
-    assert 'alt="spectrogram: a &quot;quoted&quot; name"' in text
+def test_a_spectrogram_is_drawn_for_light_and_dark_themes():
+    image = report.spectrogram(np.zeros((32, 80), np.float32), MelConfig(), "a crow caws")
+    assert image.light.startswith("data:image/png;base64,")
+    assert image.dark.startswith("data:image/png;base64,")
+    assert image.light != image.dark
+    assert image.about == "spectrogram: a crow caws"
 
 
-# Runs after the page's own content; asks the browser for what it made of every sound and image.
+# Runs when the page has loaded, and reports what the browser made of each sound and image.
 PROBE = """<script>
 window.addEventListener("load", async () => {
   const ready = [...document.querySelectorAll("audio")].map(audio => new Promise(done => {
