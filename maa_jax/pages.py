@@ -1,17 +1,25 @@
 """HTML pages that need no other file: Jinja2 templates filled with text, sounds and pictures."""
 
 import base64
-from typing import Any
+import functools
+from typing import TYPE_CHECKING, Any
 
-import jinja2
+if TYPE_CHECKING:
+    import jinja2
 
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("maa_jax"),  # maa_jax/templates/
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+
+@functools.cache
+def templates() -> "jinja2.Environment":
+    """Returns the templates in `maa_jax/templates/`, in which every value is escaped."""
+    import jinja2  # Here, so that programs can say which extra brings it.
+
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("maa_jax"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def render(template: str, **values: Any) -> str:
@@ -19,12 +27,12 @@ def render(template: str, **values: Any) -> str:
 
     Args:
       template: file name in `maa_jax/templates/`.
-      **values: what the template refers to; strings are escaped.
+      **values: what the template refers to.
 
     Raises:
       jinja2.UndefinedError: the template refers to something that is not given.
     """
-    return TEMPLATES.get_template(template).render(values)
+    return templates().get_template(template).render(values)
 
 
 def data_uri(content: bytes, mime: str) -> str:

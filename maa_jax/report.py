@@ -21,12 +21,12 @@ import numpy as np
 from absl import flags
 
 from maa_jax import command, pages
-from maa_jax.audio import io as audio_io
-from maa_jax.audio.mel import MelConfig, log_mel
 from maa_jax.files import user_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from maa_jax.audio.mel import MelConfig
 
 STAGES = {
     "clap": ("CLAP", "which caption belongs to which sound"),
@@ -144,7 +144,7 @@ def _png(draw: Draw, size: tuple[float, float], theme: Mapping[str, str]) -> str
     return pages.data_uri(file.getvalue(), "image/png")
 
 
-def spectrogram(mel: np.ndarray, config: MelConfig, about: str) -> Picture:
+def spectrogram(mel: np.ndarray, config: "MelConfig", about: str) -> Picture:
     """Returns a picture of a log mel [frames, n_mels] with axes in s and kHz."""
     import librosa
 
@@ -172,19 +172,24 @@ def spectrogram(mel: np.ndarray, config: MelConfig, about: str) -> Picture:
     return picture(draw, (3.2, 1.7), f"spectrogram: {about}")
 
 
-def sound(title: str, wav: np.ndarray, config: MelConfig, caption: str) -> Sound:
+def sound(title: str, wav: np.ndarray, config: "MelConfig", caption: str) -> Sound:
     """Returns a waveform [samples] as the page shows it."""
+    from maa_jax.audio.io import encode_flac
+    from maa_jax.audio.mel import log_mel
+
     about = f"{title}: {caption}"
     mel = np.asarray(log_mel(wav[None], config))[0]
-    flac = audio_io.encode_flac(wav, config.sample_rate)
+    flac = encode_flac(wav, config.sample_rate)
     return Sound(title, about, spectrogram(mel, config, about), pages.data_uri(flac, "audio/flac"))
 
 
 # Parts of the page.
 
 
-def prompts(workdir: pathlib.Path, config: MelConfig) -> list[Row]:
+def prompts(workdir: pathlib.Path, config: "MelConfig") -> list[Row]:
     """Returns a row for each prompt: sounds of the bundled model and of the one trained here."""
+    from maa_jax.audio.io import load
+
     titles = {"bundled": "Bundled model", "trained": "Trained here"}
     files = {name: read_samples(workdir / name) for name in titles}
     return [
@@ -192,7 +197,7 @@ def prompts(workdir: pathlib.Path, config: MelConfig) -> list[Row]:
             prompt,
             "",
             [
-                sound(title, audio_io.load(files[name][prompt], config.sample_rate), config, prompt)
+                sound(title, load(files[name][prompt], config.sample_rate), config, prompt)
                 for name, title in titles.items()
                 if prompt in files[name]
             ],

@@ -4,7 +4,7 @@ import jinja2
 import numpy as np
 import pytest
 
-from maa_jax.pages import TEMPLATES, data_uri, render
+from maa_jax.pages import data_uri, render, templates
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def from_macros():
 
     def render_expression(expression, **values):
         source = '{% from "macros.html" import histogram, player, table %}{{ ' + expression + " }}"
-        return TEMPLATES.from_string(source).render(values)
+        return templates().from_string(source).render(values)
 
     return render_expression
 
