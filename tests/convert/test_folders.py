@@ -196,7 +196,7 @@ def pytorch_sound(release, folder, prompt, noise, steps, scale):
     "size",
     [
         "small",
-        pytest.param("full", marks=[pytest.mark.full, named_weights.full_size]),
+        pytest.param("full", marks=pytest.mark.full),
     ],
 )
 def test_released_files_sound_here_as_in_pytorch(size, tmp_path, capsys):

@@ -11,7 +11,7 @@ from maa_jax.convert import released
 from maa_jax.model_folder import networks, torch_layout
 from maa_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from maa_jax.models.rngs import InitRngs
-from tests.parity.named_weights import full_size, reference, state_dict
+from tests.parity.named_weights import reference, state_dict
 
 SMALL = AutoencoderConfig(block_out_channels=(32, 64, 64, 128))
 TINY = AutoencoderConfig(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2)
@@ -50,7 +50,6 @@ def test_agrees_with_the_reference():
 
 
 @pytest.mark.full
-@full_size
 def test_full_size_agrees_with_the_reference():
     check("autoencoder_paper", AutoencoderConfig())
 

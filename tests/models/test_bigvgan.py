@@ -16,7 +16,7 @@ from maa_jax.models.bigvgan import (
 )
 from maa_jax.models.layers1d import fold_weight_norm
 from maa_jax.models.rngs import InitRngs
-from tests.parity.named_weights import full_size, reference, state_dict
+from tests.parity.named_weights import reference, state_dict
 
 SMALL = BigVGANConfig(upsample_initial_channel=128)
 TINY = BigVGANConfig(
@@ -47,7 +47,6 @@ def test_agrees_with_the_reference():
 
 
 @pytest.mark.full
-@full_size
 def test_released_size_agrees_with_the_reference():
     check_parity("bigvgan_released", BigVGANConfig())
 

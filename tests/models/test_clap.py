@@ -11,7 +11,7 @@ from maa_jax.models.clap import Clap, ClapConfig, ProjectionConfig
 from maa_jax.models.cnn14 import Cnn14Config
 from maa_jax.models.rngs import InitRngs
 from tests.models.test_bert import SMALL
-from tests.parity.named_weights import full_size, reference, state_dict
+from tests.parity.named_weights import reference, state_dict
 
 TINY = ClapConfig(
     text_encoder=SMALL,
@@ -38,7 +38,7 @@ def fill(clap, case, tower):
         pytest.param(
             "clap_text_2022",
             ClapConfig(audio_encoder=TINY.audio_encoder),
-            marks=[pytest.mark.full, full_size],
+            marks=pytest.mark.full,
         ),
     ],
 )
@@ -53,7 +53,6 @@ def test_text_tower_agrees_with_the_reference(case, config):
 
 
 @pytest.mark.full
-@full_size
 def test_audio_tower_agrees_with_the_reference():
     config = ClapConfig(text_encoder=SMALL, audio_encoder=Cnn14Config.clap_2022())
     clap = nnx.eval_shape(lambda: Clap(config, rngs=InitRngs(0)))

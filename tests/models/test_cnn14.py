@@ -11,7 +11,7 @@ from maa_jax.model_folder.torch_layout import from_torch, to_torch
 from maa_jax.models.cnn14 import Cnn14, Cnn14Config, decibel_mel
 from maa_jax.models.rngs import InitRngs
 from maa_jax.training.state import merge, split
-from tests.parity.named_weights import full_size, named_weight, reference, state_dict
+from tests.parity.named_weights import named_weight, reference, state_dict
 
 SMALL = Cnn14Config(n_mels=16, channels=(4, 8, 12), num_classes=5)
 
@@ -37,7 +37,6 @@ def waves(samples=8000, count=2):
 
 
 @pytest.mark.full
-@full_size
 def test_agrees_with_panns_at_16_khz():
     case = reference("panns_cnn14_16k")
     out = load(Cnn14Config(), state_dict("panns_cnn14_16k"))(case["wav"])

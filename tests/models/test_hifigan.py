@@ -10,7 +10,7 @@ from maa_jax.models.hifigan import HifiGan, HifiGanConfig, fold_weight_norm
 from maa_jax.models.kernels import cpu1d
 from maa_jax.models.layers1d import Conv1d, ConvTranspose1d
 from maa_jax.models.rngs import InitRngs
-from tests.parity.named_weights import full_size, reference, state_dict
+from tests.parity.named_weights import reference, state_dict
 
 SMALL = HifiGanConfig(upsample_initial_channel=64)
 TINY = HifiGanConfig(
@@ -46,7 +46,6 @@ def test_agrees_with_the_reference():
 
 
 @pytest.mark.full
-@full_size
 def test_v1_agrees_with_the_reference():
     check_parity("v1", HifiGanConfig(), state_dict("hifigan_v1"), reference("hifigan_v1"))
 

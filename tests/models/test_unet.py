@@ -11,7 +11,7 @@ from maa_jax.convert import released
 from maa_jax.model_folder import networks, torch_layout
 from maa_jax.models.rngs import InitRngs
 from maa_jax.models.unet import UNet, UNetConfig
-from tests.parity.named_weights import full_size, reference, state_dict
+from tests.parity.named_weights import reference, state_dict
 
 SMALL = UNetConfig(block_out_channels=(32, 64), cross_attention_dim=48)
 TINY = UNetConfig(
@@ -50,7 +50,6 @@ def test_agrees_with_the_reference(remat):
 
 
 @pytest.mark.full
-@full_size
 def test_full_size_agrees_with_the_reference():
     check("unet_paper", UNetConfig())
 

@@ -1,9 +1,8 @@
 """Reference arrays and the deterministic weights that they were computed with.
 
-Each `CASE.npz` beside this file holds the inputs and outputs of a reference PyTorch module whose
-weights derive from their names, so no weight file is needed: `shapes.json` lists the names and
-shapes, `state_dict` makes the weights. Full-size cases are read from the folder `FULL` where it
-exists.
+Each `CASE.npz` beside this file holds the inputs and outputs of a reference PyTorch module, small
+or of full size. Its weights derive from their names, so no weight file is needed: `shapes.json`
+lists the names and shapes, `state_dict` makes the weights.
 """
 
 import json
@@ -11,15 +10,8 @@ import pathlib
 import zlib
 
 import numpy as np
-import pytest
 
 HERE = pathlib.Path(__file__).parent
-FULL = HERE.parents[2] / "shared" / "parity"
-
-full_size = pytest.mark.skipif(
-    not (FULL / "shapes.json").exists(),
-    reason=f"the full-size reference arrays are not here: {FULL} is lacking",
-)
 
 
 def named_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -45,17 +37,13 @@ def named_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return 0.05 * noise
 
 
-def _folder(case: str) -> pathlib.Path:
-    return HERE if (HERE / f"{case}.npz").exists() else FULL
-
-
 def state_dict(case: str) -> dict[str, np.ndarray]:
     """Returns {parameter name: float32 array} for a case listed in shapes.json."""
-    shapes = json.loads((_folder(case) / "shapes.json").read_text())[case]
+    shapes = json.loads((HERE / "shapes.json").read_text())[case]
     return {name: named_weight(name, tuple(shape)) for name, shape in shapes.items()}
 
 
 def reference(case: str) -> dict[str, np.ndarray]:
     """Returns the inputs and the outputs that the reference computed for a case."""
-    with np.load(_folder(case) / f"{case}.npz") as arrays:
+    with np.load(HERE / f"{case}.npz") as arrays:
         return {name: arrays[name] for name in arrays}
