@@ -302,12 +302,12 @@ def guided_case(pair: Pair, device: str, autocast) -> tuple[Callable, Callable, 
     module.eval()
     (x, _, context, _), theirs = _on_devices(pair, device)
     schedule = Schedule()
-    table = samplers.coefficients("ddim", schedule, STEPS)[:1]
+    table = samplers.coefficients("ddim", schedule, STEPS, guidance_scale=SCALE)[:1]
 
     @jax.jit
     def step(params, x, context):
-        denoise = samplers.guided(nnx.merge(graphdef, params), context, 0 * context, SCALE)
-        return samplers.sample(denoise, x, table)
+        predict = samplers.guided(nnx.merge(graphdef, params), context, 0 * context)
+        return samplers.sample(predict, x, table)
 
     scheduler = diffusers.DDIMScheduler.from_config(schedule.to_hf())
     scheduler.set_timesteps(STEPS)

@@ -125,8 +125,8 @@ class Pipeline:
         def denoise(params, carry, rows, context, unconditional, keys):
             unconditional = jnp.broadcast_to(unconditional, context.shape)
             network = networks.build(graphs["unet"], params)
-            take = samplers.step(samplers.guided(network, context, unconditional), keys)
-            return jax.lax.scan(take, carry, rows)[0]
+            step = samplers.make_step(samplers.guided(network, context, unconditional), keys)
+            return jax.lax.scan(step, carry, rows)[0]
 
         def decode(params, latents):
             images = networks.build(graphs["vae"], params).decode(latents / vae.scaling_factor)
@@ -317,10 +317,14 @@ class Pipeline:
 
         tokens = self._conditioner.tokenize([negative_prompt, *prompts])
         unconditional = self._encode(self._params["text"], tokens[:1])
-        table = samplers.coefficients(sampler, self._schedule, steps, spacing=spacing, eta=eta)
-        # Where the first step has two evaluations, both have its guidance.
-        step = np.maximum(np.arange(len(table)) - (len(table) - steps), 0)
-        table = np.concatenate([table, guidance_scales(guidance_scale, steps)[step, None]], axis=1)
+        table = samplers.coefficients(
+            sampler,
+            self._schedule,
+            steps,
+            spacing=spacing,
+            eta=eta,
+            guidance_scale=guidance_scales(guidance_scale, steps),
+        )
         batches = list(_batches(shapes, batch_size))
         sounds: list[Any] = [None] * len(shapes)
         scores = np.zeros(len(shapes), np.float32)
@@ -339,7 +343,7 @@ class Pipeline:
             for done, carry in self._steps(latents, table, context, unconditional, keys):
                 if callback is not None:
                     done += number * len(table)
-                    callback(done, len(batches) * len(table), carry.clean[: len(batch)])
+                    callback(done, len(batches) * len(table), carry.pred_x0[: len(batch)])
             made = self._finish(carry.latents, "wav" if ranking else output)
             if ranking:
                 for wav, end in zip(made["wav"], samples[batch], strict=False):
@@ -360,12 +364,12 @@ class Pipeline:
 
     def _steps(
         self, latents, table, context, unconditional, keys
-    ) -> Iterator[tuple[int, samplers.Carry]]:
+    ) -> Iterator[tuple[int, samplers.SamplerState]]:
         """Goes through a table, and yields how many rows are done and what they have made."""
-        carry = samplers.start(jnp.asarray(latents))
+        carry = samplers.initial_state(jnp.asarray(latents))
         if self._mesh is not None:
-            axes = samplers.Carry(latents=0, previous=0, history=1, clean=0)
-            carry = samplers.Carry(*map(self._put, carry, axes))
+            axes = samplers.SamplerState(latents=0, previous=0, history=1, pred_x0=0)
+            carry = samplers.SamplerState(*map(self._put, carry, axes))
         done = 0
         for size in segments(len(table)):
             rows = table[done : done + size]

@@ -193,9 +193,14 @@ class DiffusionStage:
         noise = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
         module = state.merge(self._graph, train.weights()["unet"])
         z = samplers.sample(
-            samplers.guided(module, context, without, self.config.summary.guidance_scale),
+            samplers.guided(module, context, without),
             noise,
-            samplers.coefficients("ddim", self.schedule, _SUMMARY_STEPS),
+            samplers.coefficients(
+                "ddim",
+                self.schedule,
+                _SUMMARY_STEPS,
+                guidance_scale=self.config.summary.guidance_scale,
+            ),
         )
         vae = networks.build(self._vae, frozen["vae"])
         mel = vae.decode(z / train.extra["latents"]["scale"])[..., 0].swapaxes(1, 2)

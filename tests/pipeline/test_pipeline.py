@@ -431,7 +431,8 @@ def test_half_precision_reaches_every_network(tiny_model):
     pipe.load()
     shape, params = (1, *pipe.latent_shape(0.5)), pipe._params
     denoise = jax.jit(pipe._denoise).lower(
-        params["unet"], samplers.start(jnp.zeros(shape)), jnp.ones((2, samplers.COLUMNS + 1)),
+        params["unet"], samplers.initial_state(jnp.zeros(shape)),
+        samplers.coefficients("ddim", Schedule(), 2),
         *jnp.zeros((2, 1, 77, 24)), None,
     )  # fmt: skip
     decode = jax.jit(pipe._decode).lower(params["vae"], jnp.zeros(shape))
