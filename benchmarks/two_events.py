@@ -37,13 +37,14 @@ def two_events(samples: int) -> tuple[list[str], np.ndarray, list[collections.Co
     event = re.compile(rf"\bof ({'|'.join(map(re.escape, known))})\b")
     sentences, sounds, labels = [], [], []
     batches = input_pipeline.train_iterator(
-        data, batch_size=16, seed=_SEED.value, tokenize=lambda captions: np.array(captions, object)
+        data,
+        batch_size=16,
+        seed=_SEED.value,
+        prepare_text=lambda captions: np.array(captions, object),
     )
     while len(sentences) < _PROMPTS.value:
         batch = next(batches)
-        for sentence, sound, index in zip(
-            *map(batch.get, ("tokens", "audio", "index")), strict=True
-        ):
+        for sentence, sound, index in zip(*map(batch.get, ("text", "audio", "index")), strict=True):
             found = event.search(sentence)
             if found and meta[index]["labels"]:
                 sentences.append(sentence)

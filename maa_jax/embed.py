@@ -1,43 +1,75 @@
-"""Computes once what is read often: the text encoder's states of all captions of a run.
+"""Computes once what is read often: the contexts of all captions of a run.
 
     python -m maa_jax.embed --config=configs/t2a.py:t5 --out=embeddings/t5
     python -m maa_jax.train --config=configs/t2a.py:t5 --config.text_embeddings=embeddings/t5 ...
 
 The captions are those of the config's splits for training and evaluation, its fixed prompts and
-the empty one. Several processes share them; a context of T5-Large is 158 KB.
+the empty one. Several processes share them; a context of T5-Large takes 158 KB.
 
-Or a bank of captions, in which the retriever of a model folder finds those of a recording:
+With a retriever it writes a bank of captions instead, in which that retriever finds the captions of
+a recording:
 
     python -m maa_jax.embed --config=configs/retriever.py --retriever=models/retriever --out=bank
 
-Its captions are those of the config's training split alone.
+A bank holds the captions of the config's training split alone.
 """
 
+import dataclasses
+from collections.abc import Sequence
+
+import ml_collections
 from absl import flags
 
-from maa_jax import command
+from maa_jax import command, options
+from maa_jax.options import REQUIRED, Options, option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Embedding(Options):
+    """What is computed, beside the config."""
+
+    out: str = option(REQUIRED, "Folder for the contexts or the bank.", path=True)
+    retriever: str | None = option(
+        None, "Model folder of a retriever, to write a bank of captions."
+    )
+    batch_size: int = option(32, "Captions encoded at a time, over all devices.", least=1)
 
 
 def define_flags() -> None:
     """Defines the flags; by this module as a program alone, or two programs' flags would clash."""
     command.define_config_flag()
-    flags.DEFINE_string("out", None, "Folder for the contexts or the bank.", required=True)
-    flags.DEFINE_string("retriever", None, "Model folder of a retriever; makes a bank.")
+    options.define_flags(Embedding)
 
 
-def embed(config, out: str) -> int:
-    """Writes the contexts of a run's captions, this process's share of them.
+def embed(config: ml_collections.ConfigDict, request: Embedding) -> int:
+    """Writes this process's share of the contexts of a run's captions, or of a bank.
 
     Args:
-        config: a config of the diffusion stage.
-        out: folder for the contexts.
+      config: a config of the diffusion stage; for a bank that of any stage, whose `data` is read.
+      request: what is computed and where it goes.
 
     Returns:
-        How many were written.
+      The number of captions written.
 
     Raises:
-        ValueError: training would make captions that no one can compute before it runs.
+      ValueError: training would make captions that cannot be known before it runs.
     """
+    if request.retriever:
+        return _embed_bank(config, request)
+    return _embed_contexts(config, request)
+
+
+def _embed_bank(config: ml_collections.ConfigDict, request: Embedding) -> int:
+    from maa_jax.data import datasets
+    from maa_jax.enhancement import retrieval
+
+    captions = datasets.captions(config.data, config.data.split)
+    return retrieval.write_bank(
+        request.retriever, captions, request.out, batch_size=request.batch_size
+    )
+
+
+def _embed_contexts(config: ml_collections.ConfigDict, request: Embedding) -> int:
     if config.data.reprogram.events:
         raise ValueError(
             f"config.data.reprogram.events={config.data.reprogram.events!r}: reprogramming makes "
@@ -47,40 +79,29 @@ def embed(config, out: str) -> int:
     import jax.numpy as jnp
 
     from maa_jax.data import datasets, text_embeddings
-    from maa_jax.encoders import text
+    from maa_jax.encoders.batching import Batches
+    from maa_jax.encoders.text import TextConditioner, find
 
-    folder = text.find(config.text_encoder)
-    text = text.TextConditioner.from_folder(folder, dtype=jnp.dtype(config.dtype))
-    params, encode = jax.device_put(text.params), jax.jit(text.encode)
+    folder = find(config.text_encoder)
+    conditioner = TextConditioner.from_folder(folder, dtype=jnp.dtype(config.dtype))
+    batches = Batches(request.batch_size)
+    params, encode = batches.put(conditioner.params), jax.jit(conditioner.encode)
+
+    def contexts(captions: Sequence[str]):
+        return batches.run(encode, params, conditioner.prepare(captions))
+
     captions = ["", *config.summary.prompts]
     for split in (config.data.split, config.data.eval_split):
         captions += datasets.captions(config.data, split)
     return text_embeddings.write(
-        out,
+        request.out,
         captions,
-        lambda batch: encode(params, text.tokenize(batch)).astype(jnp.float32),
+        contexts,
         text_encoder=config.text_encoder,
+        batch_size=batches.batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-
-
-def embed_bank(config, retriever: str, out: str) -> int:
-    """Writes a bank of a run's training captions, this process's share of it.
-
-    Args:
-        config: any stage's; its `data` is read.
-        retriever: model folder of the retriever.
-        out: folder for the bank.
-
-    Returns:
-        How many captions were written.
-    """
-    from maa_jax.data import datasets
-    from maa_jax.enhancement import retrieval
-
-    captions = datasets.captions(config.data, config.data.split)
-    return retrieval.write_bank(retriever, captions, out)
 
 
 def main() -> None:
@@ -88,12 +109,9 @@ def main() -> None:
     from maa_jax import devices
 
     devices.initialize()
-    f = flags.FLAGS
-    if f.retriever:
-        count, what = embed_bank(f.config, f.retriever, f.out), "captions"
-    else:
-        count, what = embed(f.config, f.out), "contexts"
-    print(f"{count} {what} in {f.out}")
+    request = options.from_flags(Embedding)
+    count = embed(flags.FLAGS.config, request)
+    print(f"{count} {'captions' if request.retriever else 'contexts'} in {request.out}")
 
 
 def run() -> None:

@@ -118,15 +118,14 @@ def write_array(
     Args:
       path: of the .npy file; rows go to the disk as they come.
       texts: at least one.
-      encode: `batch_size` texts to rows [batch_size, ...].
+      encode: maps up to `batch_size` texts to rows [n, ...].
       batch_size: texts encoded at a time.
       dtype: the rows' on the disk.
     """
     unfinished, rows = path.with_name(f".{path.name}"), None
     for start in range(0, len(texts), batch_size):
         batch = list(texts[start : start + batch_size])
-        # Always of one size, so that one program is compiled.
-        got = np.asarray(encode(batch + batch[-1:] * (batch_size - len(batch))))[: len(batch)]
+        got = np.asarray(encode(batch))
         if rows is None:
             shape = (len(texts), *got.shape[1:])
             rows = np.lib.format.open_memmap(unfinished, "w+", dtype, shape)

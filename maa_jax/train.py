@@ -65,7 +65,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     total_steps = _total_steps(config, steps_per_epoch)
     feed = dict(
         batch_size=config.batch_size,
-        tokenize=stage.tokenize,
+        prepare_text=stage.prepare_text,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

@@ -16,9 +16,9 @@ from maa_jax.data import transforms
 from maa_jax.data.config import DataConfig
 from maa_jax.data.datasets import describe, events, open_parts, prepare, training
 from maa_jax.data.reprogram import Reprogram
-from maa_jax.data.text_embeddings import Embeddings
+from maa_jax.data.text_embeddings import Contexts
 
-Tokenize = Callable[[Sequence[str]], np.ndarray]  # n strings to int32 [n, length]
+PrepareText = Callable[[Sequence[str]], Any]  # n captions to a tree of arrays [n, ...]
 
 
 def train_iterator(
@@ -26,7 +26,7 @@ def train_iterator(
     *,
     batch_size: int,
     seed: int,
-    tokenize: Tokenize | None = None,
+    prepare_text: PrepareText | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
@@ -39,14 +39,14 @@ def train_iterator(
       config: The datasets and the clips.
       batch_size: The global one, over all processes.
       seed: Decides the order, the crops, the captions and the events.
-      tokenize: Makes `tokens` of the picked captions; pickled where there are workers.
+      prepare_text: Makes `text` of the picked captions; pickled where there are workers.
       process_index: This process.
       process_count: All of them; they take consecutive parts of each global batch.
 
     Returns:
       Iterator with `get_state` and `set_state` (or grain.checkpoint under Orbax) of dicts:
       `audio` float32 `[b, samples]`, `index` int64 `[b]` (the record's place in `metadata`) and,
-      with `tokenize`, `tokens` int32 `[b, length]`; b = batch_size / process_count.
+      with `prepare_text`, `text`, a tree of arrays `[b, ...]`; b = batch_size / process_count.
 
     Raises:
       ValueError: Something named cannot be found, or evaluation data or recordings without an
@@ -54,7 +54,7 @@ def train_iterator(
     """
     config = DataConfig.of(config)
     rows = _local_rows(batch_size, process_index, process_count)
-    if config.reprogram.events and isinstance(tokenize, Embeddings):
+    if config.reprogram.events and isinstance(prepare_text, Contexts):
         raise ValueError(
             "data.reprogram.events makes captions that text_embeddings cannot hold; set one of them"
             " to ''"
@@ -63,7 +63,7 @@ def train_iterator(
     open_parts(config, config.eval_parts(), process_index)  # For its errors: training comes first.
     source, kept, weights = training(config, config.parts(), process_index)
     load = functools.partial(
-        _load, source, config.samples, seed, tokenize, _reprogram(config, process_index)
+        _load, source, config.samples, seed, prepare_text, _reprogram(config, process_index)
     )
     # Batches of (record, position) first: a process reads only the records of its own rows.
     batches = (
@@ -80,7 +80,7 @@ def eval_batches(
     config: DataConfig | Mapping[str, Any],
     *,
     batch_size: int,
-    tokenize: Tokenize | None = None,
+    prepare_text: PrepareText | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset:
@@ -102,7 +102,7 @@ def eval_batches(
         return np.stack([record, position], axis=1)
 
     def load(chosen: np.ndarray) -> dict[str, np.ndarray]:
-        batch = _load(source, config.samples, 0, tokenize, None, chosen)
+        batch = _load(source, config.samples, 0, prepare_text, None, chosen)
         return {**batch, "valid": chosen[:, 0] == chosen[:, 1]}
 
     batches = grain.MapDataset.range(-(-len(source) // batch_size)).map(choose).map(load)
@@ -159,7 +159,7 @@ def _load(
     source: Sequence[dict],
     samples: int,
     seed: int,
-    tokenize: Tokenize | None,
+    prepare_text: PrepareText | None,
     reprogram: Reprogram | None,
     chosen: np.ndarray,
 ) -> dict[str, np.ndarray]:
@@ -171,8 +171,8 @@ def _load(
         example = transforms.pick_caption(example, rng)
         examples.append(reprogram(example, rng) if reprogram else example)
     batch = {"audio": np.stack([example["audio"] for example in examples]), "index": chosen[:, 0]}
-    if tokenize is not None:
-        batch["tokens"] = tokenize([example["caption"] for example in examples])
+    if prepare_text is not None:
+        batch["text"] = prepare_text([example["caption"] for example in examples])
     return batch
 
 

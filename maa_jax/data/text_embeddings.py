@@ -58,7 +58,7 @@ def write(
     return len(mine)
 
 
-class Embeddings:
+class Contexts:
     """Looks up the contexts of captions; takes a tokenizer's place in the input pipeline.
 
     Args:
@@ -89,7 +89,7 @@ class Embeddings:
         self.width: int = self._shards[0].shape[-1]
 
     def __reduce__(self):
-        return Embeddings, (self._folder,)  # a worker maps the files anew and copies nothing
+        return Contexts, (self._folder,)  # a worker maps the files anew and copies nothing
 
     def __call__(self, captions: Sequence[str]) -> np.ndarray:
         """Returns the contexts of captions, float16 [n, 77, width].

@@ -1,24 +1,25 @@
-"""How well a sound fits a sentence: the cosine of their CLAP embeddings.
+"""CLAP: embeddings of sounds and sentences, whose cosine says how well they fit each other.
 
-Either family of that name: Microsoft's of 2022 (a BERT and a Cnn14, each with a projection, as a
-model folder holds them) or LAION's (Wu et al. 2023; transformers' `ClapModel`, as its folder on the
-hub, or that folder as `clap/` inside a model folder).
+Two families share the name and this interface: Microsoft's of 2022 (BERT and Cnn14, each with a
+projection, as a model folder holds them) and LAION's (Wu et al. 2023; transformers' `ClapModel`, as
+its folder on the hub, or that folder as `clap/` inside a model folder).
 """
 
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from maa_jax.audio import io
 from maa_jax.audio.clap_features import ClapFeatures
-from maa_jax.devices import batch_sharding, create_local_mesh, replicated
+from maa_jax.encoders.base import Tree
+from maa_jax.encoders.batching import Batches
 from maa_jax.files import FolderError, read_json
 from maa_jax.model_folder import networks
-from maa_jax.model_folder.index import networks_in
+from maa_jax.model_folder.index import content_hash, networks_in
 from maa_jax.model_folder.registry import class_of
 from maa_jax.models.clap import unit_length
 from maa_jax.text.tokenizer import Tokenizer
@@ -29,12 +30,12 @@ TOWERS = {
     "audio_encoder": "Cnn14",
     "audio_projection": "Projection",
 }
-LAION = "clap"  # Where a model folder holds a ClapModel; it then goes before the towers.
+LAION = "clap"  # the folder of a ClapModel inside a model folder, preferred to the four towers
 LAION_FILES = ("tokenizer.json", "preprocessor_config.json")
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:
-    """Raises a FolderError, from the configs alone, unless a folder holds both sides of a CLAP."""
+    """Raises a FolderError unless a folder holds both sides of a CLAP; reads configs alone."""
     folder = pathlib.Path(folder)
     laion = _laion(folder)
     if laion:
@@ -56,7 +57,7 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def _laion(folder: pathlib.Path) -> pathlib.Path | None:
-    """Returns the folder of the ClapModel that a folder is or holds."""
+    """Returns the folder of a ClapModel, the given one or `clap/` inside it, or None."""
     for path in (folder, folder / LAION):
         if (path / "config.json").is_file():
             if class_of(read_json(path / "config.json")) == "ClapModel":
@@ -64,62 +65,87 @@ def _laion(folder: pathlib.Path) -> pathlib.Path | None:
     return None
 
 
+class _Family(Protocol):
+    """The networks of one family.
+
+    Attributes:
+      digest: hash of the networks' files.
+      tokenizer: the text tower's tokenizer.
+      params: the weights of both towers.
+      sample_rate: rate in Hz that the audio tower was trained with.
+    """
+
+    digest: str
+    tokenizer: Tokenizer
+    params: Tree
+    sample_rate: int
+
+    def front_end(self, wavs: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns the inputs of `audio` for sounds [n, samples]; on the host."""
+        ...
+
+    def text(self, params: Tree, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """Returns embeddings [n, size] of ids and their padding mask, [n, length] each; pure."""
+        ...
+
+    def audio(self, params: Tree, *inputs: jax.Array) -> jax.Array:
+        """Returns embeddings [n, size] of what `front_end` gave; pure."""
+        ...
+
+
 class _Microsoft:
-    """BERT and Cnn14: hears waveforms."""
+    """BERT and Cnn14, whose audio tower takes waveforms; a `_Family`."""
 
     def __init__(self, folder: pathlib.Path):
+        self.digest = ",".join(content_hash(folder / name) for name in (*TOWERS, "tokenizer"))
         self.tokenizer = Tokenizer.from_folder(folder / "tokenizer")
         self._graphs, self.params = {}, {}
         for name in TOWERS:
             self._graphs[name], self.params[name] = networks.load_network(folder, name)
-        self._config = networks.load_config(folder, "audio_encoder")
-        self.sample_rate = self._config.sample_rate
+        config = networks.load_config(folder, "audio_encoder")
+        self.sample_rate = config.sample_rate
+        self._min_samples = config.min_samples
 
-    def features(self, wavs: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Returns what `audio` takes of [n, samples]."""
-        return (wavs,)
+    def front_end(self, wavs: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (np.pad(wavs, ((0, 0), (0, max(0, self._min_samples - wavs.shape[1])))),)
 
-    def text(self, params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        """Returns [n, size]; pure."""
+    def text(self, params: Tree, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         hidden = self._build(params, "text_encoder")(tokens, mask)
         return unit_length(self._build(params, "text_projection")(hidden[:, 0]))
 
-    def audio(self, params, wavs: jax.Array) -> jax.Array:
-        """Returns [n, size]; pure."""
-        short = max(0, self._config.min_samples - wavs.shape[1])
-        hidden = self._build(params, "audio_encoder")(jnp.pad(wavs, ((0, 0), (0, short))))
+    def audio(self, params: Tree, wavs: jax.Array) -> jax.Array:
+        hidden = self._build(params, "audio_encoder")(wavs)
         return unit_length(self._build(params, "audio_projection")(hidden["embedding"]))
 
-    def _build(self, params, name: str):
+    def _build(self, params: Tree, name: str):
         return networks.build(self._graphs[name], params[name])
 
 
 class _Laion:
-    """RoBERTa and HTSAT: hears log-mels, whose crops of a recording over 10 s are always the same.
+    """RoBERTa and HTSAT, whose audio tower takes log-mels; a `_Family`.
 
-    A shorter one is repeated (`ClapFeatures.padding`), without the digital silence behind it.
+    Recordings over 10 s are cropped, always in the same places. A shorter one is repeated (see
+    `ClapFeatures.padding`) without the digital silence at its end.
     """
 
     def __init__(self, folder: pathlib.Path):
+        self.digest = content_hash(folder)
         self.tokenizer = Tokenizer.from_folder(folder)
         self._graph, self.params = networks.load_network(folder, ".")
         config = read_json(folder / "preprocessor_config.json")
         self._features = ClapFeatures.from_hf(config)
         self.sample_rate = self._features.sampling_rate
 
-    def features(self, wavs: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Returns what `audio` takes of [n, samples]."""
+    def front_end(self, wavs: np.ndarray) -> tuple[np.ndarray, ...]:
         parts = [np.trim_zeros(wav, "b") for wav in wavs]
         parts = [part if len(part) else wav for part, wav in zip(parts, wavs, strict=True)]
         mels, longer = zip(*map(self._features, parts), strict=True)
         return np.stack(mels), np.array(longer)
 
-    def text(self, params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        """Returns [n, size]; pure."""
+    def text(self, params: Tree, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         return networks.build(self._graph, params).text_embedding(tokens, mask)
 
-    def audio(self, params, mels: jax.Array, longer: jax.Array) -> jax.Array:
-        """Returns [n, size]; pure."""
+    def audio(self, params: Tree, mels: jax.Array, longer: jax.Array) -> jax.Array:
         return networks.build(self._graph, params).audio_embedding(mels, longer)
 
 
@@ -127,18 +153,24 @@ class ClapScore:
     """Scores sounds against sentences, in float32.
 
     Attributes:
-      sample_rate: at which the audio tower hears; other sounds are resampled.
+      sample_rate: rate in Hz at which the audio tower hears; other sounds are resampled.
+      digest: hash of the networks' files, which tells this CLAP from others.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, devices: Sequence[jax.Device] | None = None
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        batch_size: int = 8,
+        devices: Sequence[jax.Device] | None = None,
     ):
         """Reads both towers.
 
         Args:
           folder: a model folder with the four parts of a Microsoft CLAP, or with a LAION CLAP as
             `clap/`; or the folder of a LAION CLAP itself.
-          devices: that batches are split over; the first of this process by default.
+          batch_size: sentences or sounds embedded at a time, over all devices.
+          devices: what batches are spread over; the first device of this process by default.
 
         Raises:
           FolderError: the folder lacks a part.
@@ -146,35 +178,28 @@ class ClapScore:
         folder = pathlib.Path(folder)
         check_folder(folder)
         laion = _laion(folder)
-        self._clap = _Laion(laion) if laion else _Microsoft(folder)
-        self.sample_rate: int = self._clap.sample_rate
-        mesh = create_local_mesh(devices or jax.local_devices()[:1])
-        self._rows = batch_sharding(mesh)
-        self._params = jax.device_put(self._clap.params, replicated(mesh))
+        self._clap: _Family = _Laion(laion) if laion else _Microsoft(folder)
+        self.sample_rate = self._clap.sample_rate
+        self.digest = self._clap.digest
+        self._batches = Batches(batch_size, devices or jax.local_devices()[:1])
+        self._params = self._batches.put(self._clap.params)
         self._text, self._audio = jax.jit(self._clap.text), jax.jit(self._clap.audio)
 
     def text_embeddings(self, sentences: Sequence[str]) -> np.ndarray:
-        """Returns the embeddings of n sentences, float32 [n, size] of unit length."""
+        """Returns the embeddings of sentences, float32 [n, size] of unit length, n at least 1."""
         tokens = self._clap.tokenizer(sentences)
-        return self._run(self._text, tokens, tokens != self._clap.tokenizer.pad_id)
+        return self._run(self._text, tokens, self._clap.tokenizer.mask(tokens))
 
     def audio_embeddings(self, wavs: np.ndarray, sample_rate: int) -> np.ndarray:
-        """Returns the embeddings of n sounds, float32 [n, size] of unit length.
+        """Returns the embeddings of sounds, float32 [n, size] of unit length.
 
         Args:
-          wavs: [n, samples].
-          sample_rate: of the sounds, in Hz.
+          wavs: [n, samples], n at least 1.
+          sample_rate: the sounds' rate in Hz.
         """
         if sample_rate != self.sample_rate:
             wavs = np.stack([io.resample(wav, sample_rate, self.sample_rate) for wav in wavs])
-        return self._run(self._audio, *self._clap.features(wavs))
-
-    def _run(self, function, *arrays: np.ndarray) -> np.ndarray:
-        """Returns rows of a function of rows, which are filled up to share them among devices."""
-        count, devices = len(arrays[0]), self._rows.mesh.size
-        rows = -(-count // devices) * devices
-        filled = [np.resize(x, (rows, *x.shape[1:])) if rows > count else x for x in arrays]
-        return np.asarray(function(self._params, *jax.device_put(filled, self._rows)))[:count]
+        return self._run(self._audio, *self._clap.front_end(wavs))
 
     def __call__(self, prompts: Sequence[str], wavs: np.ndarray, sample_rate: int) -> np.ndarray:
         """Returns the score of each sound for its sentence, float32 [n] in [-1, 1].
@@ -182,7 +207,11 @@ class ClapScore:
         Args:
           prompts: n sentences.
           wavs: [n, samples].
-          sample_rate: of the sounds, in Hz.
+          sample_rate: the sounds' rate in Hz.
         """
         words = self.text_embeddings(prompts)
         return np.sum(words * self.audio_embeddings(wavs, sample_rate), axis=1)
+
+    def _run(self, function, *rows: np.ndarray) -> np.ndarray:
+        with jax.default_matmul_precision("highest"):  # scores rank what differs by little
+            return self._batches.run(function, self._params, *rows)

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maa_jax.devices import batch_sharding, create_local_mesh, replicated
+from maa_jax.encoders.batching import Batches
 from maa_jax.model_folder import hub, networks
+from maa_jax.model_folder.index import content_hash
 from maa_jax.models.clap import unit_length
 from maa_jax.text.tokenizer import Tokenizer
 
@@ -18,8 +19,10 @@ class Embedder:
     """A trained retriever: captions and recordings to embeddings of unit length.
 
     Attributes:
-        config: the retriever's configuration.
-        batch_size: texts or clips embedded at a time.
+      config: the retriever's configuration.
+      digest: hash of the retriever's files, which tells it from others wherever its folder is.
+      sample_rate: rate in Hz of the recordings it was trained with.
+      batch_size: texts or clips embedded at a time.
     """
 
     def __init__(
@@ -33,47 +36,51 @@ class Embedder:
         """Reads `retriever/` and `tokenizer/` of a model folder.
 
         Args:
-            folder: the model folder.
-            batch_size: at a time over all devices; rounded up to a multiple of their number.
-            dtype: of the computation.
-            devices: that share a batch, by default all of this process.
+          folder: the model folder.
+          batch_size: texts or clips embedded at a time, over all devices; rounded up to a multiple
+            of their number.
+          dtype: the network's compute dtype.
+          devices: what batches are spread over, by default all devices of this process.
 
         Raises:
-            ValueError: the folder lacks either, or they do not belong together.
+          ValueError: the folder lacks either, or they do not belong together.
         """
         folder = hub.resolve(folder)
         self._tokenizer = Tokenizer.from_folder(folder / "tokenizer")
         graph, params = networks.load_network(folder, "retriever", dtype=dtype)
         self.config = networks.load_config(folder, "retriever")
+        self.digest = content_hash(folder / "retriever")
+        self.sample_rate: int = self.config.audio_encoder.sample_rate
         known = self.config.text_encoder.vocab_size
         if self._tokenizer.vocab_size > known:
             raise ValueError(
                 f"{folder}: the tokenizer has {self._tokenizer.vocab_size} tokens and the "
                 f"retriever {known}: bring the tokenizer that the retriever was trained with."
             )
-        mesh = create_local_mesh(devices or jax.local_devices())
-        self.batch_size = -(-batch_size // mesh.size) * mesh.size
-        self._rows = batch_sharding(mesh)
-        self._params = jax.device_put(params, replicated(mesh))
-        self._text = jax.jit(lambda params, *of: networks.build(graph, params).text_embedding(*of))
+        self._batches = Batches(batch_size, devices)
+        self.batch_size = self._batches.batch_size
+        self._params = self._batches.put(params)
+        self._text = jax.jit(
+            lambda params, tokens, mask: networks.build(graph, params).text_embedding(tokens, mask)
+        )
         self._clips = jax.jit(
-            lambda params, wav: networks.build(graph, params).audio_embedding(wav)
+            lambda params, wavs: networks.build(graph, params).audio_embedding(wavs)
         )
 
     def text(self, captions: Sequence[str]) -> np.ndarray:
         """Returns the embeddings of captions, float32 [n, width]."""
         tokens = self._tokenizer(captions)
-        return self._in_batches(self._text, tokens, tokens != self._tokenizer.pad_id)
+        return self._run(self._text, tokens, self._tokenizer.mask(tokens))
 
     def audio(self, wavs: np.ndarray) -> np.ndarray:
         """Returns the embeddings of recordings, float32 [n, width].
 
-        Of a recording longer than the clips in training, the mean of those of as few windows as
-        cover it; a shorter one is padded behind, as it is there. Zeros at a recording's end, with
-        which a batch is filled up, are no part of it.
+        A recording longer than the clips in training is covered by as few windows as possible, and
+        its embedding is their mean; a shorter one is padded with zeros behind, as in training.
+        Zeros at a recording's end, with which a batch is filled up, are no part of it.
 
         Args:
-            wavs: [n, samples] at the audio encoder's rate.
+          wavs: [n, samples] at `sample_rate`.
         """
         window, clips, counts = self.config.max_samples, [], []
         for wav in np.asarray(wavs, np.float32):
@@ -82,19 +89,13 @@ class Embedder:
             counts.append(-(-len(wav) // window))
             starts = np.linspace(0, len(wav) - window, counts[-1]).astype(int)
             clips += [wav[start : start + window] for start in starts]
-        rows = self._in_batches(self._clips, np.array(clips))
+        rows = self._run(self._clips, np.array(clips))
         if not counts:
             return rows
         means = [part.mean(axis=0) for part in np.split(rows, np.cumsum(counts)[:-1])]
         return np.asarray(unit_length(np.array(means)))
 
-    def _in_batches(self, function, *arrays: np.ndarray) -> np.ndarray:
-        rows = []
-        for start in range(0, len(arrays[0]), self.batch_size):
-            parts = [x[start : start + self.batch_size] for x in arrays]
-            count = len(parts[0])
-            # Always of one size, so that one program is compiled.
-            parts = [np.resize(x, (self.batch_size, *x.shape[1:])) for x in parts]
-            rows.append(np.asarray(function(self._params, *jax.device_put(parts, self._rows))))
-            rows[-1] = rows[-1][:count]
-        return np.concatenate(rows) if rows else np.zeros((0, self.config.embedding_size), "f")
+    def _run(self, function, *rows: np.ndarray) -> np.ndarray:
+        if not len(rows[0]):
+            return np.zeros((0, self.config.embedding_size), np.float32)
+        return self._batches.run(function, self._params, *rows)

@@ -17,12 +17,12 @@ sample. The folder written by `build_tokenizer` opens with `transformers.AutoTok
 import difflib
 import os
 import pathlib
-from collections.abc import Sequence
 from typing import Any, Self
 
 import jax
 import numpy as np
 
+from maa_jax.encoders.base import Tree
 from maa_jax.files import FolderError, read_json, user_path
 from maa_jax.model_folder import hub, networks
 from maa_jax.model_folder.registry import class_of
@@ -69,14 +69,22 @@ def find(text_encoder: str | os.PathLike[str]) -> pathlib.Path:
 
 
 class TextConditioner:
-    """What turns prompts into the denoiser's context.
+    """A frozen text encoder as a `Conditioner`: prompts to ids to the denoiser's context.
+
+    Args:
+      kind: "clap", "bert", "t5" or "clip".
+      tokenizer: the text encoder's tokenizer.
+      graphdefs: {network: its structure}, `text_encoder` and, for a CLAP, `text_projection`.
+      params: {network: its weights}.
 
     Attributes:
-        kind: "clap", "bert", "t5" or "clip".
-        tokenizer: prompts to ids.
-        params: weights of the networks, to be passed to `encode` as an argument of a jitted
-            function.
-        width: channels of the context.
+      kind: as given.
+      tokenizer: as given.
+      params: as given.
+      width: channels of the context.
+
+    Raises:
+      ValueError: the tokenizer has more tokens than the text encoder.
     """
 
     def __init__(
@@ -143,18 +151,23 @@ class TextConditioner:
             networks.save_network(folder, name, self._config(name), params)
         self.tokenizer.save(pathlib.Path(folder, "tokenizer"))
 
-    def tokenize(self, prompts: Sequence[str]) -> np.ndarray:
-        """Returns int32 ids [n, 77]; see `Tokenizer`."""
-        return self.tokenizer(prompts)
+    @property
+    def prepare(self) -> Tokenizer:
+        """The tokenizer: prompts to int32 ids [n, length]."""
+        return self.tokenizer
 
-    def encode(self, params: dict[str, Any], tokens: jax.Array) -> jax.Array:
-        """Returns the context [n, 77, width] of ids [n, 77]; pure.
+    def unconditional(self) -> np.ndarray:
+        """Returns the ids of the empty prompt, int32 [1, length]."""
+        return self.tokenizer([""])
+
+    def encode(self, params: Tree, condition: jax.Array) -> jax.Array:
+        """Returns the context [n, length, width] of ids [n, length]; pure.
 
         Whether the encoder sees padding depends on its kind: see the head of this module.
         """
         network = networks.build(self._graphdefs["text_encoder"], params["text_encoder"])
-        mask = tokens != self.tokenizer.pad_id if self.kind in _MASKED else None
-        hidden = network(tokens, mask)
+        mask = self.tokenizer.mask(condition) if self.kind in _MASKED else None
+        hidden = network(condition, mask)
         if self.kind != "clap":
             return hidden
         return networks.build(self._graphdefs["text_projection"], params["text_projection"])(hidden)

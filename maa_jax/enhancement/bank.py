@@ -1,7 +1,8 @@
 """A bank of captions: embedded once, kept on disk, searched exactly on the devices.
 
-A bank's folder holds a pair of files for each process that wrote it, `embeddings-i-of-n.npy`
-([captions, width], unit lengths) and `captions-i-of-n.txt` (a caption a line), and `index.json`.
+A bank is a folder with `index.json` and a pair of files for each process that wrote it:
+`embeddings-i-of-n.npy` ([captions, width], rows of unit length) and `captions-i-of-n.txt` (one
+caption a line).
 """
 
 import functools
@@ -16,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from maa_jax.encoders.batching import in_batches
 from maa_jax.files import write_array
 
 INDEX = "index.json"
@@ -35,21 +37,21 @@ def build(
     """Embeds and writes this process's share of a bank.
 
     Args:
-        folder: for the bank; all processes must see it.
-        captions: all of them, in any order, the same ones in every process. Duplicates and empty
-            ones are left out; white space within a caption becomes single spaces.
-        encode: `batch_size` captions to embeddings [batch_size, width] of unit length.
-        retriever: what the embeddings are of; `Bank.retriever` tells.
-        batch_size: captions encoded at a time.
-        dtype: of the embeddings on the disk, float16 or float32.
-        process_index: this process.
-        process_count: all of them.
+      folder: folder for the bank, which all processes must see.
+      captions: all captions, in any order, the same in every process. Duplicates and empty ones
+        are left out; white space within a caption becomes single spaces.
+      encode: embeds up to `batch_size` captions, as rows of unit length [n, width].
+      retriever: identity of the network that embeds, kept as `Bank.retriever`.
+      batch_size: captions encoded at a time.
+      dtype: type of the embeddings on the disk, float16 or float32.
+      process_index: number of this process.
+      process_count: number of processes.
 
     Returns:
-        The number of captions written.
+      The number of captions written.
 
     Raises:
-        ValueError: there are fewer captions than processes.
+      ValueError: there are fewer captions than processes.
     """
     unique = {" ".join(caption.split()) for caption in captions} - {""}
     mine = sorted(unique)[process_index::process_count]
@@ -70,14 +72,14 @@ def build(
 
 
 class Bank:
-    """A bank in the devices' memory, in float32, each holding an equal part of the captions.
+    """A bank in the memory of the devices, in float32, split evenly between them.
 
-    A search is one matrix product a device and the best k of its part; the best of those k are
-    then taken over all devices. Every process of a run holds the bank and searches for itself.
+    A search is one matrix product a device and the k best of its part; the best of all parts are
+    then chosen over the devices. Every process of a run holds the whole bank and searches alone.
 
     Attributes:
-        retriever: what the embeddings are of, as `build` was told.
-        width: channels of the embeddings.
+      retriever: identity of the network that embedded the captions, as `build` was told.
+      width: channels of the embeddings.
     """
 
     def __init__(
@@ -90,12 +92,12 @@ class Bank:
         """Reads a bank onto the devices.
 
         Args:
-            folder: that `build` filled.
-            devices: that hold it, by default all of this process.
-            batch_size: queries searched for at a time; each takes 4 bytes a caption of memory.
+          folder: a folder that `build` filled.
+          devices: what the bank is split over, by default all devices of this process.
+          batch_size: queries searched for at a time; each takes 4 bytes of memory a caption.
 
         Raises:
-            ValueError: the folder is no bank, or lacks parts: all are named.
+          ValueError: the folder is no bank, or lacks files, all of which are named.
         """
         folder = pathlib.Path(folder)
         if not (folder / INDEX).is_file():
@@ -136,14 +138,14 @@ class Bank:
         """Returns the k captions nearest to each query, the nearest first.
 
         Args:
-            queries: [n, width], of unit length.
-            k: captions a query.
+          queries: [n, width], rows of unit length.
+          k: captions a query.
 
         Returns:
-            Scores (cosines) float32 [n, k], and n lists of k captions.
+          Scores (cosines) float32 [n, k], and n lists of k captions.
 
         Raises:
-            ValueError: k is more than there are captions, or the width is another.
+          ValueError: k is larger than the bank, or the queries have another width.
         """
         if not 1 <= k <= len(self):
             raise ValueError(f"k={k} of a bank of {len(self)} captions: give 1 to {len(self)}")
@@ -152,16 +154,10 @@ class Bank:
                 f"queries of width {queries.shape[1]} in a bank of width {self.width}: embed both "
                 "with one retriever"
             )
-        scores = np.zeros((len(queries), k), np.float32)
-        found = np.zeros((len(queries), k), np.int32)
-        for start in range(0, len(queries), self._batch_size):
-            part = np.asarray(queries[start : start + self._batch_size], np.float32)
-            # Always of one size, so that one program is compiled.
-            batch = np.zeros((self._batch_size, self.width), np.float32)
-            batch[: len(part)] = part
-            best, places = jax.device_get(self._best(self._embeddings, batch, k=k))
-            scores[start : start + len(part)] = best[: len(part)]
-            found[start : start + len(part)] = places[: len(part)]
+        if not len(queries):
+            return np.zeros((0, k), np.float32), []
+        best = functools.partial(self._best, self._embeddings, k=k)
+        scores, found = in_batches(best, np.asarray(queries, np.float32), self._batch_size)
         return scores, [[self._captions[place] for place in row] for row in found]
 
 

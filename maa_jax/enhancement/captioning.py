@@ -1,4 +1,4 @@
-"""The captioning expert: what a captioner says of recordings (paper section 3.2.1)."""
+"""The captioning expert: captions that a trained captioner writes (paper section 3.2.1)."""
 
 import os
 import zlib
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maa_jax.devices import batch_sharding, create_local_mesh, replicated
+from maa_jax.encoders.batching import Batches
 from maa_jax.model_folder import hub, networks
 from maa_jax.model_folder.index import load_index
 from maa_jax.models import captioner
@@ -16,19 +16,20 @@ from maa_jax.text.tokenizer import Tokenizer
 
 
 class Captioning:
-    """Proposes captions: the likeliest ones, and samples that differ more from each other.
+    """An expert: proposes the likeliest captions, and samples, which differ more from each other.
 
     Args:
-        folder: a model folder with `captioner/` and `tokenizer/`.
-        num_beams: captions of beam search.
-        num_samples: captions of nucleus sampling.
-        top_p: probability of the words that samples are drawn from.
-        temperature: of samples; below 1 they are more alike.
-        seed: of samples; a recording's depend on it and on the recording alone.
-        devices: over which batches are spread; by default all of this process.
+      folder: a model folder with `captioner/` and `tokenizer/`.
+      num_beams: captions a recording from beam search.
+      num_samples: captions a recording from nucleus sampling.
+      top_p: total probability of the words that are sampled from.
+      temperature: softmax temperature of sampling; below 1 the samples are more alike.
+      seed: seed of sampling; a recording's samples depend on it and on the recording alone.
+      batch_size: recordings captioned at a time, over all devices.
+      devices: what batches are spread over, by default all devices of this process.
 
     Raises:
-        ValueError: nothing is asked for, or the folder is missing or does not fit together.
+      ValueError: no caption is asked for, or the folder is missing or does not fit together.
     """
 
     name = "captioning"
@@ -42,6 +43,7 @@ class Captioning:
         top_p: float = 0.9,
         temperature: float = 1.0,
         seed: int = 0,
+        batch_size: int = 16,
         devices: Sequence[jax.Device] | None = None,
     ):
         if min(num_beams, num_samples) < 0 or num_beams + num_samples < 1:
@@ -64,12 +66,10 @@ class Captioning:
                 f"{path}: the tokenizer has {self._tokenizer.vocab_size} tokens and the captioner "
                 f"{self._config.vocab_size}: bring the tokenizer that it was trained with."
             )
-        devices = jax.local_devices() if devices is None else devices
-        self._mesh = create_local_mesh(devices)
-        self._params = jax.device_put(params, replicated(self._mesh))
-        self._seed = seed
+        self._batches = Batches(batch_size, devices)
+        self._params = self._batches.put(params)
 
-        def write(params, audio, identities, seed):
+        def write(params, audio, identities):
             network = networks.build(graphdef, params)
             memory = network.encode(audio)
             written = []
@@ -92,20 +92,18 @@ class Captioning:
     def propose(self, audio: np.ndarray, labels: Sequence[Sequence[str]]) -> list[list[str]]:
         """Returns the different captions of each recording, those of beam search first.
 
-        One program is compiled for each shape of `audio`.
+        One program is compiled for each length of sounds.
 
         Args:
-            audio: float32 [n, samples] in [-1, 1] at 16 kHz.
-            labels: of each recording; not read.
+          audio: float32 [n, samples] in [-1, 1] at 16 kHz.
+          labels: each recording's labels; not read.
         """
         del labels
-        size, samples = audio.shape
-        short = max(0, self._config.min_samples - samples)
-        audio = np.pad(audio, ((0, -size % self._mesh.size), (0, short))).astype(np.float32)
-        # What a recording is, so that its samples hang on no place in a batch.
+        short = max(0, self._config.min_samples - audio.shape[1])
+        audio = np.pad(audio, ((0, 0), (0, short))).astype(np.float32)
+        # A recording's samples depend on its content, so that its place in a batch is of no matter.
         identities = np.array([zlib.crc32(wav.tobytes()) for wav in audio], np.uint32)
-        on_devices = jax.device_put((audio, identities), batch_sharding(self._mesh))
-        ids = np.asarray(self._write(self._params, *on_devices, self._seed))[:size]
+        ids = self._batches.run(self._write, self._params, audio, identities)
         texts = self._tokenizer.decode(ids.reshape(-1, ids.shape[-1]))
         count = ids.shape[1]
         rows = (texts[i : i + count] for i in range(0, len(texts), count))

@@ -1,7 +1,7 @@
 """Expert distillation: experts propose captions, CLAP chooses (paper section 3.2.1, Appendix E.2).
 
-An expert is any class with a name and one method. To add one, name it where experts are chosen, as
-"package.module:Class"; it is made without arguments.
+An expert is any class with a name and one method. Your own is named as "package.module:Class"
+wherever experts are chosen, and is constructed without arguments.
 
     class Weather:
         name = "weather"
@@ -23,34 +23,37 @@ from maa_jax.data.transforms import LABEL_CAPTION
 from maa_jax.encoders.clap import ClapScore
 from maa_jax.text.normalize import normalize
 
-# Imported when they are asked for: users may have an expert without the others' networks.
+# Imported when they are asked for, since each needs networks of its own.
 EXPERTS = {
     "captioning": "maa_jax.enhancement.captioning:Captioning",
     "retrieval": "maa_jax.enhancement.retrieval:Retrieval",
     "labels": "maa_jax.enhancement.distill:Labels",
 }
-_SENTENCES = 64  # encoded at a time: always as many, so that one program is compiled
 
 
 class Expert(Protocol):
-    """Proposes captions; `name` is what the records call it."""
+    """Proposes captions.
+
+    Attributes:
+      name: what the records of a run call it.
+    """
 
     name: str
 
     def propose(self, audio: np.ndarray, labels: Sequence[Sequence[str]]) -> list[list[str]]:
         """Returns any number of captions for each of n recordings.
 
-        What it proposes for a recording must not depend on the others.
+        The captions of a recording must not depend on the other recordings.
 
         Args:
-            audio: float32 [n, samples] at 16 kHz, shorter recordings with zeros behind.
-            labels: each recording's labels; none where it has none or they are withheld.
+          audio: float32 [n, samples] at 16 kHz; shorter recordings are padded with zeros.
+          labels: each recording's labels, empty where it has none or they are withheld.
         """
         ...
 
 
 class Labels:
-    """Makes a caption of the labels of a recording that has any: "the sound of a dog barking"."""
+    """An expert: makes "the sound of a dog barking" of a recording's labels, if it has any."""
 
     name = "labels"
 
@@ -63,10 +66,10 @@ def find_expert(name: str) -> type[Expert]:
     """Returns the class of an expert.
 
     Args:
-        name: a key of `EXPERTS` or "package.module:Class".
+      name: a key of `EXPERTS` or "package.module:Class".
 
     Raises:
-        ValueError: there is none; with the nearest name, or what the class lacks.
+      ValueError: there is no such expert; the error names the nearest one, or what a class lacks.
     """
     path = EXPERTS.get(name, name)
     module, colon, attribute = path.partition(":")
@@ -90,7 +93,7 @@ def find_experts(names: Sequence[str]) -> list[type[Expert]]:
     """Returns the classes of some experts; see `find_expert`.
 
     Raises:
-        ValueError: also where none is named, or two have the same name.
+      ValueError: as `find_expert`, or no name is given, or two experts have the same name.
     """
     if not names:
         raise ValueError(f"experts: none is named; name some of {', '.join(EXPERTS)}")
@@ -103,7 +106,7 @@ def find_experts(names: Sequence[str]) -> list[type[Expert]]:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A caption, the name of the expert that proposed it, and its CLAP score in [-1, 1]."""
+    """A proposed caption, the name of its expert, and its CLAP score in [-1, 1]."""
 
     caption: str
     expert: str
@@ -116,21 +119,21 @@ def distill(
     experts: Sequence[Expert],
     clap: ClapScore,
 ) -> list[list[Candidate]]:
-    """Returns all candidates of each recording, in the experts' order, with their scores.
+    """Returns all candidates of each recording with their scores, in the experts' order.
 
-    Captions are normalised (section 5.1) first. An expert's repetitions count once; a caption of
-    two experts is a candidate of each.
+    Captions are normalised first (section 5.1). An expert's repetitions count once; a caption that
+    two experts propose is a candidate of each.
 
     Args:
-        audio: float32 [n, samples] at 16 kHz.
-        labels: of each recording; may be empty.
-        experts: that propose.
-        clap: that scores.
+      audio: float32 [n, samples] at 16 kHz.
+      labels: each recording's labels, which may be empty.
+      experts: the experts that propose captions.
+      clap: the CLAP that scores them.
 
     Raises:
-        ValueError: an expert did not answer for every recording.
+      ValueError: an expert did not answer for every recording.
     """
-    proposed = [{} for _ in audio]  # of (caption, expert), in order
+    proposed = [{} for _ in audio]  # a recording's (caption, expert) pairs, in order
     for expert in experts:
         answers = expert.propose(audio, labels)
         if len(answers) != len(audio):
@@ -143,7 +146,7 @@ def distill(
                 if caption:
                     pairs[caption, expert.name] = None
     captions = list(dict.fromkeys(caption for pairs in proposed for caption, _ in pairs))
-    words = dict(zip(captions, _embed(captions, clap), strict=True))
+    words = dict(zip(captions, clap.text_embeddings(captions), strict=True)) if captions else {}
     sounds = clap.audio_embeddings(audio, SAMPLE_RATE)
     return [
         [
@@ -155,16 +158,6 @@ def distill(
 
 
 def best(candidates: Sequence[Candidate], threshold: float) -> Candidate | None:
-    """Returns the candidate of the highest score, the first of equals; None below the threshold."""
+    """Returns the candidate with the highest score, or None if that is below the threshold."""
     first = max(candidates, key=lambda candidate: candidate.score, default=None)
     return first if first and first.score >= threshold else None
-
-
-def _embed(captions: Sequence[str], clap: ClapScore) -> list[np.ndarray]:
-    """Returns the embedding of each caption."""
-    rows = []
-    for start in range(0, len(captions), _SENTENCES):
-        part = captions[start : start + _SENTENCES]
-        filled = [*part, *[""] * (_SENTENCES - len(part))]
-        rows.extend(clap.text_embeddings(filled)[: len(part)])
-    return rows

@@ -315,8 +315,9 @@ class Pipeline:
         ranking = num_candidates is not None
         self.load(output, ranking=ranking)
 
-        tokens = self._conditioner.tokenize([negative_prompt, *prompts])
-        unconditional = self._encode(self._params["text"], tokens[:1])
+        conditions = self._conditioner.prepare([negative_prompt, *prompts])
+        take = lambda rows: jax.tree.map(lambda x: x[rows], conditions)
+        unconditional = self._encode(self._params["text"], take([0]))
         table = samplers.coefficients(
             sampler,
             self._schedule,
@@ -333,7 +334,7 @@ class Pipeline:
             if self._mesh is not None:  # as many for each device
                 rows = np.pad(batch, (0, -len(batch) % self._mesh.size), "edge")
             with self._timed("text encoder"):
-                words = self._put(tokens[1 + rows // tries], 0)
+                words = self._put(take(1 + rows // tries), 0)
                 context = self._encode(self._params["text"], words).block_until_ready()
             indices = (start_index + rows).astype(np.uint32)
             latents, keys = self._noise(np.uint32(seed), indices, shapes[batch[0]])

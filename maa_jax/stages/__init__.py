@@ -2,7 +2,7 @@
 
 A stage is built from a config and offers what the one training loop needs:
 
-    tokenize                                 texts to tokens [n, 77], or None
+    prepare_text                             captions to a tree of arrays [n, ...], or None
     load_frozen() -> tree                    weights of the networks that it only reads
     init(key) -> TrainState                  pure
     start_weights() -> {network: tree}       weights to begin with in the place of random ones

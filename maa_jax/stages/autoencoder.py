@@ -74,7 +74,7 @@ class AutoencoderStage:
         self._graphs = {name: state.define(make) for name, make in self._makes.items()}
         tx = optim.make_optimizer(config.optimizer, config.batch_size, steps_per_epoch)
         self._txs = dict.fromkeys(self._makes, tx)
-        self.tokenize = None
+        self.prepare_text = None
 
     def _check_sizes(self) -> None:
         frames, factor = self.config.data.samples // self.mel.hop_length, self.vae_config.downscale

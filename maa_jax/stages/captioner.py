@@ -22,7 +22,7 @@ from maa_jax.models import captioner as captioner_lib
 from maa_jax.models.cnn10 import Cnn10Config
 from maa_jax.stages.contrastive import augment, make_tokenizer
 from maa_jax.text import cider
-from maa_jax.text.tokenizer import MAX_TOKENS, Tokenizer
+from maa_jax.text.tokenizer import Tokenizer
 from maa_jax.training import optim, state
 
 Tree = Any
@@ -60,17 +60,17 @@ class CaptionerStage:
         """
         self.config = config
         keys = dict(config.captioner)
-        self.tokenize = make_tokenizer(config, keys["vocab_size"])
+        self.tokenizer = self.prepare_text = make_tokenizer(config, keys["vocab_size"])
         if config.tokenizer == "captions":
-            keys["vocab_size"] = self.tokenize.vocab_size
+            keys["vocab_size"] = self.tokenizer.vocab_size
         begin, end = self._ends()
         keys |= {
             "encoder": Cnn10Config(**config.captioner.encoder),
             "sample_rate": config.mel.sample_rate,
-            "pad_token_id": self.tokenize.pad_id,
+            "pad_token_id": self.tokenizer.pad_id,
             "bos_token_id": begin,
             "eos_token_id": end,
-            "suppress_tokens": [i for i in self.tokenize.special_ids if i != end],
+            "suppress_tokens": [i for i in self.tokenizer.special_ids if i != end],
         }
         self.captioner_config = captioner_lib.CaptionerConfig(**keys)
         self._check()
@@ -82,8 +82,8 @@ class CaptionerStage:
 
     def _ends(self) -> tuple[int, int]:
         """Returns the ids that begin and end a caption."""
-        begin, end, after = self.tokenize([""])[0, :3].tolist()
-        if end == self.tokenize.pad_id or after != self.tokenize.pad_id:
+        begin, end, after = self.tokenizer([""])[0, :3].tolist()
+        if end == self.tokenizer.pad_id or after != self.tokenizer.pad_id:
             raise ValueError(
                 f"config.tokenizer={self.config.tokenizer!r}: it does not put one token before a "
                 "caption and another, that is not its padding, behind: take that of a BERT, or "
@@ -95,15 +95,15 @@ class CaptionerStage:
         config, sizes = self.config, self.captioner_config
         if config.loss not in _LOSSES:
             raise ValueError(f"config.loss={config.loss!r}: choose from {', '.join(_LOSSES)}.")
-        if self.tokenize.vocab_size > sizes.vocab_size:
+        if self.tokenizer.vocab_size > sizes.vocab_size:
             raise ValueError(
                 f"config.captioner.vocab_size={sizes.vocab_size}, but the tokenizer in "
-                f"{config.tokenizer} has {self.tokenize.vocab_size} entries: set it to that."
+                f"{config.tokenizer} has {self.tokenizer.vocab_size} entries: set it to that."
             )
-        if sizes.max_length > MAX_TOKENS:
+        if sizes.max_length > self.tokenizer.length:
             raise ValueError(
                 f"config.captioner.max_length={sizes.max_length}: captions come with "
-                f"{MAX_TOKENS} tokens, give at most as many."
+                f"{self.tokenizer.length} tokens, give at most as many."
             )
         if config.data.samples < sizes.min_samples:
             raise ValueError(
@@ -125,7 +125,7 @@ class CaptionerStage:
         from maa_jax.data import datasets
 
         captions = [x["captions"] for x in datasets.metadata(self.config.data, split)]
-        return reference_tables(captions, self.tokenize, self.captioner_config.max_length)
+        return reference_tables(captions, self.tokenizer, self.captioner_config.max_length)
 
     def start_weights(self) -> dict[str, Tree]:
         """Returns the captioner, or the encoder, to begin with; {} for none."""
@@ -159,9 +159,9 @@ class CaptionerStage:
             memory = network.encode(audio, use_running_average=False, rngs=rngs)
             tokens = self._cut(batch)
             logits, _ = network(memory, tokens, rngs=rngs)
-            losses = caption_losses(
-                logits, tokens[:, 1:], self.tokenize.pad_id, self.config.label_smoothing
-            )
+            words = tokens[:, 1:]
+            mask, smoothing = self.tokenizer.mask(words), self.config.label_smoothing
+            losses = caption_losses(logits, words, mask, smoothing)
             return losses.mean(), ({}, state.split(network)[1])
 
         def self_critical(params, batch, key):
@@ -175,7 +175,7 @@ class CaptionerStage:
             keys = jax.random.split(key_sample, len(memory.frames))
             sampled = captioner_lib.sample(writer, jax.lax.stop_gradient(memory), keys)
             reward = cider.token_cider_d(
-                frozen["train"], several(batch["index"]), sampled, self.tokenize.pad_id
+                frozen["train"], several(batch["index"]), sampled, self.tokenizer.mask
             ).reshape(-1, _DRAWS)
             others = (reward.sum(1, keepdims=True) - reward) / (_DRAWS - 1)
             likelihood = policy.log_likelihood(memory, sampled).reshape(-1, _DRAWS)
@@ -203,10 +203,10 @@ class CaptionerStage:
         memory, tokens = network.encode(batch["audio"]), self._cut(batch)
         logits, _ = network(memory, tokens)
         greedy = captioner_lib.beam_search(network, memory, width=1)[0][:, 0]
-        pad, tables = self.tokenize.pad_id, frozen["validation"]
+        words, mask, tables = tokens[:, 1:], self.tokenizer.mask, frozen["validation"]
         return {
-            "loss": caption_losses(logits, tokens[:, 1:], pad),
-            "cider": cider.token_cider_d(tables, batch["index"], greedy, pad),
+            "loss": caption_losses(logits, words, mask(words)),
+            "cider": cider.token_cider_d(tables, batch["index"], greedy, mask),
         }
 
     def summarize(
@@ -225,33 +225,32 @@ class CaptionerStage:
         return state.merge(self._graph, weights, extra)
 
     def _cut(self, batch: Tree) -> jax.Array:
-        return batch["tokens"][:, : self.captioner_config.max_length]
+        return batch["text"][:, : self.captioner_config.max_length]
 
     def export(self, params: Tree, extra: Tree, folder: str) -> None:
         """Writes the captioner and its tokenizer into a model folder."""
         network = state.merge(self._graph, params["captioner"], extra["captioner"])
         tree = nnx.to_pure_dict(nnx.state(network))
         networks.save_network(folder, "captioner", self.captioner_config, tree)
-        self.tokenize.save(pathlib.Path(folder, "tokenizer"))
+        self.tokenizer.save(pathlib.Path(folder, "tokenizer"))
         save_index(folder)
 
 
 def caption_losses(
-    logits: jax.Array, words: jax.Array, pad_id: int, smoothing: float = 0.0
+    logits: jax.Array, words: jax.Array, mask: jax.Array, smoothing: float = 0.0
 ) -> jax.Array:
     """Returns the cross-entropy [b] of each caption, the mean over its words.
 
     Args:
         logits: [b, n, vocab_size].
-        words: ids [b, n], with `pad_id` behind the last.
-        pad_id: fills up captions.
+        words: ids [b, n].
+        mask: bool [b, n], False where `words` is padding.
         smoothing: probability of the target that all ids share (Szegedy et al. 2016).
     """
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     losses = -jnp.take_along_axis(log_probs, words[..., None], axis=-1)[..., 0]
     losses = (1 - smoothing) * losses - smoothing * jnp.mean(log_probs, axis=-1)
-    given = words != pad_id
-    return jnp.sum(jnp.where(given, losses, 0), axis=1) / jnp.maximum(given.sum(1), 1)
+    return jnp.sum(jnp.where(mask, losses, 0), axis=1) / jnp.maximum(mask.sum(1), 1)
 
 
 def reference_tables(captions: list[list[str]], tokenize: Tokenizer, length: int) -> Tree:
@@ -260,4 +259,4 @@ def reference_tables(captions: list[list[str]], tokenize: Tokenizer, length: int
     references = np.full((len(captions), most, length), tokenize.pad_id, np.int32)
     for row, texts in zip(references, captions, strict=True):
         row[: len(texts)] = tokenize(texts)[:, :length]
-    return cider.token_tables(references, tokenize.pad_id)
+    return cider.token_tables(references, tokenize.mask)

@@ -53,9 +53,9 @@ class ClapStage:
         """
         self.config = config
         text = dict(config.clap.text_encoder)
-        self.tokenize = contrastive.make_tokenizer(config, text["vocab_size"])
+        self.tokenizer = self.prepare_text = contrastive.make_tokenizer(config, text["vocab_size"])
         if config.tokenizer == "captions":
-            text["vocab_size"] = self.tokenize.vocab_size
+            text["vocab_size"] = self.tokenizer.vocab_size
         self.clap_config = ClapConfig(
             text_encoder=BertConfig(**text),
             audio_encoder=Cnn14Config(**config.clap.audio_encoder),
@@ -65,7 +65,7 @@ class ClapStage:
         contrastive.check(
             config,
             "clap",
-            self.tokenize,
+            self.tokenizer,
             self.clap_config.text_encoder,
             self.clap_config.audio_encoder,
         )
@@ -101,9 +101,9 @@ class ClapStage:
             rngs = nnx.Rngs(dropout=key_dropout)
             audio = contrastive.augment(batch["audio"], key_augment, **self.config.augment)
             audio = clap.audio_embedding(audio, use_running_average=False, rngs=rngs)
-            text = clap.text_embedding(batch["tokens"], self._mask(batch["tokens"]), rngs=rngs)
+            text = clap.text_embedding(batch["text"], self.tokenizer.mask(batch["text"]), rngs=rngs)
             logits = jnp.exp(clap.logit_scale[...]) * text @ audio.T
-            same = contrastive.same_pairs(batch["index"], batch["tokens"])
+            same = contrastive.same_pairs(batch["index"], batch["text"])
             loss = contrastive_losses(logits, same).mean()
             recall = contrastive.recall_at_1(logits, same).mean()
             return loss, ({"recall_at_1": recall}, state.split(clap)[1])
@@ -122,7 +122,7 @@ class ClapStage:
     ) -> dict[str, jax.Array]:
         """Returns each example's loss [b] and whether its caption finds its recording [b]."""
         logits = self._logits(train, batch)
-        same = contrastive.same_pairs(batch["index"], batch["tokens"])
+        same = contrastive.same_pairs(batch["index"], batch["text"])
         return {
             "loss": contrastive_losses(logits, same),
             "recall_at_1": contrastive.recall_at_1(logits, same),
@@ -140,19 +140,16 @@ class ClapStage:
     def _logits(self, train: state.TrainState, batch: Tree) -> jax.Array:
         """Returns similarities [captions, recordings], scaled by the temperature."""
         clap = state.merge(self._graph, train.weights()["clap"], train.extra["clap"])
-        text = clap.text_embedding(batch["tokens"], self._mask(batch["tokens"]))
+        text = clap.text_embedding(batch["text"], self.tokenizer.mask(batch["text"]))
         audio = clap.audio_embedding(batch["audio"])
         return jnp.exp(clap.logit_scale[...]) * text @ audio.T
-
-    def _mask(self, tokens: jax.Array) -> jax.Array:
-        return tokens != self.tokenize.pad_id
 
     def export(self, params: Tree, extra: Tree, folder: str) -> None:
         """Writes both towers, both projections and the tokenizer into a model folder."""
         for network in NETWORKS:
             tree = contrastive.union(params["clap"][network], extra["clap"].get(network, {}))
             networks.save_network(folder, network, getattr(self.clap_config, network), tree)
-        self.tokenize.save(pathlib.Path(folder, "tokenizer"))
+        self.tokenizer.save(pathlib.Path(folder, "tokenizer"))
         save_index(folder)
 
 

@@ -11,7 +11,7 @@ from maa_jax.files import user_path
 from maa_jax.model_folder import networks
 from maa_jax.models.bert import BertConfig
 from maa_jax.models.cnn14 import Cnn14Config
-from maa_jax.text.tokenizer import MAX_TOKENS, Tokenizer, tokenizer_from_captions
+from maa_jax.text.tokenizer import Tokenizer, tokenizer_from_captions
 
 Tree = Any
 
@@ -61,10 +61,10 @@ def check(
             f"config.{block}.text_encoder.vocab_size={text.vocab_size}, but the tokenizer in "
             f"{config.tokenizer} has {tokenizer.vocab_size} entries: set it to that."
         )
-    if text.max_position_embeddings < MAX_TOKENS:
+    if text.max_position_embeddings < tokenizer.length:
         raise ValueError(
             f"config.{block}.text_encoder.max_position_embeddings={text.max_position_embeddings}: "
-            f"prompts have {MAX_TOKENS} tokens, give at least as many."
+            f"prompts have {tokenizer.length} tokens, give at least as many."
         )
     if audio.sample_rate != config.mel.sample_rate:
         raise ValueError(

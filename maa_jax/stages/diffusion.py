@@ -18,9 +18,10 @@ import numpy as np
 import optax
 
 from maa_jax.audio import mel as mel_lib
-from maa_jax.data import text_embeddings
+from maa_jax.data.text_embeddings import Contexts
 from maa_jax.diffusion import samplers, schedule
 from maa_jax.encoders import text
+from maa_jax.encoders.stored import StoredContexts
 from maa_jax.files import FolderError, replace_folder, user_path
 from maa_jax.model_folder import hub, networks
 from maa_jax.model_folder.index import save_index, save_scheduler
@@ -54,27 +55,25 @@ class DiffusionStage:
         self._tx = optim.make_optimizer(config.optimizer, config.batch_size, steps_per_epoch)
         self._text_folder = _folder(config, "text_encoder", "clap", text.find)
         if config.text_embeddings:
-            self._embeddings = text_embeddings.Embeddings(user_path(config.text_embeddings))
-            self._text, self.tokenize = None, self._embeddings
-            self._context_width = self._embeddings.width
+            self._conditioner = self._stored_contexts()
         else:
-            self._text = self._open_text()
-            self.tokenize = self._text.tokenize
-            self._context_width = self._text.width
+            self._conditioner = text.TextConditioner.from_folder(self._text_folder)
+        self.prepare_text = self._conditioner.prepare
         self._vae_folder = _folder(config, "autoencoder", "autoencoder")
         self._check_widths()
 
-    def _open_text(self) -> text.TextConditioner:
-        return text.TextConditioner.from_folder(self._text_folder)
-
-    def _check_widths(self) -> None:
-        if self._text is None and self._embeddings.text_encoder != str(self.config.text_encoder):
+    def _stored_contexts(self) -> StoredContexts:
+        contexts = Contexts(user_path(self.config.text_embeddings))
+        if contexts.text_encoder != str(self.config.text_encoder):
             raise ValueError(
-                f"config.text_embeddings={self.config.text_embeddings!r} holds the states of "
-                f"{self._embeddings.text_encoder!r}, but config.text_encoder="
+                f"config.text_embeddings={self.config.text_embeddings!r} holds the contexts of "
+                f"{contexts.text_encoder!r}, but config.text_encoder="
                 f"{self.config.text_encoder!r}: set one of them after the other."
             )
-        given = self._context_width
+        return StoredContexts(contexts, self._text_folder)
+
+    def _check_widths(self) -> None:
+        given = self._conditioner.width
         if given != self.unet_config.cross_attention_dim:
             raise ValueError(
                 f"config.unet.cross_attention_dim={self.unet_config.cross_attention_dim}, but the "
@@ -88,14 +87,14 @@ class DiffusionStage:
             )
 
     def load_frozen(self) -> Tree:
-        """Returns the weights that are only read, and the tokens of the fixed prompts."""
+        """Returns the weights that are only read, and the conditions of the fixed prompts."""
         dtype = jnp.dtype(self.config.dtype)
         self._vae, vae = networks.load_network(self._vae_folder, "vae", dtype=dtype)
         frozen = {
             "vae": vae,
-            "text": self._text.params if self._text else {},
-            "empty": self.tokenize([""]),
-            "prompts": self.tokenize(list(self.config.summary.prompts)),
+            "text": self._conditioner.params,
+            "empty": self._conditioner.unconditional(),
+            "prompts": self.prepare_text(list(self.config.summary.prompts)),
         }
         if self.config.vocoder:
             folder = _folder(self.config, "vocoder", "vocoder")
@@ -139,10 +138,8 @@ class DiffusionStage:
         eps = module(noisy, timesteps, context).astype(jnp.float32)
         return jnp.mean(jnp.square(eps - noise), axis=(1, 2, 3))
 
-    def _context(self, frozen: Tree, tokens: jax.Array) -> jax.Array:
-        if self._text is None:
-            return tokens.astype(jnp.float32)  # contexts already, from the disk
-        return jax.lax.stop_gradient(self._text.encode(frozen["text"], tokens))
+    def _context(self, frozen: Tree, condition: Tree) -> jax.Array:
+        return jax.lax.stop_gradient(self._conditioner.encode(frozen["text"], condition))
 
     def train_step(
         self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
@@ -154,7 +151,7 @@ class DiffusionStage:
             key_z, key_t, key_drop, key_noise = jax.random.split(key, 4)
             z = self._encode(frozen, batch["audio"], key_z) * scale
             z, context = (
-                jnp.repeat(x, draws, 0) for x in (z, self._context(frozen, batch["tokens"]))
+                jnp.repeat(x, draws, 0) for x in (z, self._context(frozen, batch["text"]))
             )
             timesteps = jax.random.randint(key_t, len(z), 0, self.schedule.num_train_timesteps)
             drop = jax.random.bernoulli(key_drop, self.config.uncond_probability, (len(z), 1, 1))
@@ -177,19 +174,18 @@ class DiffusionStage:
         timesteps = ((jnp.arange(size) + 0.5) * total / size).astype(jnp.int32)
         z = self._encode(frozen, batch["audio"], key_z) * train.extra["latents"]["scale"]
         module = state.merge(self._graph, train.weights()["unet"])
-        context = self._context(frozen, batch["tokens"])
+        context = self._context(frozen, batch["text"])
         return {"loss": self._errors(module, z, context, timesteps, key_noise)}
 
     def summarize(
         self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
     ) -> dict[str, jax.Array]:
         """Samples the fixed prompts: spectrograms, and sound where a vocoder is given."""
-        prompts, empty = frozen["prompts"], frozen["empty"]
-        context = self._context(frozen, prompts)
-        without = self._context(frozen, jnp.broadcast_to(empty, prompts.shape))
+        context = self._context(frozen, frozen["prompts"])
+        without = jnp.broadcast_to(self._context(frozen, frozen["empty"]), context.shape)
         frames = batch["audio"].shape[1] // self.mel.hop_length
         shape = (self.mel.n_mels // 8, frames // 8, self.unet_config.in_channels)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(prompts)))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(context)))
         noise = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
         module = state.merge(self._graph, train.weights()["unet"])
         z = samplers.sample(
@@ -220,7 +216,7 @@ class DiffusionStage:
         vae = networks.load_network(self._vae_folder, "vae")[1]
         networks.save_network(folder, "vae", vae_config, vae)
         save_scheduler(folder, self.schedule)
-        (self._text or self._open_text()).save(folder)
+        self._conditioner.save(folder)
         copied = [self._text_folder / name for name in _AUDIO_PARTS]
         copied = [path for path in copied if path.is_dir()]
         if self.config.vocoder:

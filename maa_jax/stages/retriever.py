@@ -48,11 +48,11 @@ class RetrieverStage:
         if config.negatives not in NEGATIVES:
             raise ValueError(f"config.negatives={config.negatives!r}: use one of {NEGATIVES}.")
         text = dict(config.retriever.text_encoder)
-        self.tokenize = contrastive.make_tokenizer(config, text["vocab_size"])
+        self.tokenizer = self.prepare_text = contrastive.make_tokenizer(config, text["vocab_size"])
         if config.tokenizer == "captions":
-            text["vocab_size"] = self.tokenize.vocab_size
+            text["vocab_size"] = self.tokenizer.vocab_size
         text, audio = BertConfig(**text), Cnn14Config(**config.retriever.audio_encoder)
-        contrastive.check(config, "retriever", self.tokenize, text, audio)
+        contrastive.check(config, "retriever", self.tokenizer, text, audio)
         transformer = AudioTransformerConfig(
             **config.retriever.audio_transformer, max_frames=audio.frames(config.data.samples)
         )
@@ -93,8 +93,8 @@ class RetrieverStage:
             rngs = nnx.Rngs(dropout=key_dropout)
             audio = contrastive.augment(batch["audio"], key_augment, **self.config.augment)
             audio = retriever.audio_embedding(audio, use_running_average=False, rngs=rngs)
-            mask = self._mask(batch["tokens"])
-            text = retriever.text_embedding(batch["tokens"], mask, rngs=rngs)
+            mask = self.tokenizer.mask(batch["text"])
+            text = retriever.text_embedding(batch["text"], mask, rngs=rngs)
             scores = {name: x.mean() for name, x in self._scores(text @ audio.T, batch).items()}
             return scores.pop("loss"), (scores, state.split(retriever)[1])
 
@@ -123,7 +123,7 @@ class RetrieverStage:
 
     def _scores(self, cosines: jax.Array, batch: Tree) -> dict[str, jax.Array]:
         """Returns each example's loss and recalls, [b], of cosines [captions, recordings]."""
-        same = contrastive.same_pairs(batch["index"], batch["tokens"])
+        same = contrastive.same_pairs(batch["index"], batch["text"])
         return {
             "loss": ranking_losses(cosines, same, self.config.margin, self.config.negatives),
             "text_to_audio/recall_at_1": contrastive.recall_at_1(cosines, same),
@@ -134,17 +134,14 @@ class RetrieverStage:
         """Returns cosines [captions, recordings]."""
         weights = train.weights()["retriever"]
         retriever = state.merge(self._graph, weights, train.extra["retriever"])
-        text = retriever.text_embedding(batch["tokens"], self._mask(batch["tokens"]))
+        text = retriever.text_embedding(batch["text"], self.tokenizer.mask(batch["text"]))
         return text @ retriever.audio_embedding(batch["audio"]).T
-
-    def _mask(self, tokens: jax.Array) -> jax.Array:
-        return tokens != self.tokenize.pad_id
 
     def export(self, params: Tree, extra: Tree, folder: str) -> None:
         """Writes the network and the tokenizer into a model folder."""
         tree = contrastive.union(params["retriever"], extra["retriever"])
         networks.save_network(folder, "retriever", self.retriever_config, tree)
-        self.tokenize.save(pathlib.Path(folder, "tokenizer"))
+        self.tokenizer.save(pathlib.Path(folder, "tokenizer"))
         save_index(folder)
 
 

@@ -11,7 +11,7 @@ import pathlib
 import string
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import tokenizers
@@ -19,16 +19,12 @@ import tokenizers
 from maa_jax.files import read_json, replace_folder
 from maa_jax.text.normalize import normalize
 
-MAX_TOKENS = 77
-
+Array = TypeVar("Array")
 
 PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
-
-
 SPECIAL = (PAD, UNKNOWN, CLS, SEP, MASK)
 
-
-# What transformers is told of the tokenizers made here.
+# The tokenizer_config.json of the tokenizers made here.
 _BERT_TOKENIZER = {
     "tokenizer_class": "BertTokenizer",
     "do_lower_case": True,
@@ -41,18 +37,21 @@ _BERT_TOKENIZER = {
 
 
 class Tokenizer:
-    """A tokenizer that gives every prompt 77 tokens.
+    """Turns prompts into ids, always `length` of them.
 
     Args:
-        tokenizer: of any model; it adds the special tokens itself.
-        config: the content of tokenizer_config.json, by default that of a BERT; its `pad_token`
-            fills up the prompts.
+      tokenizer: any model's tokenizer, which adds the special tokens itself.
+      config: the content of tokenizer_config.json, by default a BERT's. Its `pad_token` fills up
+        short prompts.
 
     Attributes:
-        pad_id: of the padding token.
-        special_ids: of all tokens that are no part of a text, ascending.
-        vocab_size: number of tokens.
+      length: tokens in a prompt, padding included; the denoiser attends to all of them.
+      pad_id: id of the padding token.
+      special_ids: ids of all tokens that are not part of a text, ascending.
+      vocab_size: number of tokens.
     """
+
+    length = 77
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any] | None = None):
         tokenizer.no_truncation()  # a downloaded tokenizer.json may ask for either
@@ -104,7 +103,7 @@ class Tokenizer:
         )
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
-        """Returns int32 ids [n, 77]: those of the prompt and its special tokens, then padding.
+        """Returns int32 ids [n, length]: the prompt's and its special tokens', then padding.
 
         Prompts and training's captions alike are normalised first (paper section 5.1): numbers,
         units, dates and abbreviations become words. An empty prompt is the special tokens, of a
@@ -113,21 +112,30 @@ class Tokenizer:
         """
         if isinstance(prompts, str):
             raise TypeError(f"prompts={prompts!r} is a string: give a list of strings.")
-        ids = np.full((len(prompts), MAX_TOKENS), self.pad_id, np.int32)
+        ids = np.full((len(prompts), self.length), self.pad_id, np.int32)
         for row, prompt in zip(ids, prompts, strict=True):
             prompt = normalize(prompt)
             encoding = self._tokenizer.encode(prompt)
             tokens = encoding.ids
-            if len(tokens) > MAX_TOKENS:
-                cut = encoding.offsets[MAX_TOKENS - 1][0]  # first character of the first lost token
+            if len(tokens) > self.length:
+                # The first character of the first token that is lost.
+                cut = encoding.offsets[self.length - 1][0]
                 warnings.warn(
-                    f"the prompt has {len(tokens)} tokens and is cut to {MAX_TOKENS}; "
+                    f"the prompt has {len(tokens)} tokens and is cut to {self.length}; "
                     f"lost: {prompt[cut:]!r}",
                     stacklevel=2,
                 )
-                tokens = tokens[: MAX_TOKENS - 1] + tokens[-1:]
+                tokens = tokens[: self.length - 1] + tokens[-1:]
             row[: len(tokens)] = tokens
         return ids
+
+    def mask(self, ids: Array) -> Array:
+        """Returns the padding mask of ids, bool in their shape: True where a token is no padding.
+
+        Args:
+          ids: [..., n], a numpy or a JAX array.
+        """
+        return ids != self.pad_id
 
     def decode(self, ids: np.ndarray) -> list[str]:
         """Returns the texts of ids [n, length], without special tokens."""
@@ -136,7 +144,7 @@ class Tokenizer:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes a tokenizer folder that transformers opens, whole or not at all."""
-        config = {**self._config, "model_max_length": MAX_TOKENS}
+        config = {**self._config, "model_max_length": self.length}
         with replace_folder(pathlib.Path(folder)) as new:
             self._tokenizer.save(str(new / "tokenizer.json"))
             (new / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

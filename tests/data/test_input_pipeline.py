@@ -15,7 +15,7 @@ from maa_jax.data.config import DataConfig
 from maa_jax.data.input_pipeline import eval_batches, train_iterator
 
 
-def tokenize(captions):
+def letters(captions):
     """A stand-in for a tokenizer: lengths and first letters."""
     return np.array([[len(caption), ord(caption[0])] for caption in captions], np.int32)
 
@@ -33,18 +33,18 @@ def assert_same(batches, others):
 
 
 def test_batches(data):
-    (batch,) = take(train_iterator(data, batch_size=6, seed=0, tokenize=tokenize), 1)
+    (batch,) = take(train_iterator(data, batch_size=6, seed=0, prepare_text=letters), 1)
     assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
         "audio": ((6, 8192), "float32"),
         "index": ((6,), "int64"),
-        "tokens": ((6, 2), "int32"),
+        "text": ((6, 2), "int32"),
     }
     assert np.abs(batch["audio"]).max() <= 1
     # A batch holds what its records' captions say.
     metadata = datasets.metadata(data)
-    for index, tokens in zip(batch["index"], batch["tokens"], strict=True):
-        allowed = tokenize(metadata[index]["captions"]).tolist()
-        assert tokens.tolist() in allowed
+    for index, text in zip(batch["index"], batch["text"], strict=True):
+        allowed = letters(metadata[index]["captions"]).tolist()
+        assert text.tolist() in allowed
 
 
 def test_no_sound_begins_with_padding(data):
@@ -63,19 +63,19 @@ def test_each_epoch_is_a_new_permutation(data):
 
 def test_seed_decides_everything(data):
     def run(seed):
-        return take(train_iterator(data, batch_size=8, seed=seed, tokenize=tokenize), 3)
+        return take(train_iterator(data, batch_size=8, seed=seed, prepare_text=letters), 3)
 
     assert_same(run(1), run(1))
     assert (run(1)[0]["index"] != run(2)[0]["index"]).any()
 
 
 def test_captions_and_crops_vary_from_epoch_to_epoch(data):
-    iterator = train_iterator(data, batch_size=104, seed=0, tokenize=tokenize)
+    iterator = train_iterator(data, batch_size=104, seed=0, prepare_text=letters)
     epochs = []
     for batch in take(iterator, 6):
         order = np.argsort(batch["index"])
-        epochs.append((batch["tokens"][order], batch["audio"][order]))
-    changed = np.stack([(epochs[0][0] != tokens).any(axis=1) for tokens, _ in epochs[1:]])
+        epochs.append((batch["text"][order], batch["audio"][order]))
+    changed = np.stack([(epochs[0][0] != text).any(axis=1) for text, _ in epochs[1:]])
     assert changed.any(axis=0).mean() > 0.9
     seconds = np.array([example["seconds"] for example in datasets.metadata(data)])
     moved = (epochs[0][1] != epochs[1][1]).any(axis=1)
@@ -84,11 +84,16 @@ def test_captions_and_crops_vary_from_epoch_to_epoch(data):
 
 
 def test_processes_take_parts_of_the_same_global_batches(data):
-    alone = take(train_iterator(data, batch_size=8, seed=5, tokenize=tokenize), 15)
+    alone = take(train_iterator(data, batch_size=8, seed=5, prepare_text=letters), 15)
     parts = [
         take(
             train_iterator(
-                data, batch_size=8, seed=5, tokenize=tokenize, process_index=i, process_count=4
+                data,
+                batch_size=8,
+                seed=5,
+                prepare_text=letters,
+                process_index=i,
+                process_count=4,
             ),
             15,
         )
@@ -102,21 +107,21 @@ def test_processes_take_parts_of_the_same_global_batches(data):
 
 
 def test_workers_change_nothing(data):
-    threads = take(train_iterator(data, batch_size=8, seed=5, tokenize=tokenize), 5)
-    workers = train_iterator({**data, "workers": 2}, batch_size=8, seed=5, tokenize=tokenize)
+    threads = take(train_iterator(data, batch_size=8, seed=5, prepare_text=letters), 5)
+    workers = train_iterator({**data, "workers": 2}, batch_size=8, seed=5, prepare_text=letters)
     assert_same(take(workers, 5), threads)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resumes_in_the_middle_of_an_epoch(data, tmp_path, workers):
     data = {**data, "workers": workers}
-    iterator = train_iterator(data, batch_size=8, seed=1, tokenize=tokenize)
+    iterator = train_iterator(data, batch_size=8, seed=1, prepare_text=letters)
     take(iterator, 5)
     with ocp.CheckpointManager(tmp_path) as manager:
         manager.save(5, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(iterator)))
         expected = take(iterator, 12)  # Into the next epoch.
         manager.wait_until_finished()
-        resumed = train_iterator(data, batch_size=8, seed=1, tokenize=tokenize)
+        resumed = train_iterator(data, batch_size=8, seed=1, prepare_text=letters)
         manager.restore(
             5, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(resumed))
         )
@@ -140,8 +145,8 @@ def test_dataset_smaller_than_a_batch(data):
 
 
 def test_evaluation_sees_each_record_once(data):
-    batches = list(eval_batches(data, batch_size=8, tokenize=tokenize))
-    assert_same(batches, list(eval_batches(data, batch_size=8, tokenize=tokenize)))
+    batches = list(eval_batches(data, batch_size=8, prepare_text=letters))
+    assert_same(batches, list(eval_batches(data, batch_size=8, prepare_text=letters)))
     assert [len(batch["audio"]) for batch in batches] == [8, 8]
     valid = np.concatenate([batch["valid"] for batch in batches])
     index = np.concatenate([batch["index"] for batch in batches])

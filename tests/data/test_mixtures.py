@@ -17,7 +17,7 @@ TONES = 8
 MIX = "sonic_sounds + audio_folder/tones"
 
 
-def tokenize(captions):
+def prepare_text(captions):
     return np.array([[len(caption), ord(caption[0])] for caption in captions], np.int32)
 
 
@@ -107,10 +107,10 @@ def test_weights_multiply_a_parts_share(mixed):
 def test_index_is_the_place_in_the_metadata(mixed):
     found = datasets.metadata(mixed)
     assert len(found) == 104 + TONES + 1
-    (batch,) = take(train_iterator(mixed, batch_size=80, seed=4, tokenize=tokenize), 1)
+    (batch,) = take(train_iterator(mixed, batch_size=80, seed=4, prepare_text=prepare_text), 1)
     assert (batch["index"] >= 104).any() and (batch["index"] < 104).any()
-    for index, tokens in zip(batch["index"], batch["tokens"], strict=True):
-        assert tokens.tolist() in tokenize(found[index]["captions"]).tolist()
+    for index, text in zip(batch["index"], batch["text"], strict=True):
+        assert text.tolist() in prepare_text(found[index]["captions"]).tolist()
 
 
 def test_one_part_is_the_dataset_alone(mixed):
@@ -124,14 +124,14 @@ def test_one_part_is_the_dataset_alone(mixed):
 
 
 def test_a_mixture_resumes_and_is_shared_by_processes(mixed):
-    iterator = train_iterator(mixed, batch_size=8, seed=1, tokenize=tokenize)
+    iterator = train_iterator(mixed, batch_size=8, seed=1, prepare_text=prepare_text)
     take(iterator, 9)
     state = iterator.get_state()
     expected = take(iterator, 9)  # Into the folder's next epoch.
     iterator.set_state(state)
     processes = [
         train_iterator(
-            mixed, batch_size=8, seed=1, tokenize=tokenize, process_index=i, process_count=2
+            mixed, batch_size=8, seed=1, prepare_text=prepare_text, process_index=i, process_count=2
         )
         for i in (0, 1)
     ]

@@ -207,7 +207,7 @@ def data(tmp_path_factory):
 
 
 def batches(data, n=3, **settings):
-    iterator = train_iterator(data, batch_size=8, seed=2, tokenize=Sentences(), **settings)
+    iterator = train_iterator(data, batch_size=8, seed=2, prepare_text=Sentences(), **settings)
     return list(itertools.islice(iterator, n))
 
 
@@ -231,11 +231,11 @@ def test_neither_processes_nor_workers_change_a_batch(data):
 
 def test_pairs_without_events_are_those_without_reprogramming(data):
     plain, mixed = batches({**data, "reprogram": {}}), batches(data)
-    same = np.concatenate([a["tokens"] == b["tokens"] for a, b in zip(plain, mixed, strict=True)])
+    same = np.concatenate([a["text"] == b["text"] for a, b in zip(plain, mixed, strict=True)])
     assert 0 < same.sum() < len(same)
     for a, b in zip(plain, mixed, strict=True):
         np.testing.assert_array_equal(a["index"], b["index"])
-        kept = a["tokens"] == b["tokens"]
+        kept = a["text"] == b["text"]
         np.testing.assert_array_equal(a["audio"][kept], b["audio"][kept])
         assert (a["audio"][~kept] != b["audio"][~kept]).any(axis=1).all()
 
@@ -243,7 +243,7 @@ def test_pairs_without_events_are_those_without_reprogramming(data):
 def test_captions_hold_every_word_that_training_will_see(data):
     known = set(" ".join(datasets.captions(data)).replace(",", " ").split())
     for batch in batches(data, 6):
-        assert set(" ".join(batch["tokens"]).replace(",", " ").split()) <= known
+        assert set(" ".join(batch["text"]).replace(",", " ").split()) <= known
     assert "noticing" not in " ".join(datasets.captions({**data, "reprogram": {}}))
 
 
@@ -251,8 +251,8 @@ def test_stored_contexts_cannot_hold_new_captions(data, tmp_path):
     contexts = np.zeros((1, 77, 4), np.float16)
     text_embeddings.write(tmp_path, ["x"], lambda batch: contexts, text_encoder="t", batch_size=1)
     with pytest.raises(ValueError, match=r"data\.reprogram\.events makes captions"):
-        stored = text_embeddings.Embeddings(tmp_path)
-        train_iterator(data, batch_size=8, seed=0, tokenize=stored)
+        stored = text_embeddings.Contexts(tmp_path)
+        train_iterator(data, batch_size=8, seed=0, prepare_text=stored)
 
 
 def test_events_need_single_labels(data, monkeypatch):

@@ -6,8 +6,8 @@ import pytest
 
 from configs import t2a
 from maa_jax.data import datasets, input_pipeline
-from maa_jax.data.text_embeddings import Embeddings, write
-from maa_jax.embed import embed
+from maa_jax.data.text_embeddings import Contexts, write
+from maa_jax.embed import Embedding, embed
 from maa_jax.stages import make_stage
 
 CAPTIONS = [f"sound {i}" for i in range(11)]
@@ -24,7 +24,7 @@ def test_processes_share_the_captions_and_readers_find_them(tmp_path):
         for i in range(2)
     ]  # fmt: skip
     assert counts == [6, 5]
-    contexts = Embeddings(tmp_path)
+    contexts = Contexts(tmp_path)
     assert (contexts.width, contexts.text_encoder) == (3, "t5")
     got = contexts(["sound 7", "sound 0", "sound 7"])
     assert got.shape == (3, 77, 3) and got.dtype == np.float16
@@ -38,10 +38,10 @@ def test_processes_share_the_captions_and_readers_find_them(tmp_path):
 
 def test_what_a_folder_lacks_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"index\.json is missing; .*maa_jax\.embed"):
-        Embeddings(tmp_path)
+        Contexts(tmp_path)
     write(tmp_path, CAPTIONS, encode, text_encoder="t5", process_index=0, process_count=3)
     with pytest.raises(ValueError, match=r"lacks contexts-00001-of-00003\.npy, .*00002-of-00003"):
-        Embeddings(tmp_path)
+        Contexts(tmp_path)
     with pytest.raises(ValueError, match="fewer captions"):
         write(tmp_path, ["one"], encode, text_encoder="t5", process_index=1, process_count=2)
 
@@ -52,20 +52,20 @@ def test_a_run_reads_the_contexts_that_it_would_compute(tiny_model, data, tmp_pa
     config.unet.cross_attention_dim = 24
     config.data.update(data)
     captions = {c for split in ("train", "validation") for c in datasets.captions(data, split)}
-    count = embed(config, str(tmp_path / "contexts"))
+    count = embed(config, Embedding(out=tmp_path / "contexts"))
     assert count == len(captions | {"", *config.summary.prompts})
 
     computing = make_stage(config, 1)
     config.text_embeddings = str(tmp_path / "contexts")
     reading = make_stage(config, 1)
     batch = next(
-        input_pipeline.train_iterator(data, batch_size=2, seed=0, tokenize=reading.tokenize)
+        input_pipeline.train_iterator(data, batch_size=2, seed=0, prepare_text=reading.prepare_text)
     )
     captions = sorted(captions)[:3]
     frozen = [stage.load_frozen() for stage in (reading, computing)]
     assert frozen[0]["text"] == {}
     given, computed = (
-        stage._context(f, stage.tokenize(captions))
+        stage._context(f, stage.prepare_text(captions))
         for stage, f in zip((reading, computing), frozen, strict=True)
     )
     np.testing.assert_allclose(given, computed, atol=2e-3)
@@ -78,5 +78,5 @@ def test_a_run_reads_the_contexts_that_it_would_compute(tiny_model, data, tmp_pa
     assert (tmp_path / "model" / "text_encoder" / "config.json").exists()
 
     config.text_encoder = f"{tiny_model}/."
-    with pytest.raises(ValueError, match="holds the states of"):
+    with pytest.raises(ValueError, match="holds the contexts of"):
         make_stage(config, 1)

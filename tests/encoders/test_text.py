@@ -129,9 +129,9 @@ def test_a_string_is_not_taken_for_a_list_of_letters(model):
 def test_contexts_depend_on_the_prompt_and_not_on_the_batch(model):
     conditioner = TextConditioner.from_folder(model)
     encode = jax.jit(conditioner.encode)
-    context = encode(conditioner.params, conditioner.tokenize(["a crow", "a bell", ""]))
+    context = encode(conditioner.params, conditioner.prepare(["a crow", "a bell", ""]))
     assert context.shape == (3, 77, conditioner.width) == (3, 77, 24)
-    alone = encode(conditioner.params, conditioner.tokenize(["a bell"]))
+    alone = encode(conditioner.params, conditioner.prepare(["a bell"]))
     np.testing.assert_allclose(alone[0], context[1], atol=1e-5)
     assert np.abs(context[0] - context[2]).max() > 1e-2
 
@@ -155,13 +155,13 @@ def encoders(tmp_path_factory):
 def test_each_kind_gives_what_transformers_gives(encoders, tmp_path, kind):
     conditioner = TextConditioner.from_folder(encoders[kind])
     assert (conditioner.kind, conditioner.width) == (kind, 16)
-    tokens = conditioner.tokenize(PROMPTS)
+    tokens = conditioner.prepare(PROMPTS)
     context = jax.jit(conditioner.encode)(conditioner.params, tokens)
     assert tokens.shape == (4, 77) and context.shape == (4, 77, 16)
 
     conditioner.save(tmp_path)  # as a part of a whole model
     copy = TextConditioner.from_folder(tmp_path)
-    np.testing.assert_array_equal(copy.tokenize(PROMPTS), tokens)
+    np.testing.assert_array_equal(copy.prepare(PROMPTS), tokens)
     jax.tree.map(np.testing.assert_array_equal, copy.params, conditioner.params)
     assert copy.kind == kind
 
@@ -228,7 +228,7 @@ def test_a_tokenizer_without_its_padding_is_refused(encoders, tmp_path):
 def test_neither_torch_nor_tensorflow_is_imported(model):
     code = (
         "import sys; from maa_jax.encoders.text import TextConditioner as T; import json;"
-        f"T.from_folder({str(model)!r}).tokenize(['a crow']);"
+        f"T.from_folder({str(model)!r}).prepare(['a crow']);"
         "absent = {'torch', 'tensorflow', 'transformers'};"
         "print(json.dumps(sorted(absent & set(sys.modules))))"
     )

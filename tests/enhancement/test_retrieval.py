@@ -97,7 +97,7 @@ def test_recall_counts_what_is_among_the_nearest():
 
 def test_a_split_is_scored_and_makes_a_bank(model, data, tmp_path):  # noqa: F811
     from configs import retriever
-    from maa_jax.embed import embed_bank
+    from maa_jax.embed import Embedding, embed
 
     data = {**data, "split": "train[:13]"}
     scores = dict(recall.run(str(model), data, batch_size=2))
@@ -107,4 +107,5 @@ def test_a_split_is_scored_and_makes_a_bank(model, data, tmp_path):  # noqa: F81
         assert 0 <= values[0] <= values[1] <= values[2] <= 1
     config = retriever.get_config("runlocal")
     config.data.update(data)
-    assert embed_bank(config, str(model), str(tmp_path)) == scores["captions"]
+    request = Embedding(out=tmp_path, retriever=model)
+    assert embed(config, request) == scores["captions"]

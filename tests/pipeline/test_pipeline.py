@@ -48,7 +48,7 @@ def test_is_what_its_parts_make(pipe, tiny_model):
     def load(name, method="__call__"):
         return jax.jit(getattr(networks.build(*networks.load_network(tiny_model, name)), method))
 
-    tokens = pipe._conditioner.tokenize(["rain", "a crow caws"])
+    tokens = pipe._conditioner.prepare(["rain", "a crow caws"])
     context = load("text_projection")(load("text_encoder")(tokens))
     unet, alphas = load("unet"), Schedule().alphas_cumprod
     z = jax.random.normal(jax.random.fold_in(jax.random.key(7), 0), (1, 10, 8, 4))

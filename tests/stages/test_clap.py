@@ -78,7 +78,7 @@ def make_batch(tokenizer):
     return {
         "audio": np.stack(audio).astype(np.float32),
         "index": np.arange(len(audio)),
-        "tokens": Tokenizer.from_folder(tokenizer)(CAPTIONS),
+        "text": Tokenizer.from_folder(tokenizer)(CAPTIONS),
     }
 
 
@@ -125,7 +125,7 @@ def test_a_model_folder_gives_the_trained_networks(trained, tokenizer, tmp_path)
         parts=("text_encoder", "text_projection", "audio_encoder", "audio_projection", "tokenizer"),
     )
     conditioner = TextConditioner.from_folder(tmp_path)
-    np.testing.assert_array_equal(conditioner.tokenize(CAPTIONS), make_batch(tokenizer)["tokens"])
+    np.testing.assert_array_equal(conditioner.prepare(CAPTIONS), make_batch(tokenizer)["text"])
     _, params = networks.load_network(tmp_path, "audio_encoder")
     mean = train.extra["clap"]["audio_encoder"]["bn0"]["mean"]
     np.testing.assert_array_equal(params["bn0"]["mean"], mean)
@@ -233,6 +233,6 @@ def test_a_vocabulary_can_come_from_the_training_captions(tokenizer, tmp_path, m
 
     monkeypatch.setattr(datasets, "captions", lambda data, split: CAPTIONS)
     stage = ClapStage(make_config("captions"), steps_per_epoch=1)
-    np.testing.assert_array_equal(stage.tokenize(CAPTIONS), make_batch(tokenizer)["tokens"])
-    assert stage.clap_config.text_encoder.vocab_size == stage.tokenize.vocab_size <= 128
+    np.testing.assert_array_equal(stage.tokenizer(CAPTIONS), make_batch(tokenizer)["text"])
+    assert stage.clap_config.text_encoder.vocab_size == stage.tokenizer.vocab_size <= 128
     assert json.dumps(stage.clap_config.text_encoder.to_hf())

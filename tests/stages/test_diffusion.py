@@ -33,7 +33,7 @@ def frozen(stage):
 def batch(stage):
     rng = np.random.default_rng(0)
     audio = 0.1 * rng.normal(size=(8, 8192)).astype("f")
-    return {"audio": audio, "tokens": stage.tokenize(["a crow caws"] * 8)}
+    return {"audio": audio, "text": stage.prepare_text(["a crow caws"] * 8)}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_dropped_condition_is_the_empty_prompt(config, state, frozen, batch):
     config = config.copy_and_resolve_references()
     # No layer that is zero, so that the condition reaches the output.
     state = state.replace(params=jax.tree.map(lambda x: x + 0.1, state.params))
-    empty = batch | {"tokens": np.repeat(frozen["empty"], 8, 0)}
+    empty = batch | {"text": np.repeat(frozen["empty"], 8, 0)}
     losses = {}
     for probability in (0.0, 1.0):
         config.uncond_probability = probability

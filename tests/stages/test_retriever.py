@@ -64,7 +64,7 @@ def test_a_model_folder_gives_the_network_that_was_scored(trained, tokenizer, tm
     @quick
     def compare(params, batch):
         retriever = networks.build(graph, params)
-        text = retriever.text_embedding(batch["tokens"], batch["tokens"] != 0)
+        text = retriever.text_embedding(batch["text"], batch["text"] != 0)
         return text @ retriever.audio_embedding(batch["audio"]).T
 
     cosines = np.asarray(compare(params, batch))

@@ -94,9 +94,10 @@ def test_tokens_score_as_their_sentences():
     expected = cider_d(
         [text(c) for c in candidates], [[text(c) for c in captions] for captions in references]
     )
-    tables = token_tables(np.stack([rows(captions, most) for captions in references]), PAD)
+    mask = lambda ids: ids != PAD
+    tables = token_tables(np.stack([rows(captions, most) for captions in references]), mask)
     order = rng.permutation(recordings)
-    score = jax.jit(lambda *args: token_cider_d(*args, PAD))
+    score = jax.jit(lambda *args: token_cider_d(*args, mask))
     scores = score(tables, order, rows(candidates, recordings)[order])
     assert 0.5 < expected.max() and np.ptp(expected) > 0.5
     np.testing.assert_allclose(scores, expected[order], rtol=1e-4, atol=1e-5)

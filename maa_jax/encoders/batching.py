@@ -1,0 +1,86 @@
+"""Any number of rows through a jitted function that takes a fixed number, on all devices."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from maa_jax.devices import batch_sharding, create_local_mesh, replicated
+
+Tree = Any
+
+
+def in_batches(function: Callable[[Tree], Tree], rows: Tree, batch_size: int) -> Tree:
+    """Applies a function of `batch_size` rows to any number of them.
+
+    The last batch is filled up by repeating its rows, so that one program is compiled.
+
+    Args:
+      function: maps a tree of arrays [batch_size, ...] to another one.
+      rows: a tree of arrays [n, ...], n at least 1.
+      batch_size: rows in a batch.
+
+    Returns:
+      The function's results for the n rows, as numpy arrays [n, ...].
+    """
+    count = len(jax.tree.leaves(rows)[0])
+    results = []
+    for start in range(0, count, batch_size):
+        batch = jax.tree.map(lambda x: x[start : start + batch_size], rows)  # noqa: B023
+        filled = jax.tree.map(lambda x: np.resize(x, (batch_size, *x.shape[1:])), batch)
+        results.append(jax.device_get(function(filled)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)
+
+
+class Batches:
+    """Runs jitted functions of weights and rows, batch by batch, on devices of this process.
+
+    Attributes:
+      batch_size: rows in a batch, over all devices.
+    """
+
+    def __init__(self, batch_size: int, devices: Sequence[jax.Device] | None = None):
+        """Lays the devices out.
+
+        Args:
+          batch_size: rows in a batch, rounded up to a multiple of the number of devices.
+          devices: what every batch is spread over, by default all devices of this process.
+        """
+        mesh = create_local_mesh(devices or jax.local_devices())
+        self._whole, self._split = replicated(mesh), batch_sharding(mesh)
+        self.batch_size = -(-batch_size // mesh.size) * mesh.size
+
+    def put(self, params: Tree) -> Tree:
+        """Returns weights on the devices, whole on each."""
+        return jax.device_put(params, self._whole)
+
+    def run(self, function: Callable[..., Tree], params: Tree, *rows: Tree) -> Tree:
+        """Returns `function(params, *rows)` for any number of rows, as numpy arrays.
+
+        Args:
+          function: jitted; takes weights and trees of arrays [batch_size, ...].
+          params: the weights, as `put` gave them.
+          *rows: trees of arrays [n, ...], n at least 1.
+        """
+
+        def on_devices(batch: tuple[Tree, ...]) -> Tree:
+            return function(params, *jax.device_put(batch, self._split))
+
+        return in_batches(on_devices, rows, self.batch_size)
+
+
+def gather(rows: np.ndarray) -> np.ndarray:
+    """Returns the rows of all processes, [n, ...], those of the first process first.
+
+    Args:
+      rows: this process's rows; their number may differ between processes.
+    """
+    if jax.process_count() == 1:
+        return rows
+    shapes = multihost_utils.process_allgather(np.array(rows.shape))  # [processes, axes]
+    filled = np.zeros(shapes.max(axis=0), rows.dtype)
+    filled[tuple(map(slice, rows.shape))] = rows
+    parts = multihost_utils.process_allgather(filled)
+    return np.concatenate([part[: shape[0]] for part, shape in zip(parts, shapes, strict=True)])

@@ -1,0 +1,47 @@
+"""Contexts that `maa_jax.embed` computed before a run, in a text encoder's place."""
+
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maa_jax.data.text_embeddings import Contexts
+from maa_jax.encoders.base import Tree
+from maa_jax.encoders.text import TextConditioner
+
+
+class StoredContexts:
+    """A `Conditioner` that looks contexts up on the disk; `encode` hands them on.
+
+    Args:
+      contexts: the folder of contexts, open.
+      text_encoder: the folder of the text encoder that computed them, for `save`.
+
+    Attributes:
+      width: channels of the context.
+      params: empty.
+      prepare: looks up the contexts of captions, float16 [n, length, width].
+    """
+
+    params: Tree
+
+    def __init__(self, contexts: Contexts, text_encoder: pathlib.Path):
+        self.width = contexts.width
+        self.params = {}
+        self.prepare = contexts
+        self._text_encoder = text_encoder
+
+    def unconditional(self) -> np.ndarray:
+        """Returns the context of the empty caption, float16 [1, length, width]."""
+        return self.prepare([""])
+
+    def encode(self, params: Tree, condition: jax.Array) -> jax.Array:
+        """Returns the contexts in float32."""
+        del params
+        return condition.astype(jnp.float32)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the text encoder and its tokenizer into a model folder."""
+        TextConditioner.from_folder(self._text_encoder).save(folder)
