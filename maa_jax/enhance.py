@@ -169,9 +169,10 @@ def enhance(
     if not all(has_record(work, shard) for shard in shards):
         if bank_captions:
             from maa_jax.enhancement import retrieval
+            from maa_jax.enhancement.run import read_captions
 
             bank = str(work / "bank")
-            retrieval.write_bank(paths["retriever"], bank_captions(bank_captions, out), bank)
+            retrieval.write_bank(paths["retriever"], read_captions(bank_captions, out), bank)
         if several:
             from jax.experimental import multihost_utils
 

@@ -65,7 +65,7 @@ def make_shards(expression: str, out: str, sounds: str | None, size: int) -> lis
     return shards
 
 
-def bank_captions(source: str, out: str) -> list[str]:
+def read_captions(source: str, out: str) -> list[str]:
     """Returns the captions of a text file, a line each, or of datasets."""
     from etils import epath
 

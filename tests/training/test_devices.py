@@ -45,8 +45,8 @@ def test_two_processes_train_together_and_give_the_losses_of_one(sharded_config,
     code = f"""
 import json, ml_collections
 from maa_jax import train
-from maa_jax.training import sharding
-sharding.initialize_distributed()
+from maa_jax.devices import initialize_distributed
+initialize_distributed()
 config = ml_collections.ConfigDict(json.loads('''{sharded_config.to_json()}'''))
 print("RESULT", json.dumps(train.train(config, {str(tmp_path / "two")!r})))
 """
