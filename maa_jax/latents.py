@@ -12,6 +12,7 @@ from flax import nnx
 
 from maa_jax.audio.io import SAMPLE_RATE
 from maa_jax.audio.mel import MelConfig, log_mel
+from maa_jax.files import FolderError
 from maa_jax.model_folder import hub, networks
 from maa_jax.model_folder.index import front_end
 from maa_jax.models.autoencoder import AutoencoderConfig
@@ -21,12 +22,16 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True)
 class LatentCodec:
-    """Front end, autoencoder and scale, without weights: those are arguments, as under `jax.jit`.
+    """A mel front end, an autoencoder and the latents' scale.
+
+    The weights are an argument of its methods, which are pure and may run under `jax.jit`, with the
+    codec itself as a static argument.
 
     Attributes:
       mel: the front end that the autoencoder was trained with.
-      config: of the autoencoder; its `scaling_factor` is the scale unless a call names another.
-      graphdef: of the autoencoder.
+      config: the autoencoder's configuration. Its `scaling_factor` is the scale unless a call gives
+        another.
+      graphdef: the autoencoder's graph.
     """
 
     mel: MelConfig
@@ -41,6 +46,37 @@ class LatentCodec:
             )
 
     @classmethod
+    def from_folder(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        mel: MelConfig | None = None,
+        dtype: Any = jnp.float32,
+    ) -> Self:
+        """Describes the autoencoder of a model folder, without reading its weights.
+
+        Args:
+          model: path of the folder, or "bundled".
+          mel: the front end of a run that uses the autoencoder; by default that of the folder.
+          dtype: the compute dtype.
+
+        Raises:
+          ValueError: the folder is not whole; or its front end is not `mel`; or there is none to
+            be had, neither `mel` nor the folder's.
+        """
+        folder = hub.resolve(model)
+        own = front_end(folder, "vae")
+        if mel is None and own is None:
+            raise FolderError(
+                f"{folder} has no {hub.INDEX}, which states the mel front end of its autoencoder: "
+                "write the folder with `python -m maa_jax.convert`, or bring that file"
+            )
+        if mel is not None:
+            check_front_end(mel, {f"the autoencoder in {model}": own})
+        config = networks.load_config(folder, "vae")
+        return cls(mel or own, config, networks.define(config, dtype)[0])
+
+    @classmethod
     def load(
         cls,
         model: str | os.PathLike[str],
@@ -48,28 +84,16 @@ class LatentCodec:
         mel: MelConfig | None = None,
         dtype: Any = jnp.float32,
     ) -> tuple[Self, Tree]:
-        """Reads the autoencoder of a model folder.
+        """Returns the codec of a model folder, and its autoencoder's weights as numpy arrays.
 
-        Args:
-          model: the folder, or "bundled".
-          mel: the front end that it must have been trained with; by default that of its folder.
-          dtype: in which it computes.
-
-        Returns:
-          The codec, and the autoencoder's weights as a nested dict of numpy arrays.
-
-        Raises:
-          ValueError: the folder is not whole, or its front end is another than `mel`.
+        Arguments and errors are those of `from_folder`.
         """
-        folder = hub.resolve(model)
-        given = front_end(folder, "vae")
-        check_front_end(mel or given, {f"the autoencoder in {model}": given})
-        graphdef, params = networks.load_network(folder, "vae", dtype=dtype)
-        return cls(mel or given, networks.load_config(folder, "vae"), graphdef), params
+        codec = cls.from_folder(model, mel=mel, dtype=dtype)
+        return codec, networks.load_network(hub.resolve(model), "vae", dtype=dtype)[1]
 
     @property
     def downscale(self) -> int:
-        """Frames, or mel bands, to one row or column of a latent."""
+        """Number of frames, or of mel bands, that one column or row of a latent stands for."""
         return self.config.downscale
 
     def image(self, audio: jax.Array) -> jax.Array:
@@ -79,11 +103,6 @@ class LatentCodec:
     def mels(self, image: jax.Array) -> jax.Array:
         """Returns log mels [b, frames, n_mels], float32, of mel images [b, n_mels, frames, 1]."""
         return image[..., 0].swapaxes(1, 2).astype(jnp.float32)
-
-    def moments(self, params: Tree, audio: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns mean and log-variance of the unscaled latents of waveforms, [b, h, w, c] each."""
-        mean, logvar = networks.build(self.graphdef, params).encode(self.image(audio))
-        return mean.astype(jnp.float32), logvar.astype(jnp.float32)
 
     def encode(
         self,
@@ -97,14 +116,17 @@ class LatentCodec:
 
         Args:
           params: the autoencoder's weights.
-          audio: [b, samples] at `mel.sample_rate`; their frames must divide by `downscale`.
-          key: draws from the posterior; without it, its mean is taken.
-          scale: what latents are multiplied by; the configuration's by default.
+          audio: [b, samples] at `mel.sample_rate`. The number of frames must be a multiple of
+            `downscale`.
+          key: key of a draw from the posterior; without it, the posterior's mean is taken.
+          scale: factor that the latents are multiplied by, the configuration's by default.
         """
-        mean, logvar = self.moments(params, audio)
+        mean, logvar = networks.build(self.graphdef, params).encode(self.image(audio))
+        latents = mean.astype(jnp.float32)
         if key is not None:
-            mean = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-        return mean * (self.config.scaling_factor if scale is None else scale)
+            deviation = jnp.exp(0.5 * logvar.astype(jnp.float32))
+            latents += deviation * jax.random.normal(key, latents.shape)
+        return latents * (self.config.scaling_factor if scale is None else scale)
 
     def decode(
         self, params: Tree, latents: jax.Array, *, scale: jax.Array | float | None = None
@@ -114,37 +136,49 @@ class LatentCodec:
         return self.mels(networks.build(self.graphdef, params).decode(latents))
 
     def frames(self, samples: int) -> int:
-        """Returns how many frames it takes to hold `samples`."""
+        """Returns the number of frames that hold `samples`."""
         return math.ceil(samples / self.mel.hop_length)
 
+    def samples(self, width: int) -> int:
+        """Returns the number of samples that latents of a width hold."""
+        return width * self.downscale * self.mel.hop_length
+
     def shape(self, samples: int, multiple: int = 1) -> tuple[int, int, int]:
-        """Returns (height, width, channels) of latents that hold `samples`.
+        """Returns (height, width, channels) of latents that hold a waveform.
 
         Args:
-          samples: of the waveform.
-          multiple: what the width is rounded up to a multiple of.
+          samples: length of the waveform.
+          multiple: factor that the width must have; it is rounded up.
         """
         width = math.ceil(self.frames(samples) / self.downscale)
         width = math.ceil(width / multiple) * multiple
         return self.mel.n_mels // self.downscale, width, self.config.latent_channels
 
     def check_clip(self, samples: int) -> None:
-        """Raises ValueError unless a clip's frames divide by the autoencoder's factor."""
-        frames, factor = samples // self.mel.hop_length, self.downscale
-        if samples % self.mel.hop_length or frames % factor:
+        """Raises ValueError unless a training clip fills whole latents.
+
+        Args:
+          samples: length of the clip, `config.data.samples`.
+        """
+        if samples % self.samples(1):
             raise ValueError(
                 f"config.data.samples={samples} are {samples / self.mel.hop_length:g} frames, "
-                f"which the autoencoder cannot divide by {factor}: choose a multiple of "
-                f"{factor * self.mel.hop_length}."
+                f"which the autoencoder cannot divide by {self.downscale}: choose a multiple of "
+                f"{self.samples(1)}."
             )
 
 
 def check_front_end(mel: MelConfig, others: Mapping[str, MelConfig | None]) -> None:
-    """Raises ValueError unless parts that exchange mels or recordings have one front end.
+    """Checks that a run and the networks it uses have one mel front end.
 
     Args:
-      mel: the run's, `config.mel`.
-      others: {what it belongs to: a part's front end}; None where a part does not state its own.
+      mel: the run's front end, `config.mel`.
+      others: {what it belongs to: front end} of the networks; None where a network does not state
+        its front end.
+
+    Raises:
+      ValueError: front ends differ, naming every setting; or the run's sample rate is not that of
+        the recordings.
     """
     if mel.sample_rate != SAMPLE_RATE:
         raise ValueError(
@@ -162,6 +196,6 @@ def check_front_end(mel: MelConfig, others: Mapping[str, MelConfig | None]) -> N
         ]
         if different:
             raise ValueError(
-                f"{part} has another front end: {'; '.join(different)}. Take its values, or train "
+                f"{part} has another front end: {'; '.join(different)}. Use its values, or train "
                 "it with these."
             )

@@ -9,6 +9,7 @@ safetensors file in the names and layouts of PyTorch, so diffusers and transform
     scheduler/                             a diffusers DDIMScheduler configuration
 """
 
+import functools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -83,6 +84,12 @@ def save_network(
         write_json(new / "config.json", content)
 
 
+@functools.lru_cache(maxsize=64)
+def define(config: Any, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef, nnx.State]:
+    """Returns the graph of a configuration's network, and its state with shapes for arrays."""
+    return nnx.split(abstract(config, dtype))
+
+
 def abstract(config: Any, dtype: Any = jnp.float32) -> nnx.Module:
     """Returns the network of a configuration, with shapes in the place of arrays."""
     network = lookup(config.to_hf(), pathlib.Path("config.json"))[2]
@@ -119,7 +126,7 @@ def load_network(
     tensors = _read_weights(where, library)
     tensors = getattr(network, "from_file", dict)(tensors)
     try:
-        graphdef, state = nnx.split(abstract(config_class.from_hf(config), dtype))
+        graphdef, state = define(config_class.from_hf(config), dtype)
         unused = getattr(network, "UNUSED", None)
         tensors = {
             k: v.astype(np.float32, copy=False) if v.dtype.kind not in "iub" else v

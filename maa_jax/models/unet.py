@@ -51,6 +51,11 @@ class UNetConfig:
                         f"of {name}={getattr(self, name)}; change one of them"
                     )
 
+    @property
+    def downscale(self) -> int:
+        """What height and width of the latents must be multiples of."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
     def to_hf(self) -> dict[str, Any]:
         """Returns the content of the config.json that diffusers opens."""
         sizes = dataclasses.asdict(self)
@@ -155,14 +160,14 @@ class UNet(nnx.Module):
         """Returns the predicted noise.
 
         Args:
-          latents: [b, h, w, in_channels]; h and w multiples of 2 ** (levels - 1).
+          latents: [b, h, w, in_channels]; h and w multiples of `config.downscale`.
           timesteps: [b], whole or fractional, in 0..999.
           context: [b, tokens, cross_attention_dim].
 
         Returns:
           [b, h, w, out_channels] in float32.
         """
-        factor = 2 ** (len(self.down_blocks) - 1)
+        factor = self.config.downscale
         if latents.shape[1] % factor or latents.shape[2] % factor:
             raise ValueError(
                 f"latents of shape {latents.shape}: height and width must be multiples of {factor}"
