@@ -8,9 +8,12 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+# pathlib's, or epath's for a bucket.
+Path = TypeVar("Path", bound=pathlib.Path)
 
 
 def user_path(path: str | os.PathLike[str]) -> str:
@@ -45,6 +48,21 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         raise FolderError(f"{path} is missing; {REMEDY}") from None
     except ValueError as e:
         raise FolderError(f"{path} is not JSON ({e}); {REMEDY}") from e
+
+
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path`, which becomes `path` on success and goes on failure.
+
+    Args:
+      path: a local path, or one in a bucket as `etils.epath` has it. Its folder exists.
+    """
+    new = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield new
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 # What a part of a model folder (a network, the tokenizer, the scheduler) consists of. Anything else
@@ -100,9 +118,8 @@ def _move_content(source: pathlib.Path, target: pathlib.Path) -> None:
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    with replace_file(path) as new:
+        new.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def write_array(
@@ -122,16 +139,16 @@ def write_array(
       batch_size: texts encoded at a time.
       dtype: the rows' on the disk.
     """
-    unfinished, rows = path.with_name(f".{path.name}"), None
-    for start in range(0, len(texts), batch_size):
-        batch = list(texts[start : start + batch_size])
-        got = np.asarray(encode(batch))
-        if rows is None:
-            shape = (len(texts), *got.shape[1:])
-            rows = np.lib.format.open_memmap(unfinished, "w+", dtype, shape)
-        rows[start : start + len(batch)] = got
-    rows.flush()
-    unfinished.replace(path)
+    with replace_file(path) as new:
+        rows = None
+        for start in range(0, len(texts), batch_size):
+            batch = list(texts[start : start + batch_size])
+            got = np.asarray(encode(batch))
+            if rows is None:
+                shape = (len(texts), *got.shape[1:])
+                rows = np.lib.format.open_memmap(new, "w+", dtype, shape)
+            rows[start : start + len(batch)] = got
+        rows.flush()
 
 
 _SLUG_LENGTH = 48  # of the prompt in a file's name; names over 255 bytes cannot be written

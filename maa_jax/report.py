@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from maa_jax import command, pages
-from maa_jax.files import user_path
+from maa_jax.files import replace_file, user_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -146,10 +146,10 @@ def _png(draw: Draw, size: tuple[float, float], theme: Mapping[str, str]) -> str
 
 def spectrogram(mel: np.ndarray, config: "MelConfig", about: str) -> Picture:
     """Returns a picture of a log mel [frames, n_mels] with axes in s and kHz."""
-    import librosa
+    from maa_jax.audio.mel import mel_frequencies
 
     seconds = len(mel) * config.hop_length / config.sample_rate
-    centres = librosa.mel_frequencies(config.n_mels + 2, fmin=config.fmin, fmax=config.fmax)[1:-1]
+    centres = mel_frequencies(config.n_mels + 2, config.fmin, config.fmax)[1:-1]
     ticks = [f for f in (500, 1000, 2000, 4000, 8000) if f <= centres[-1] * 1.1]
 
     def draw(figure, theme):
@@ -415,9 +415,8 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     """Writes workdir/report.html, whole or not at all, and returns its path."""
     content = page(workdir)
     path = workdir / "report.html"
-    temporary = workdir / ".report.html.part"
-    temporary.write_text(content, "utf-8")
-    temporary.replace(path)
+    with replace_file(path) as new:
+        new.write_text(content, "utf-8")
     return path
 
 

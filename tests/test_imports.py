@@ -1,7 +1,28 @@
+import ast
+import pathlib
 import subprocess
 import sys
 
-HEAVY = "torch", "tensorflow", "transformers", "orbax", "tensorflow_datasets", "grain", "clu"
+import pytest
+
+import maa_jax
+from tests.subprocesses import run_python
+
+HEAVY = "torch", "tensorflow", "transformers", "orbax", "tensorflow_datasets", "grain", "librosa"
+PACKAGE = pathlib.Path(maa_jax.__file__).parent
+# What a training step needs; absl and yaml come with ml_collections.
+STEP = {"jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "safetensors", "absl", "yaml"}
+
+
+def third_party() -> set[str]:
+    """Returns the modules of others that the package imports anywhere."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            found |= {name.partition(".")[0] for name in names}
+    return found - set(sys.stdlib_module_names) - {"maa_jax"}
 
 
 def run(code, *arguments):
@@ -19,7 +40,7 @@ def test_the_package_is_light():
     assert run(code) == []
 
 
-def test_sampling_needs_neither_tensorflow_nor_torch(tiny_model, tmp_path):
+def test_sampling_loads_no_library_of_training(tiny_model, tmp_path):
     code = (
         "from maa_jax import sample\n"
         "sample.sample(['rain'], sys.argv[2], model=sys.argv[1], steps=1, duration=0.1)"
@@ -28,10 +49,55 @@ def test_sampling_needs_neither_tensorflow_nor_torch(tiny_model, tmp_path):
     assert (tmp_path / "000_rain.wav").exists()
 
 
+# As if these modules were not installed.
+WITHOUT = """
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: (
+    None if name.partition(".")[0] in {missing} else find(name, *rest)
+)
+"""
+
+
+def test_a_training_step_needs_jax_and_its_kin_alone():
+    missing = third_party() - STEP
+    assert {"grain", "orbax", "tokenizers", "soundfile"} <= missing
+    run_python(
+        WITHOUT.format(missing=missing)
+        + """
+import importlib, pkgutil
+import jax, numpy as np
+import maa_jax.models, maa_jax.stages, maa_jax.training.optim, maa_jax.training.state
+for package in (maa_jax.models, maa_jax.stages):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+
+from maa_jax.configs import vocoder
+stage = maa_jax.stages.make_stage(vocoder.get_config("runlocal"), 1)
+state = stage.init(jax.random.key(0))
+batch = {"audio": np.full((2, 4096), 0.1, np.float32)}
+state, scalars = stage.train_step(state, stage.load_frozen(), batch, jax.random.key(0))
+assert state.step == 1 and all(np.isfinite(value) for value in scalars.values())
+"""
+    )
+
+
+def test_data_is_built_and_trained_on_without_tensorflow(tmp_path):
+    run_python(
+        WITHOUT.format(missing={"tensorflow"})
+        + f"""
+from maa_jax import train
+from maa_jax.configs import vocoder
+config = vocoder.get_config("runlocal")
+config.data.data_dir = {str(tmp_path / "data")!r}
+config.total_steps = 2
+train.train(config, {str(tmp_path / "run")!r})
+"""
+    )
+    assert list(tmp_path.glob("data/sonic_sounds/*/*.array_record*"))
+    assert list(tmp_path.glob("run/events.*"))
+
+
 def test_unknown_names_are_refused():
-    import pytest
-
-    import maa_jax
-
     with pytest.raises(AttributeError, match="Pipelin"):
         _ = maa_jax.Pipelin

@@ -10,6 +10,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from maa_jax.audio.mel import triangular_filters
+
 _TRUNCATIONS = ("fusion", "rand_trunc")
 _PADDINGS = ("repeatpad", "repeat", "pad")
 
@@ -99,35 +101,26 @@ class ClapFeatures:
 
     def _decibels(self, wav: np.ndarray) -> np.ndarray:
         """Returns the mel power spectrogram in decibels, float32 [frames, feature_size]."""
-        import librosa  # brings numba with it: about a second, paid on first use alone
-
-        spectrum = librosa.stft(
-            wav.astype(np.float64),
-            n_fft=self.fft_window_size,
-            hop_length=self.hop_length,
-            window="hann",
-            pad_mode="reflect",
-        )
+        n_fft = self.fft_window_size
+        padded = np.pad(wav.astype(np.float64), n_fft // 2, mode="reflect")
+        frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[:: self.hop_length]
+        spectrum = np.fft.rfft(frames * np.hanning(n_fft + 1)[:-1])
         # The two kinds of the released models were trained with different filters.
-        power = np.square(np.abs(spectrum)).T @ _filters(self, self.truncation == "fusion")
+        power = np.square(np.abs(spectrum)) @ _filters(self, self.truncation == "fusion")
         return (10 * np.log10(np.maximum(power, 1e-10))).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=8)
 def _filters(config: ClapFeatures, htk: bool) -> np.ndarray:
-    """Mel filters [bins, feature_size]: HTK's scale and unit height, or librosa's own."""
-    import librosa.filters
-
-    return librosa.filters.mel(
-        sr=config.sampling_rate,
-        n_fft=config.fft_window_size,
-        n_mels=config.feature_size,
-        fmin=config.frequency_min,
-        fmax=config.frequency_max,
+    """Returns mel filters [bins, feature_size]: HTK's, or Slaney's."""
+    return triangular_filters(
+        config.sampling_rate,
+        config.fft_window_size,
+        config.feature_size,
+        config.frequency_min,
+        config.frequency_max,
         htk=htk,
-        norm=None if htk else "slaney",
-        dtype=np.float64,
-    ).T
+    )
 
 
 def _shrink(mel: np.ndarray, frames: int) -> np.ndarray:

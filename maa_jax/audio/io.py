@@ -5,12 +5,11 @@ libsndfile decodes (wav, flac, ogg, mp3 and its other formats), soxr resamples.
 
 import io
 import os
-import tempfile
+import pathlib
 
 import numpy as np
-import soundfile
-import soxr
-from etils import epath
+
+from maa_jax.files import replace_file
 
 # Rate, in Hz, of every recording from the data sets on: what is decoded comes at it.
 SAMPLE_RATE = 16_000
@@ -22,8 +21,10 @@ class AudioError(ValueError):
     """A recording that cannot be used: unreadable, truncated, empty or not finite."""
 
 
-def load(path: epath.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+def load(path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """Reads a sound file (local or on a bucket) as float32 mono `[samples]`; see `decode`."""
+    from etils import epath
+
     try:
         data = epath.Path(path).read_bytes()
     except OSError as error:
@@ -47,6 +48,8 @@ def decode(data: bytes, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     Raises:
       AudioError: Unreadable, truncated, empty, or holding NaN or infinity.
     """
+    import soundfile
+
     if not data:
         raise AudioError("the file is empty")
     _check_complete(data)
@@ -91,6 +94,8 @@ def resample(wav: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     """Resamples `[samples]` or `[samples, channels]` from one rate in Hz to another."""
     if from_rate == to_rate:
         return wav
+    import soxr
+
     return soxr.resample(wav, from_rate, to_rate, quality="HQ")
 
 
@@ -110,25 +115,18 @@ def pcm16(wav: np.ndarray) -> np.ndarray:
     return np.round(np.clip(wav, -1, 1) * 32767).astype(np.int16)
 
 
-def write_wav(path: epath.PathLike, wav: np.ndarray, sample_rate: int = SAMPLE_RATE):
-    """Writes float `[samples]` as 16-bit PCM; values beyond [-1, 1] are clipped.
-
-    The file appears whole or not at all: it is written beside its place and renamed.
-    """
+def write_wav(
+    path: str | os.PathLike[str], wav: np.ndarray, sample_rate: int = SAMPLE_RATE
+) -> None:
+    """Writes float `[samples]` as 16-bit PCM, whole or not at all; clips beyond [-1, 1]."""
     data = _encode(wav, sample_rate, "WAV")
-    path = os.fspath(path)
-    handle, temporary = tempfile.mkstemp(suffix=".tmp", dir=os.path.dirname(path) or ".")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner alone.
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replace_file(pathlib.Path(path)) as new:
+        new.write_bytes(data)
 
 
 def _encode(wav: np.ndarray, sample_rate: int, container: str) -> bytes:
+    import soundfile
+
     wav = np.asarray(wav, np.float32)
     if wav.ndim != 1:
         raise AudioError(f"waveform of shape {wav.shape}: give one channel, [samples]")

@@ -54,19 +54,57 @@ class MelConfig:
             )
 
 
+def mel_frequencies(count: int, fmin: float, fmax: float, *, htk: bool = False) -> np.ndarray:
+    """Returns frequencies in Hz, float64 `[count]`, evenly spaced in mels from fmin to fmax.
+
+    Args:
+      count: number of frequencies.
+      fmin: the lowest one, in Hz.
+      fmax: the highest one, in Hz.
+      htk: whether mels are HTK's instead of Slaney's (linear up to 1 kHz, logarithmic above).
+    """
+    if htk:
+        low, high = (2595.0 * np.log10(1.0 + f / 700.0) for f in (fmin, fmax))
+        return 700.0 * (10.0 ** (np.linspace(low, high, count) / 2595.0) - 1.0)
+    hz_per_mel, corner, step = 200.0 / 3, 1000.0, np.log(6.4) / 27.0
+    low, high = (
+        f / hz_per_mel if f < corner else corner / hz_per_mel + np.log(f / corner) / step
+        for f in (fmin, fmax)
+    )
+    mels = np.linspace(low, high, count)
+    above = corner * np.exp(step * (mels - corner / hz_per_mel))
+    return np.where(mels < corner / hz_per_mel, hz_per_mel * mels, above)
+
+
+def triangular_filters(
+    sample_rate: int, n_fft: int, n_mels: int, fmin: float, fmax: float, *, htk: bool = False
+) -> np.ndarray:
+    """Returns a mel filter bank, float64 `[n_fft // 2 + 1, n_mels]`, as librosa computes it.
+
+    Args:
+      sample_rate: rate of the waveform, in Hz.
+      n_fft: length of the transform, in samples.
+      n_mels: number of filters.
+      fmin: lower edge of the lowest filter, in Hz.
+      fmax: upper edge of the highest filter, in Hz.
+      htk: whether the filters are HTK's, of unit height, instead of Slaney's, of unit area.
+    """
+    edges = mel_frequencies(n_mels + 2, fmin, fmax, htk=htk)
+    bins = np.fft.rfftfreq(n_fft, 1.0 / sample_rate)
+    rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
+    falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
+    filters = np.maximum(0.0, np.minimum(rising, falling))
+    if not htk:
+        filters *= 2.0 / (edges[2:, None] - edges[:-2, None])
+    return filters.T
+
+
 @functools.lru_cache(maxsize=32)
 def mel_filters(config: MelConfig = MelConfig()) -> np.ndarray:
-    """Mel filter bank `[n_fft // 2 + 1, n_mels]`, librosa's default (Slaney)."""
-    import librosa.filters  # Brings numba with it: about a second, paid on first use alone.
-
-    bank = librosa.filters.mel(
-        sr=config.sample_rate,
-        n_fft=config.n_fft,
-        n_mels=config.n_mels,
-        fmin=config.fmin,
-        fmax=config.fmax,
-    )
-    return np.ascontiguousarray(bank.T, np.float32)
+    """Returns the front end's filters, float32 `[n_fft // 2 + 1, n_mels]`, on Slaney's scale."""
+    c = config
+    bank = triangular_filters(c.sample_rate, c.n_fft, c.n_mels, c.fmin, c.fmax)
+    return np.ascontiguousarray(bank, np.float32)
 
 
 def stft_magnitude(wav: jax.Array, n_fft: int = 1024, hop_length: int = 256) -> jax.Array:

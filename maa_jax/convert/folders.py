@@ -181,7 +181,7 @@ def folder_to_released(model: str, out: str) -> pathlib.Path:
 
     from maa_jax.convert import released, vocoders
     from maa_jax.diffusion.schedule import Schedule
-    from maa_jax.files import read_json
+    from maa_jax.files import read_json, replace_file
     from maa_jax.model_folder import hub, networks, torch_layout
     from maa_jax.models.bigvgan import BigVGANConfig
 
@@ -199,9 +199,8 @@ def folder_to_released(model: str, out: str) -> pathlib.Path:
     tensors = released.to_checkpoint(parts, schedule, scale)
     state = {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.writing")
-    torch.save({"state_dict": state}, temporary)
-    temporary.replace(out)
+    with replace_file(out) as new:
+        torch.save({"state_dict": state}, new)
     if (folder / "vocoder").is_dir():
         config = networks.load_config(folder, "vocoder")
         kind = "bigvgan" if isinstance(config, BigVGANConfig) else "hifigan"

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import io
-import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,6 +16,7 @@ from absl import logging
 from etils import epath
 
 from maa_jax.data.mixtures import EVALUATION_SPLITS, Part, pieces, wait_for
+from maa_jax.files import replace_file
 
 _LISTED = 5  # Dropped recordings that a report names.
 
@@ -124,10 +124,9 @@ def _write_index(dataset: str, split: str, folder: epath.Path, path: epath.Path)
             for field, column, kind in zip(_FIELDS, columns, kinds, strict=True)
         },
     )
-    temporary = folder / f".{path.name}.{os.getpid()}"
     try:
-        temporary.write_bytes(content.getvalue())
-        temporary.replace(path)
+        with replace_file(path) as new:
+            new.write_bytes(content.getvalue())
     except OSError as error:
         raise ValueError(
             f"{path}, which finds recordings that are in several datasets, cannot be written"

@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 from etils import epath
 
 from maa_jax.enhancement.distill import Candidate
+from maa_jax.files import replace_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +47,9 @@ def write_record(work: epath.PathLike, shard: Shard, rows: Sequence[tuple[str, l
 
     As lines of JSON; restarting a build, a shard is taken as done where its file is.
     """
-    path = _record_path(work, shard)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     lines = [json.dumps([id, [dataclasses.astuple(c) for c in found]]) for id, found in rows]
-    temporary.write_text("\n".join(lines) + "\n")
-    temporary.replace(path)
+    with replace_file(_record_path(work, shard)) as new:
+        new.write_text("\n".join(lines) + "\n")
 
 
 def has_record(work: epath.PathLike, shard: Shard) -> bool:

@@ -1,10 +1,12 @@
 """Which sounds of a request are on the disk."""
 
 import json
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
+
+from maa_jax.checks import differences
+from maa_jax.files import replace_file
 
 
 class Journal:
@@ -81,9 +83,8 @@ class Journal:
                 f"{missing[0]}: give a folder that all processes share"
             )
         table = self._folder / "samples.jsonl"
-        temporary = table.with_name(f".{table.name}.{os.getpid()}")
-        temporary.write_text("".join(json.dumps(rows[name]) + "\n" for name in self._wanted))
-        temporary.replace(table)
+        with replace_file(table) as new:
+            new.write_text("".join(json.dumps(rows[name]) + "\n" for name in self._wanted))
         for part in parts:
             part.unlink()
 
@@ -106,5 +107,4 @@ def _read_rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
 def _differences(wanted: dict[str, Any] | None, row: dict[str, Any]) -> str:
     if wanted is None:
         return f"file={row.get('file')!r} there, not asked for here"
-    different = [key for key, value in wanted.items() if row.get(key) != value]
-    return ", ".join(f"{key}={row.get(key)!r} there, {wanted[key]!r} here" for key in different)
+    return ", ".join(differences(row, wanted))

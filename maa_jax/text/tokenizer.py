@@ -11,13 +11,15 @@ import pathlib
 import string
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
-import tokenizers
 
 from maa_jax.files import read_json, replace_folder
 from maa_jax.text.normalize import normalize
+
+if TYPE_CHECKING:
+    import tokenizers  # loaded where it is used: a training step on ready tokens needs none of it
 
 Array = TypeVar("Array")
 
@@ -53,7 +55,7 @@ class Tokenizer:
 
     length = 77
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any] | None = None):
+    def __init__(self, tokenizer: "tokenizers.Tokenizer", config: Mapping[str, Any] | None = None):
         tokenizer.no_truncation()  # a downloaded tokenizer.json may ask for either
         tokenizer.no_padding()
         self._config = _BERT_TOKENIZER if config is None else config
@@ -82,6 +84,8 @@ class Tokenizer:
         Raises:
             FileNotFoundError: naming the files, and how to bring them.
         """
+        import tokenizers
+
         folder = pathlib.Path(folder)
         if (folder / "tokenizer.json").is_file():
             try:
@@ -144,6 +148,8 @@ class Tokenizer:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes a tokenizer folder that transformers opens, whole or not at all."""
+        import tokenizers
+
         config = {**self._config, "model_max_length": self.length}
         with replace_folder(pathlib.Path(folder)) as new:
             self._tokenizer.save(str(new / "tokenizer.json"))
@@ -194,8 +200,10 @@ def _tokenizer_config(folder: pathlib.Path) -> dict[str, Any]:
     return {k: v for path in paths if path.is_file() for k, v in read_json(path).items()}
 
 
-def _wordpiece(vocab: Sequence[str]) -> tokenizers.Tokenizer:
+def _wordpiece(vocab: Sequence[str]) -> "tokenizers.Tokenizer":
     """Returns bert-base-uncased's pipeline over a vocabulary."""
+    import tokenizers
+
     ids = {word: i for i, word in enumerate(vocab)}
     missing = [token for token in SPECIAL if token not in ids]
     if missing:

@@ -9,8 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from maa_jax.audio.mel import MelConfig
 
@@ -35,6 +33,9 @@ class Metrics:
           total_steps: the step at which the run ends.
           batch_size: examples a step, over all devices.
         """
+        from tensorboardX import SummaryWriter
+        from tqdm import tqdm
+
         main = jax.process_index() == 0
         purge_step = first_step + 1 if first_step else None
         self._writer = SummaryWriter(workdir, purge_step=purge_step, write_to_disk=main)

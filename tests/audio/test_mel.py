@@ -6,7 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maa_jax.audio.mel import MelConfig, log_mel, mel_filters, stft_magnitude
+from maa_jax.audio.mel import (
+    MelConfig,
+    log_mel,
+    mel_filters,
+    mel_frequencies,
+    stft_magnitude,
+    triangular_filters,
+)
 
 PARITY = pathlib.Path(__file__).parent.parent / "parity" / "mel_16k_80.npz"
 
@@ -17,6 +24,22 @@ def test_agrees_with_reference():
     mel = np.asarray(jax.jit(log_mel)(wav[None]))[0].T
     assert mel.shape == expected.shape
     assert np.abs(mel - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("htk", [False, True])
+@pytest.mark.parametrize("bank", [(16000, 1024, 80, 0, 8000), (48000, 1024, 64, 50, 14000)])
+def test_filters_are_those_of_librosa(bank, htk):
+    librosa = pytest.importorskip("librosa")
+    rate, n_fft, n_mels, fmin, fmax = bank
+    wanted = librosa.filters.mel(
+        sr=rate, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax, htk=htk,
+        norm=None if htk else "slaney", dtype=np.float64,
+    )  # fmt: skip
+    np.testing.assert_allclose(triangular_filters(*bank, htk=htk), wanted.T, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(
+        mel_frequencies(n_mels, fmin, fmax, htk=htk),
+        librosa.mel_frequencies(n_mels, fmin=fmin, fmax=fmax, htk=htk),
+    )
 
 
 @pytest.mark.parametrize("samples", [512, 8192, 8193, 8447])
