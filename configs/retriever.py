@@ -9,7 +9,8 @@ MSR-VTT (Gabeur et al. 2020, the authors' MSRVTT_jsfusion_trainval.json: margin 
 rate 5e-5 falling); `demo` and `runlocal` as in common.py; `bundled`, small enough for the bundled
 recordings, with a vocabulary made from the training captions. `config.init_from.audio_encoder` is
 PANNs' Cnn14 in a folder with config.json and model.safetensors; a CLAP trained here has both
-encoders in its model folder. `python -m maa_jax.evaluate --model=DIR --out=DIR` prints recall.
+encoders in its model folder. Recall is printed by
+`python -m maa_jax.evaluate --model=DIR --evaluators=recall --out=DIR`.
 """
 
 from maa_jax.configs import common

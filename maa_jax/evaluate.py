@@ -1,141 +1,203 @@
-"""Scores a model.
+"""Scores sounds: those that a model makes of a dataset's captions, or those in a folder.
 
     python -m maa_jax.evaluate --model=bundled --dataset=sonic_sounds --split=train --out=scores
-    python -m maa_jax.evaluate --model=models/retriever --split=test --out=scores/retriever
+    python -m maa_jax.evaluate --model=bundled --evaluators=label_accuracy,clap_score --out=scores
+    python -m maa_jax.evaluate --sounds=FOLDER --evaluators=clap_score --out=scores
+    python -m maa_jax.evaluate --model=models/retriever --evaluators=recall --out=scores
 
-For each caption of the split a sound is made, and the label of the recording nearest to it compared
-with the caption's; a run of several processes shares the prompts among them. Of a folder with a
-retriever instead, it is that retriever's recall. Prints a table and writes it to OUT/scores.json.
+Evaluators:
+
+    label_accuracy  whether the recording nearest to a sound, or one of the five nearest, has a
+                    label of the recording whose caption the sound was made of
+    clap_score      the mean cosine of the CLAP embeddings of sounds and their captions
+    recall          how often a retriever, which is then the model, finds recordings and captions
+
+The captions of a folder's sounds are read from its samples.jsonl, as maa_jax.sample writes it, or
+from a CSV file with the columns file, caption and label (--table). A run of several processes
+shares the sounds among them. Scores are printed and written to OUT/scores.json, with what made
+them.
 """
 
+import dataclasses
 import json
 import time
 from typing import Any
 
-from absl import flags
+from maa_jax import command, options
+from maa_jax.checks import nearest
+from maa_jax.evaluators import EVALUATORS, make
+from maa_jax.files import file_names, make_folder, write_json
+from maa_jax.options import FINE, REQUIRED, Options, option
 
-from maa_jax import command
-from maa_jax.files import file_names, make_folder
+
+def _check_evaluators(names: tuple[str, ...], _: Options) -> str:
+    unknown = [name for name in names if name not in EVALUATORS]
+    if unknown:
+        return f"{nearest(unknown[0], EVALUATORS)!r}; there are {', '.join(EVALUATORS)}"
+    return FINE if names else f"some of {', '.join(EVALUATORS)}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation(Options):
+    """What is scored, and how."""
+
+    out: str = option(REQUIRED, "Folder for scores.json.", path=True, recorded=False)
+    evaluators: tuple[str, ...] = option(
+        ("label_accuracy",),
+        "What scores: label_accuracy, clap_score, recall.",
+        check=_check_evaluators,
+    )
+    model: str = option("bundled", 'Model folder, hub id, or "bundled".')
+    sounds: str | None = option(
+        None, "Folder of wav files to score in the place of a model's sounds.", path=True
+    )
+    table: str | None = option(
+        None, "CSV file with file,caption[,label] of those wav files.", path=True
+    )
+    dataset: str = option("sonic_sounds", "Dataset whose captions and recordings are taken.")
+    data_dir: str | None = option(
+        None, "Where TFDS keeps datasets; TFDS's own place by default.", path=True, recorded=False
+    )
+    split: str = option("train", "Split of the dataset.")
+    num_prompts: int = option(0, "Sounds made, evenly over the captions; 0 for all.", least=0)
+    captions_per_recording: int = option(
+        1, "Captions of a recording that sounds are made of; 0 for all.", least=0
+    )
+    steps: int = option(100, "Steps of DDIM.", least=1, most=1000)
+    guidance_scale: float = option(3.0, "1 is none; larger follows the caption more closely.")
+    seed: int = option(0, "Seed of the noise; the same seed makes the same sounds.", least=0)
+    clap: str = option("bundled", 'CLAP that hears: model folder, hub id, or "bundled".')
+    batch_size: int = option(8, "Sounds made, read and heard at a time.", least=1)
+    keep_wavs: bool = option(False, "Whether the sounds are written to OUT/wavs.", recorded=False)
+    cache: str | None = option(
+        None, "Folder in which features are kept for later runs.", path=True, recorded=False
+    )
 
 
 def define_flags() -> None:
     """Defines the flags; by this module as a program alone, or two programs' flags would clash."""
-    flags.DEFINE_string("model", "bundled", 'Path of a model folder, or "bundled".')
-    flags.DEFINE_string("clap", "bundled", "Model folder whose audio tower measures.")
-    flags.DEFINE_string("dataset", "sonic_sounds", "Dataset with labels.")
-    flags.DEFINE_string("data_dir", None, "Where TFDS keeps datasets; TFDS's own place by default.")
-    flags.DEFINE_string("split", "train", "Whose captions and recordings are taken.")
-    flags.DEFINE_string("out", None, "Folder for scores.json.", required=True)
-    flags.DEFINE_integer("num_prompts", 0, "Prompts taken, evenly over the captions; 0 for all.")
-    flags.DEFINE_integer("captions_per_recording", 1, "Captions that become prompts; 0 for all.")
-    flags.DEFINE_integer("steps", 100, "DDIM steps, 1 to 1000.")
-    flags.DEFINE_float("guidance_scale", 3.0, "1 is none; larger follows the prompt more closely.")
-    flags.DEFINE_integer("seed", 0, "Of the noise; the same seed gives the same sounds.")
-    flags.DEFINE_boolean("keep_wavs", False, "Whether the sounds are written, to OUT/wavs.")
+    options.define_flags(Evaluation)
 
 
-def evaluate(
-    out: str,
-    *,
-    model: str = "bundled",
-    dataset: str = "sonic_sounds",
-    data_dir: str | None = None,
-    split: str = "train",
-    keep_wavs: bool = False,
-    **settings: Any,
-) -> dict[str, float]:
-    """Scores a model, prints the table and writes `out/scores.json`.
+def evaluate(request: Evaluation) -> dict[str, float]:
+    """Computes scores, prints them and writes `out/scores.json`.
 
     Args:
-        out: folder for the results.
-        model: path of a model folder, or "bundled".
-        dataset: a dataset with labels.
-        data_dir: where TFDS keeps datasets.
-        split: whose captions and recordings are taken.
-        keep_wavs: whether the sounds are written to `out/wavs`.
-        **settings: of `evaluators.label_accuracy.run`.
+      request: what is scored, and how.
 
     Returns:
-        The scores by name.
+      The scores by name.
 
     Raises:
-        ValueError: naming the argument, its value and the remedy.
+      ValueError: something that is named does not exist, or an evaluator needs what is not there.
     """
     # After the flags, so that --help and a mistake in them answer at once.
     import jax
 
     import maa_jax
-    from maa_jax.audio import io
     from maa_jax.data.config import DataConfig
-    from maa_jax.evaluators import label_accuracy, recall
-    from maa_jax.model_folder import hub
-    from maa_jax.model_folder.index import content_hash
-    from maa_jax.pipeline.pipeline import Pipeline
-    from maa_jax.pipeline.request import check_request
-
-    request = {k: settings[k] for k in ("steps", "guidance_scale", "seed") if k in settings}
-    check_request(**request)
-    folder = make_folder(out)
-    path = hub.fetch_model(model)
-    data = DataConfig(dataset=dataset, data_dir=data_dir, split=split)
-    retrieves = (path / "retriever").is_dir() and not (path / "unet").is_dir()
-    pipe = None if retrieves else Pipeline.from_pretrained(model)
-
-    def keep(number: int, prompt: str, wav: Any) -> None:
-        wavs = folder / "wavs"
-        wavs.mkdir(exist_ok=True)
-        name = file_names([prompt])[0].partition("_")[2]
-        io.write_wav(wavs / f"{number:04d}_{name}", wav, pipe.sample_rate)
+    from maa_jax.evaluators import base, sources
+    from maa_jax.evaluators.features import Networks
 
     start = time.perf_counter()
-    if retrieves:
-        scores = dict(recall.run(str(path), data))
-    else:
-        scores = dict(label_accuracy.run(pipe, data, keep=keep if keep_wavs else None, **settings))
+    folder = make_folder(request.out)
+    networks = Networks(
+        clap=request.clap,
+        retriever=request.model,
+        batch_size=request.batch_size,
+        cache=request.cache,
+    )
+    evaluators = make(request.evaluators, networks)
+    data = DataConfig(dataset=request.dataset, data_dir=request.data_dir, split=request.split)
+    sounds, samples, made_by = None, None, {}
+    if any("sounds" in evaluator.needs for evaluator in evaluators):
+        if request.sounds:
+            sounds, samples = sources.folder(
+                request.sounds, request.table, batch_size=request.batch_size
+            )
+        else:
+            sounds, samples, made_by = _generated(request, data)
+    elif request.sounds:
+        raise ValueError(
+            f"sounds={request.sounds!r}: none of {', '.join(request.evaluators)} hears sounds; "
+            "leave it out or add another evaluator"
+        )
+    scores: dict[str, float] = {}
+    for length in dict.fromkeys(evaluator.samples or samples for evaluator in evaluators):
+        group = [e for e in evaluators if (e.samples or samples) == length]
+        references = None
+        if any("references" in evaluator.needs for evaluator in group):
+            references = sources.recordings(data, length, batch_size=request.batch_size)
+        scores |= base.run(group, base.Inputs(sounds, references))
     if jax.process_index() == 0:
+        heard = {n.name: n.digest for evaluator in evaluators for n in evaluator.networks}
         result = {
-            "model": model if model == "bundled" else str(path.resolve()),
-            "model_sha256": content_hash(path),
-            "dataset": dataset,
-            "split": split,
-            "settings": settings,
+            **request.record(),
+            **made_by,
+            "networks": heard,
+            "sounds_scored": 0 if sounds is None else len(sounds),
             "maa_jax": maa_jax.__version__,
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
             "seconds": round(time.perf_counter() - start, 1),
             "scores": scores,
         }
-        (folder / "scores.json").write_text(json.dumps(result, indent=2) + "\n")
-        if retrieves:
-            print("\n".join(f"{name:<28}{value:>9.3f}" for name, value in scores.items()))
-        else:
-            print(table(scores))
-            print(f"{scores['prompts']:.0f} prompts")
+        write_json(folder / "scores.json", result)
+        for name, value in scores.items():
+            print(f"{name:<30}{value:>9.4g}")
         print(f"All scores: {folder / 'scores.json'}")
     return scores
 
 
-def table(scores: dict[str, float]) -> str:
-    """Returns label accuracies as text: a line a kind of feature and k, beside chance."""
-    lines = [f"{'right label within':<22}{'generated':>11}{'recordings':>12}{'chance':>9}"]
-    for name, value in scores.items():
-        features, _, k = name.rpartition("/")
-        if features and not k.endswith("_recordings"):
-            line = f"{features + ', ' + k.replace('_', ' '):<22}{value:>10.1%} "
-            line += f"{scores[f'{name}_recordings']:>11.1%} {scores[f'{k}_chance']:>8.1%}"
-            lines.append(line)
-    return "\n".join(lines)
+def _generated(request: Evaluation, data: Any) -> tuple[Any, int, dict[str, str]]:
+    """Returns a model's sounds, their length in samples, and which model makes them."""
+    import jax
+
+    from maa_jax.audio import io
+    from maa_jax.evaluators import sources
+    from maa_jax.model_folder.index import content_hash
+    from maa_jax.pipeline.pipeline import Pipeline
+
+    several = jax.local_device_count() > 1
+    pipe = Pipeline.from_pretrained(request.model, devices=jax.local_devices() if several else None)
+    samples = round(pipe.max_duration * io.SAMPLE_RATE)
+    recordings = sources.recordings(data, samples)
+    prompts = sources.choose_prompts(
+        recordings.captions, request.captions_per_recording, request.num_prompts
+    )
+    captions = [caption for _, caption in prompts]
+    labels = [recordings.labels[recording] for recording, _ in prompts]
+    how = dict(
+        steps=request.steps,
+        guidance_scale=request.guidance_scale,
+        seed=request.seed,
+        batch_size=request.batch_size,
+    )
+    keep = None
+    if request.keep_wavs:
+        wavs, files = make_folder(f"{request.out}/wavs"), file_names(captions)
+        rows = zip(files, captions, labels, strict=True)
+        lines = [json.dumps(dict(file=f, prompt=c, labels=list(of))) for f, c, of in rows]
+        (wavs / sources.TABLE).write_text("\n".join(lines) + "\n", "utf-8")
+        keep = lambda number, wav: io.write_wav(wavs / files[number], wav, pipe.sample_rate)
+    sounds = sources.generated(
+        lambda some, first: pipe(some, start_index=first, **how),
+        captions,
+        pipe.sample_rate,
+        labels=labels,
+        batch_size=request.batch_size,
+        keep=keep,
+    )
+    return sounds, samples, {"model_sha256": content_hash(pipe.path)}
 
 
 def main() -> None:
     """Runs the program that this module's docstring describes."""
     from maa_jax import devices
 
+    request = options.from_flags(Evaluation)
     devices.initialize()
-    f = flags.FLAGS
-    names = ("model", "clap", "dataset", "data_dir", "split", "num_prompts", "seed", "steps")
-    names += ("captions_per_recording", "guidance_scale", "keep_wavs")
-    evaluate(f.out, **{name: f[name].value for name in names})
+    evaluate(request)
 
 
 def run() -> None:

@@ -6,7 +6,7 @@ import sys
 import pytest
 import soundfile
 
-from maa_jax import evaluate
+from maa_jax.evaluate import Evaluation, evaluate
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import save_index
 from maa_jax.models.retriever import Retriever
@@ -14,38 +14,54 @@ from tests.conftest import random_network
 from tests.models.test_retriever import TINY
 
 
-def test_scores_a_model_folder(tiny_model, tmp_path, capsys):
-    scores = evaluate.evaluate(
-        str(tmp_path / "out"),
-        model=str(tiny_model),
-        clap=str(tiny_model),
-        data_dir=str(tmp_path / "data"),
-        split="validation",
-        num_prompts=2,
-        steps=1,
-        keep_wavs=True,
+def test_a_models_sounds_are_scored_and_its_wavs_can_be_scored_again(
+    tiny_model, data_dir, tmp_path, capsys
+):
+    both = ("label_accuracy", "clap_score")
+    common = dict(clap=str(tiny_model), data_dir=data_dir, split="validation", evaluators=both)
+    scores = evaluate(
+        Evaluation(
+            out=tmp_path / "out",
+            model=str(tiny_model),
+            num_prompts=2,
+            steps=1,
+            keep_wavs=True,
+            cache=tmp_path / "cache",
+            **common,
+        )
     )
     written = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert written["scores"] == scores and written["settings"]["steps"] == 1
-    assert scores["prompts"] == 2
-    assert all(0 <= value <= 1 for name, value in scores.items() if name != "prompts")
-    wavs = sorted((tmp_path / "out" / "wavs").iterdir())
-    assert [wav.name[:5] for wav in wavs] == ["0000_", "0001_"]
+    assert written["scores"] == scores and written["steps"] == 1
+    assert written["sounds_scored"] == scores["prompts"] == 2
+    assert written["networks"].keys() == {"clap", "log_mel"} and written["model_sha256"]
+    assert -1 <= scores["clap_score"] <= 1
+    assert all(0 <= value <= 1 for name, value in scores.items() if "top" in name)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in scores)
+
+    wavs = sorted((tmp_path / "out" / "wavs").glob("*.wav"))
+    assert [wav.name[:4] for wav in wavs] == ["000_", "001_"]
     assert soundfile.info(wavs[0]).frames == 32768
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines if "%" in line] == [
-        "clap, top 1",
-        "clap, top 5",
-        "log_mel, top 1",
-        "log_mel, top 5",
-    ]
+    again = evaluate(
+        Evaluation(
+            out=tmp_path / "again",
+            sounds=tmp_path / "out" / "wavs",
+            cache=tmp_path / "cache",
+            **common,
+        )
+    )
+    assert again == pytest.approx(scores, abs=1e-3)  # files hold 16 bits a sample
 
 
 def test_bad_settings_are_refused_before_any_work(tiny_model, tmp_path):
     with pytest.raises(ValueError, match="steps=0"):
-        evaluate.evaluate(str(tmp_path), model=str(tiny_model), steps=0)
+        Evaluation(out=tmp_path, steps=0)
+    with pytest.raises(ValueError, match="num_prompts=-1"):
+        Evaluation(out=tmp_path, num_prompts=-1)
+    with pytest.raises(ValueError, match=r"evaluators=.*give 'clap_score'"):
+        Evaluation(out=tmp_path, evaluators=("clapscore",))
     with pytest.raises(ValueError, match="no folder"):
-        evaluate.evaluate(str(tmp_path), model=str(tmp_path / "none"))
+        evaluate(Evaluation(out=tmp_path, model=str(tmp_path / "none"), clap=str(tiny_model)))
 
 
 def test_the_program_names_a_mistake(tmp_path):
@@ -55,19 +71,22 @@ def test_the_program_names_a_mistake(tmp_path):
     assert "maa_jax.evaluate: model='/none'" in done.stderr
 
 
-def test_a_folder_with_a_retriever_is_scored_by_its_recall(tiny_model, tmp_path, capsys):
+def test_a_retriever_is_scored_by_its_recall(tiny_model, data_dir, tmp_path, capsys):
     folder = tmp_path / "retriever"
     shutil.copytree(tiny_model / "tokenizer", folder / "tokenizer")
     network = random_network(lambda rngs: Retriever(TINY, rngs=rngs), 0)
     networks.save_network(folder, "retriever", TINY, network)
     save_index(folder)
-    scores = evaluate.evaluate(
-        str(tmp_path / "out"),
+    request = Evaluation(
+        out=tmp_path / "out",
+        evaluators=("recall",),
         model=str(folder),
-        data_dir=str(tmp_path / "data"),
+        data_dir=data_dir,
         split="validation",
-        num_prompts=2,
     )
+    scores = evaluate(request)
     written = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert written["scores"] == scores and scores["recordings"] == 13
     assert "text_to_audio/recall_at_10" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="none of recall hears sounds"):
+        evaluate(request.replace(sounds=str(tmp_path)))

@@ -1,7 +1,7 @@
-"""From TFDS datasets' ArrayRecord files to batches of waveforms, by grain; no TensorFlow.
+"""Batches of waveforms from TFDS datasets' ArrayRecord files, by grain; TensorFlow is not needed.
 
-The order of records and every random choice hang on the seed and the position in the stream alone:
-neither the number of processes nor of workers changes a global batch, in content or in order.
+The order of records and every random choice depend only on the seed and the position in the stream:
+neither the number of processes nor that of workers changes a global batch or the order of batches.
 """
 
 import functools
@@ -30,27 +30,28 @@ def train_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """Endless batches in a new random order each epoch; builds datasets where they are missing.
+    """Returns endless batches, in a new random order each epoch; builds missing datasets.
 
-    Each part of a mixture has epochs of its own, and the parts take turns by their shares, which
-    are kept to within 1 %. What is evaluated on and what an earlier part has too is left out.
+    Each part of a mixture has its own epochs, and the parts alternate in proportion to their
+    shares, to within 1 %. Evaluation data and duplicates of an earlier part are left out.
 
     Args:
-      config: The datasets and the clips.
-      batch_size: The global one, over all processes.
-      seed: Decides the order, the crops, the captions and the events.
-      prepare_text: Makes `text` of the picked captions; pickled where there are workers.
-      process_index: This process.
-      process_count: All of them; they take consecutive parts of each global batch.
+      config: the datasets, and how clips are taken from them.
+      batch_size: size of the global batch, over all processes.
+      seed: seed of the order, the crops, the choice of captions and the events.
+      prepare_text: makes `text` of the chosen captions, a tree of arrays [n, ...]; pickled if there
+        are workers.
+      process_index: number of this process.
+      process_count: number of processes, which take consecutive parts of each global batch.
 
     Returns:
-      Iterator with `get_state` and `set_state` (or grain.checkpoint under Orbax) of dicts:
-      `audio` float32 `[b, samples]`, `index` int64 `[b]` (the record's place in `metadata`) and,
-      with `prepare_text`, `text`, a tree of arrays `[b, ...]`; b = batch_size / process_count.
+      An iterator with `get_state` and `set_state` (or grain.checkpoint under Orbax) over dicts:
+      `audio` float32 [b, samples], `index` int64 [b] (the record's place in `metadata`) and, with
+      `prepare_text`, `text`, a tree of arrays [b, ...]; b = batch_size / process_count.
 
     Raises:
-      ValueError: Something named cannot be found, or evaluation data or recordings without an
-        accepted caption would be trained on.
+      ValueError: a dataset or split does not exist, or training would read evaluation data or
+        recordings without an accepted caption.
     """
     config = DataConfig.of(config)
     rows = _local_rows(batch_size, process_index, process_count)
@@ -60,12 +61,12 @@ def train_iterator(
             " to ''"
         )
     prepare(config, process_index)
-    open_parts(config, config.eval_parts(), process_index)  # For its errors: training comes first.
+    open_parts(config, config.eval_parts(), process_index)  # for its errors, before training begins
     source, kept, weights = training(config, config.parts(), process_index)
     load = functools.partial(
         _load, source, config.samples, seed, prepare_text, _reprogram(config, process_index)
     )
-    # Batches of (record, position) first: a process reads only the records of its own rows.
+    # Batches of (record, position) first, so that a process reads only the records of its rows.
     batches = (
         _order(kept, weights, seed)
         .map_with_index(lambda position, record: np.array([record, position]))
@@ -84,13 +85,19 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset:
-    """One pass over what is evaluated on: crops and captions hang on the record alone.
+    """Returns one pass over the evaluation data, with crops and captions that never change.
 
-    Arguments as in `train_iterator`. Every process gets the same number of batches; the last one is
-    filled up with the last record.
+    Every process gets the same number of batches; the last one is filled up with the last record.
+
+    Args:
+      config: as in `train_iterator`.
+      batch_size: as in `train_iterator`.
+      prepare_text: as in `train_iterator`.
+      process_index: as in `train_iterator`.
+      process_count: as in `train_iterator`.
 
     Returns:
-      Iterable of batches as in `train_iterator`, and `valid` bool `[b]`, False on filled-up rows.
+      An iterable of batches as in `train_iterator`, with `valid` bool [b], False for padding.
     """
     config = DataConfig.of(config)
     rows = _local_rows(batch_size, process_index, process_count)
@@ -110,7 +117,7 @@ def eval_batches(
 
 
 def _order(kept: Sequence[np.ndarray], weights: np.ndarray, seed: int) -> grain.MapDataset:
-    """Records in the order of training."""
+    """Returns the records in the order of training."""
     orders = [
         grain.MapDataset.range(len(records))
         .seed(int(np.random.SeedSequence((seed, part)).generate_state(1)[0]) if part else seed)
@@ -140,7 +147,7 @@ def _draw(
     samples: int,
     rng: np.random.Generator,
 ) -> tuple[str, np.ndarray]:
-    """An event's label and clip."""
+    """Returns a random event's label and clip."""
     records = kept[rng.choice(len(kept), p=shares)]
     event = transforms.clip_audio(source[int(rng.choice(records))], rng, samples)
     return describe(event)["labels"][0], event["audio"]
@@ -163,7 +170,7 @@ def _load(
     reprogram: Reprogram | None,
     chosen: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Reads the records of `chosen` (`[b, 2]`: record, position) into a batch."""
+    """Returns the batch of `chosen`, int [b, 2]: records, and their positions in the stream."""
     examples = []
     for record, position in chosen.tolist():
         rng = np.random.default_rng((seed, position))
@@ -177,11 +184,11 @@ def _load(
 
 
 def _ahead(batches: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
-    """Makes batches in threads of this process, or in worker processes, ahead of their use."""
+    """Prefetches batches, by threads of this process or by worker processes."""
     reading = grain.ReadOptions(config.prefetch, config.prefetch)
     ahead = batches.to_iter_dataset(reading)
     if config.workers:
-        if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags; a library has none.
+        if not flags.FLAGS.is_parsed():  # grain's workers read absl's flags
             flags.FLAGS.mark_as_parsed()
         ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(config.workers))
     return ahead

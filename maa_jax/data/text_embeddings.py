@@ -1,9 +1,9 @@
-"""Contexts of a caption set, computed once and read in training.
+"""Contexts of a set of captions, computed once and read from disk in training.
 
-A frozen encoder as large as T5-Large costs more in every step than the denoiser's own text side:
-its states of all captions are kept on disk instead. A folder of contexts holds one pair of files a
-process that wrote it, `contexts-i-of-n.npy` (float16 [captions, 77, width], read as a memory map)
-and `contexts-i-of-n.txt` (a digest of each caption a line), and `index.json`.
+Encoding captions with an encoder as large as T5-Large would take a good part of every step. A
+folder of contexts has `index.json` and a pair of files for each process that wrote it:
+`contexts-i-of-n.npy` (float16 [captions, length, width], read as a memory map) and
+`contexts-i-of-n.txt` (the digest of a caption on each line).
 """
 
 import hashlib
@@ -33,13 +33,13 @@ def write(
     """Computes and writes this process's share of the contexts.
 
     Args:
-      folder: for the contexts; all processes must see it.
-      captions: all of them, in any order, the same ones in every process.
-      encode: `batch_size` captions to contexts [batch_size, 77, width].
-      text_encoder: what the contexts are of, as the config names it.
+      folder: folder for the contexts, which all processes must see.
+      captions: all captions, in any order, the same in every process.
+      encode: maps up to `batch_size` captions to contexts [n, length, width].
+      text_encoder: name of the text encoder that computes them, as in the config.
       batch_size: captions encoded at a time.
-      process_index: this process.
-      process_count: all of them.
+      process_index: number of this process.
+      process_count: number of processes.
 
     Returns:
       The number of contexts written.
@@ -62,10 +62,14 @@ class Contexts:
     """Looks up the contexts of captions; takes a tokenizer's place in the input pipeline.
 
     Args:
-      folder: that `write` filled.
+      folder: a folder that `write` filled.
+
+    Attributes:
+      text_encoder: name of the text encoder that computed the contexts.
+      width: channels of the contexts.
 
     Raises:
-      ValueError: the folder is none, or lacks shards: all are named.
+      ValueError: the folder has no contexts, or lacks files, all of which are named.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
@@ -89,13 +93,15 @@ class Contexts:
         self.width: int = self._shards[0].shape[-1]
 
     def __reduce__(self):
-        return Contexts, (self._folder,)  # a worker maps the files anew and copies nothing
+        return Contexts, (
+            self._folder,
+        )  # a worker process maps the files itself, so that no context is copied
 
     def __call__(self, captions: Sequence[str]) -> np.ndarray:
-        """Returns the contexts of captions, float16 [n, 77, width].
+        """Returns the contexts of captions, float16 [n, length, width].
 
         Raises:
-          ValueError: naming the captions that have none.
+          ValueError: some captions have no context; the error names them.
         """
         places = [self._rows.get(_digest(caption)) for caption in captions]
         lost = [caption for caption, place in zip(captions, places, strict=True) if place is None]

@@ -5,6 +5,7 @@ projection, as a model folder holds them) and LAION's (Wu et al. 2023; transform
 its folder on the hub, or that folder as `clap/` inside a model folder).
 """
 
+import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -97,7 +98,8 @@ class _Microsoft:
     """BERT and Cnn14, whose audio tower takes waveforms; a `_Family`."""
 
     def __init__(self, folder: pathlib.Path):
-        self.digest = ",".join(content_hash(folder / name) for name in (*TOWERS, "tokenizer"))
+        hashes = [content_hash(folder / name) for name in (*TOWERS, "tokenizer")]
+        self.digest = hashlib.sha256("".join(hashes).encode()).hexdigest()
         self.tokenizer = Tokenizer.from_folder(folder / "tokenizer")
         self._graphs, self.params = {}, {}
         for name in TOWERS:

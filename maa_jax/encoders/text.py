@@ -1,17 +1,17 @@
-"""Captions to the denoiser's context: a tokenizer and a frozen text encoder.
+"""Prompts to the denoiser's context: a tokenizer and a frozen text encoder.
 
-The paper compares four encoders (Table 1); which one a folder holds its config.json says:
+The paper compares four encoders (Table 1). The config.json of a folder says which one it holds:
 
-    kind  network                        condition                       sees padding
-    clap  BERT of Microsoft's CLAP       projected states of the tokens  yes (as the release)
-    bert  BERT                           states of the tokens            no
-    t5    the encoder of a T5            states of the tokens            no
-    clip  the text tower of a CLIP       states of the tokens            after the prompt alone
+    kind  network                    context                         attends to padding
+    clap  BERT of Microsoft's CLAP   projected hidden states         yes, as the release does
+    bert  BERT                       hidden states                   no
+    t5    the encoder of a T5        hidden states                   no
+    clip  the text tower of a CLIP   hidden states                   only from padding itself
 
-Prompts are 77 tokens, padding included: the denoiser attends to all of them.
+The context has a vector for each token, padding included, and the denoiser attends to all of them.
 
-Only the `tokenizers` library is needed here, so neither PyTorch nor TensorFlow is ever imported to
-sample. The folder written by `build_tokenizer` opens with `transformers.AutoTokenizer` as well.
+Of Hugging Face's libraries only `tokenizers` is needed, so that sampling never imports PyTorch or
+TensorFlow.
 """
 
 import difflib
@@ -28,32 +28,33 @@ from maa_jax.model_folder import hub, networks
 from maa_jax.model_folder.registry import class_of
 from maa_jax.text.tokenizer import Tokenizer
 
-# Where a text encoder that is asked for by its name is found: a folder or a hub id.
+# The folder or hub id of each text encoder that can be named in short.
 ENCODERS = {
     "clap": "models/clap",
     "bert": "google-bert/bert-large-uncased",
     "t5": "google-t5/t5-large",
     "clip": "openai/clip-vit-large-patch14",
 }
-# Class in config.json -> (kind, class to read); a BERT with a projection beside it is "clap".
+# Class in config.json -> (kind, class to load); a BERT with a projection beside it is "clap".
 _KINDS = {
     "BertModel": ("bert", "BertModel"),
     "T5EncoderModel": ("t5", "T5EncoderModel"),
     "CLIPTextModel": ("clip", "CLIPTextModel"),
     "CLIPModel": ("clip", "CLIPTextModel"),
 }
-_MASKED = ("bert", "t5")  # CLIP's tokens see only those before them, so that padding is harmless
+# A CLIP needs no mask: its attention is causal, so that padding behind a prompt does not reach it.
+_MASKED = ("bert", "t5")
 
 
 def find(text_encoder: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the folder of a text encoder and its tokenizer.
 
     Args:
-        text_encoder: the path of a model folder (with `text_encoder/` and `tokenizer/`) or of one
-            that holds the encoder itself, a hub id, "bundled", or a key of `ENCODERS`.
+      text_encoder: the path of a model folder (with `text_encoder/` and `tokenizer/`) or of the
+        text encoder's own folder, a hub id, "bundled", or a key of `ENCODERS`.
 
     Raises:
-        ValueError: there is none; with the nearest name, or with how to bring the files.
+      ValueError: it does not exist; the error has the nearest name, or says how to get the files.
     """
     name = str(text_encoder)
     if not pathlib.Path(user_path(name)).is_dir():
@@ -113,13 +114,13 @@ class TextConditioner:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str], *, dtype: Any = np.float32) -> Self:
-        """Reads `tokenizer/`, `text_encoder/` and, of a CLAP, `text_projection/` of a model folder.
-
-        Or a text encoder's own folder as Hugging Face has it, its tokenizer's files among its own.
+        """Reads the text encoder and its tokenizer.
 
         Args:
-            folder: the folder, such as `find` gives it.
-            dtype: the networks' compute dtype.
+          folder: a model folder with `tokenizer/`, `text_encoder/` and, for a CLAP,
+            `text_projection/`; or a text encoder's own folder as on the Hugging Face hub, with the
+            tokenizer's files among its own.
+          dtype: the networks' compute dtype.
         """
         folder = pathlib.Path(folder)
         own = (folder / "config.json").is_file() and not (folder / "text_encoder").is_dir()
@@ -146,7 +147,7 @@ class TextConditioner:
         )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `tokenizer/`, `text_encoder/` and, of a CLAP, `text_projection/`."""
+        """Writes `tokenizer/`, `text_encoder/` and, for a CLAP, `text_projection/`."""
         for name, params in self.params.items():
             networks.save_network(folder, name, self._config(name), params)
         self.tokenizer.save(pathlib.Path(folder, "tokenizer"))
@@ -163,7 +164,7 @@ class TextConditioner:
     def encode(self, params: Tree, condition: jax.Array) -> jax.Array:
         """Returns the context [n, length, width] of ids [n, length]; pure.
 
-        Whether the encoder sees padding depends on its kind: see the head of this module.
+        Whether the encoder attends to padding depends on its kind: see the head of this module.
         """
         network = networks.build(self._graphdefs["text_encoder"], params["text_encoder"])
         mask = self.tokenizer.mask(condition) if self.kind in _MASKED else None

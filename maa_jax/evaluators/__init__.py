@@ -1,1 +1,51 @@
-"""Scores: one file each."""
+"""Scores of sounds, found by name.
+
+A program or a training loop scores sounds like this:
+
+    from maa_jax import evaluators
+    from maa_jax.evaluators import base, sources
+    from maa_jax.evaluators.features import Networks
+
+    scores = evaluators.make(("label_accuracy", "clap_score"), Networks(clap="bundled"))
+    references = sources.recordings(data, samples)              # once a run
+    ...
+    sounds = sources.generated(generate, prompts, sample_rate)  # again for other weights
+    for name, value in base.run(scores, base.Inputs(sounds, references)):
+        print(name, value)                                      # clap_score 0.31
+
+`generate(captions, first)` returns the waveforms of a few captions, the first of which is number
+`first` of all; it is called when sounds are needed, and not before. Every process of a run makes
+and hears its own share of the sounds and all get the same scores, so all must take part.
+"""
+
+import importlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from maa_jax.checks import check_name
+
+if TYPE_CHECKING:
+    from maa_jax.evaluators.base import Evaluator
+    from maa_jax.evaluators.features import Networks
+
+EVALUATORS = {
+    "label_accuracy": "maa_jax.evaluators.label_accuracy:LabelAccuracy",
+    "clap_score": "maa_jax.evaluators.clap_score:ClapSimilarity",
+    "recall": "maa_jax.evaluators.recall:Recall",
+}
+
+
+def find(name: str) -> Any:
+    """Returns the class of an evaluator.
+
+    Raises:
+      ValueError: there is none of that name; the error names the nearest.
+    """
+    check_name("evaluators", name, EVALUATORS)
+    module, _, attribute = EVALUATORS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def make(names: Iterable[str], networks: "Networks") -> list["Evaluator"]:
+    """Returns evaluators by their names; they share the networks that hear sounds."""
+    return [find(name)(networks) for name in names]

@@ -1,64 +1,65 @@
 """How often a retriever finds the recording of a caption, and a caption of a recording.
 
-As Koepke et al. 2022 report it: recall at 1, 5 and 10, both ways, over a whole split.
+Reported as by Koepke et al. 2022: recall at 1, 5 and 10, both ways, over a whole split.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from maa_jax.data import datasets, input_pipeline
-from maa_jax.data.config import DataConfig
-from maa_jax.encoders.retriever import Embedder
+from maa_jax.evaluators.base import Inputs
+from maa_jax.evaluators.features import Networks
+from maa_jax.evaluators.neighbours import nearest
 
 TOPS = (1, 5, 10)
 
 
-def run(
-    model: str, data: DataConfig | Mapping[str, Any], *, batch_size: int = 16
-) -> Iterator[tuple[str, float]]:
-    """Scores the retriever of a model folder on `data.split`.
+class Recall:
+    """An `Evaluator` of a retriever, on recordings with captions."""
+
+    name = "recall"
+    needs = frozenset({"references", "captions"})
+
+    def __init__(self, networks: Networks):
+        self.networks = (networks.retriever_audio,)
+        self._retriever = networks.retriever
+        self.samples = networks.retriever.config.max_samples
+
+    def run(self, inputs: Inputs) -> Iterator[tuple[str, float]]:
+        """Yields scores, for K in 1, 5 and 10.
+
+        Yields:
+          ("captions", number of different captions); ("recordings", their number);
+          ("text_to_audio/recall_at_K", the share of captions that find one of their recordings
+          among the K nearest); ("audio_to_text/recall_at_K", the share of recordings that find one
+          of their captions among the K nearest).
+        """
+        references = inputs.references
+        captions = sorted({text for texts in references.captions for text in texts})
+        place = {caption: number for number, caption in enumerate(captions)}
+        of_recording = [{place[text] for text in texts} for texts in references.captions]
+        of_caption: list[set[int]] = [set() for _ in captions]
+        for recording, numbers in enumerate(of_recording):
+            for number in numbers:
+                of_caption[number].add(recording)
+
+        (audio,) = references.features(self.networks)
+        text = self._retriever.text(captions)
+        recordings_found = nearest(text, audio, max(TOPS))
+        captions_found = nearest(audio, text, max(TOPS))
+        yield "captions", float(len(captions))
+        yield "recordings", float(len(references))
+        for k in TOPS:
+            yield f"text_to_audio/recall_at_{k}", recall(recordings_found[:, :k], of_caption)
+            yield f"audio_to_text/recall_at_{k}", recall(captions_found[:, :k], of_recording)
+
+
+def recall(found: np.ndarray, right: Sequence[set[int]]) -> float:
+    """Returns the share of queries that found a right item.
 
     Args:
-        model: folder with `retriever/` and `tokenizer/`.
-        data: the dataset. Of a recording longer than the retriever's clips a random part is taken,
-            the same each time.
-        batch_size: captions or recordings embedded at a time.
-
-    Yields:
-        (name, value): "captions" and "recordings", their numbers; "text_to_audio/recall_at_K", the
-        share of captions that find a recording they are of among the K nearest;
-        "audio_to_text/recall_at_K", the share of recordings that find one of their captions among
-        the K nearest different ones; for K in 1, 5, 10.
+      found: int [queries, k], the items that each query found.
+      right: each query's right items.
     """
-    embedder = Embedder(model, batch_size=batch_size)
-    data = DataConfig.of(data)
-    meta = datasets.metadata(data)
-    captions = sorted({caption for example in meta for caption in example["captions"]})
-    place = {caption: i for i, caption in enumerate(captions)}
-    right = np.zeros((len(captions), len(meta)), bool)
-    for recording, example in enumerate(meta):
-        right[[place[caption] for caption in example["captions"]], recording] = True
-
-    settings = {**vars(data), "eval_split": data.split, "samples": embedder.config.max_samples}
-    batches = input_pipeline.eval_batches(settings, batch_size=embedder.batch_size)
-    audio = np.concatenate([embedder.audio(b["audio"])[b["valid"]] for b in batches])
-    cosines = embedder.text(captions) @ audio.T
-    yield "captions", float(len(captions))
-    yield "recordings", float(len(meta))
-    for k in TOPS:
-        yield f"text_to_audio/recall_at_{k}", recall(cosines, right, k)
-        yield f"audio_to_text/recall_at_{k}", recall(cosines.T, right.T, k)
-
-
-def recall(scores: np.ndarray, right: np.ndarray, k: int) -> float:
-    """Returns the share of rows with a right column among the k of the highest scores.
-
-    Args:
-        scores: [queries, items].
-        right: [queries, items], True where an item answers the query.
-        k: items looked at.
-    """
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return float(np.take_along_axis(right, best, axis=1).any(axis=1).mean())
+    hits = [not of.isdisjoint(row) for row, of in zip(found.tolist(), right, strict=True)]
+    return float(np.mean(hits))

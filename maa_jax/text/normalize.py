@@ -1,9 +1,9 @@
-"""Non-standard words of English captions, written out (section 5.1).
+"""Text normalisation of English captions (paper section 5.1).
 
 Numbers, currency, measures, dates, times, abbreviations and addresses become the words that a
 speaker would say: "2 dogs bark at 3:15 pm" is "two dogs bark at three fifteen p m". The library
-`normt2s` does most of it; the rules here are those that it lacks. Captions in other languages
-are returned as they are.
+`normt2s` does most of it; the rules here are those that it lacks. Captions in other languages are
+returned unchanged.
 """
 
 import functools
@@ -15,11 +15,11 @@ _MONTHS = (
 ).split()
 _DECADES = dict(
     zip("23456789", "twen thir for fif six seven eigh nine".split(), strict=True)
-)  # Stems of "twenties" to "nineties".
+)  # stems of "twenties" to "nineties"
 _PARTS = {"2": "half", "3": "third", "4": "quarter", "8": "eighth"}
 _DEGREES = {"C": "Celsius", "F": "Fahrenheit"}
 _ROMAN = {"I": 1, "V": 5, "X": 10}
-# Abbreviation, as it is before its full stop -> word.
+# Abbreviation without its full stop -> word.
 _ABBREVIATIONS = {
     "approx": "approximately",
     "ave": "Avenue",
@@ -39,7 +39,7 @@ _ABBREVIATIONS = {
     "vol": "volume",
 }
 _ABBREVIATIONS |= {month[:3].lower(): month for month in _MONTHS if month != "May"}
-# Unit after a number, with or without a full stop -> its plural.
+# Unit after a number, without its full stop -> plural of the word.
 _UNITS = {
     "bpm": "beats per minute",
     "hr": "hours",
@@ -55,7 +55,7 @@ _UNITS = {
 }
 _DIGITS = "zero one two three four five six seven eight nine".split()
 
-# Frequent words that only English or only other languages of Latin script have.
+# Frequent words of English alone, and of other languages in Latin script alone.
 _ENGLISH = frozenset(
     "the of and with at by from to are for while then as into his her their it near over".split()
 )
@@ -69,27 +69,26 @@ _FOREIGN = frozenset(
     # Polish, Czech, Turkish, Indonesian.
     " na się jest bir ve dan yang di".split()
 )
-# Words with accents that are English all the same.
+# English words that are spelt with accents.
 _BORROWED = frozenset("café cafés façade fiancé fiancée naïve piñata déjà décor".split())
 
-# A caption without a match has nothing to write out.
+# A caption that does not match needs no normalisation.
 _SUSPECT = re.compile(r"[^A-Za-z ,'!?;:().\-]|\.\w|\w\.(?=.)|\b[A-Z]\w*\.|\b[IVX]{2,}\b|\betc\.")
-_OTHER_SCRIPT = re.compile(r"[^\W\d_\u0000-\u024f\u1e00-\u1eff]")  # A letter, and not Latin.
+_OTHER_SCRIPT = re.compile(r"[^\W\d_\u0000-\u024f\u1e00-\u1eff]")  # a letter that is not Latin
 _NUMBER = r"\d+(?:[.,]\d+)*"
 
 
 def normalize(caption: str) -> str:
-    """Writes out the non-standard words of an English caption (section 5.1).
+    """Writes out the non-standard words of an English caption (paper section 5.1).
 
     Args:
-      caption: A sentence. In another language it is returned as it is, digits included: so are
-        captions with a letter that is not Latin, or with more words of other languages than of
-        English among the frequent ones.
+      caption: a sentence. It counts as another language, and is returned unchanged, if it has a
+        letter that is not Latin or more frequent words of other languages than of English.
 
     Returns:
-      The caption in words. Normalising it once more changes nothing.
+      The caption in words. Normalising it again changes nothing.
     """
-    # What one pass writes out can join into something for the next, seldom: "$#5" is an example.
+    # Rarely one pass makes something that the next must write out, as for "$#5".
     for _ in range(4):
         if not _SUSPECT.search(caption) or not _is_english(caption):
             break
@@ -100,7 +99,7 @@ def normalize(caption: str) -> str:
 
 
 def _is_english(text: str) -> bool:
-    """Whether nothing speaks against English more than for it."""
+    """Whether a text looks at least as English as foreign."""
     if _OTHER_SCRIPT.search(text):
         return False
     words = re.findall(r"[a-z\u00df-\u024f]+", text.lower())
@@ -117,7 +116,7 @@ def _once(text: str) -> str:
 
 @functools.cache
 def _library() -> Callable[[str], str]:
-    # Here, so that importing this module costs nothing.
+    # Imported when it is first needed, since it takes long.
     import normt2s
 
     return normt2s.normalize
@@ -128,7 +127,7 @@ def _spoken_digits(match: re.Match) -> str:
 
 
 def _date(year: str, month: str, day: str, otherwise: str) -> str:
-    if int(month) > 12:  # Day first, as nearly everywhere but in the United States.
+    if int(month) > 12:  # the day comes first, as outside the United States
         month, day = day, month
     if not (1 <= int(month) <= 12 and 1 <= int(day) <= 31):
         return otherwise

@@ -1,7 +1,6 @@
-"""Sentences to token ids.
+"""Sentences to token ids, by Hugging Face's `tokenizers` library alone.
 
-Only the `tokenizers` library is needed here, so neither PyTorch nor TensorFlow is ever imported to
-sample. The folder written by `build_tokenizer` opens with `transformers.AutoTokenizer` as well.
+The folders that `Tokenizer.save` writes open with `transformers.AutoTokenizer` as well.
 """
 
 import collections
@@ -61,7 +60,7 @@ class Tokenizer:
         self._config = _BERT_TOKENIZER if config is None else config
         pad = self._config.get("pad_token")
         pad = pad["content"] if isinstance(pad, Mapping) else pad
-        if pad is None:  # as in the oldest files, where transformers' classes know it
+        if pad is None:  # the oldest files leave it to transformers' classes
             known = (PAD, "<pad>", "<|endoftext|>")
             pad = next((token for token in known if tokenizer.token_to_id(token) is not None), PAD)
         if tokenizer.token_to_id(pad) is None:
@@ -79,10 +78,11 @@ class Tokenizer:
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
         """Opens a folder with `tokenizer.json`, or with a BERT's `vocab.txt` alone.
 
-        The padding token is that of `tokenizer_config.json` or `special_tokens_map.json`.
+        The padding token is the one in `tokenizer_config.json` or `special_tokens_map.json`.
 
         Raises:
-            FileNotFoundError: naming the files, and how to bring them.
+          FileNotFoundError: both files are missing.
+          ValueError: the files are broken or do not belong together.
         """
         import tokenizers
 
@@ -109,10 +109,10 @@ class Tokenizer:
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
         """Returns int32 ids [n, length]: the prompt's and its special tokens', then padding.
 
-        Prompts and training's captions alike are normalised first (paper section 5.1): numbers,
-        units, dates and abbreviations become words. An empty prompt is the special tokens, of a
-        BERT [CLS] and [SEP]. A prompt that is too long is cut, with a warning that shows the words
-        cut.
+        Both prompts and training captions are normalised first (paper section 5.1): numbers,
+        units, dates and abbreviations become words. An empty prompt consists of the special tokens
+        ([CLS] and [SEP] for a BERT). A prompt that is too long is truncated, with a warning that
+        shows the words lost.
         """
         if isinstance(prompts, str):
             raise TypeError(f"prompts={prompts!r} is a string: give a list of strings.")
@@ -144,7 +144,7 @@ class Tokenizer:
     def decode(self, ids: np.ndarray) -> list[str]:
         """Returns the texts of ids [n, length], without special tokens."""
         texts = self._tokenizer.decode_batch(ids.tolist(), skip_special_tokens=True)
-        return [text.replace(" - ", "-") for text in texts]  # which WordPiece takes apart
+        return [text.replace(" - ", "-") for text in texts]  # WordPiece splits at hyphens
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes a tokenizer folder that transformers opens, whole or not at all."""
@@ -162,13 +162,13 @@ class Tokenizer:
 def tokenizer_from_captions(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     """Returns a small WordPiece tokenizer: the most frequent words, and all characters.
 
-    Any prompt in the captions' characters, Latin letters or digits can be written with it; words
-    beyond the vocabulary are spelt. The same captions give the same ids: the trainers of the
-    `tokenizers` library do not promise that.
+    It can encode any prompt written in the captions' characters, Latin letters or digits; words
+    outside the vocabulary are spelt letter by letter. The same captions always give the same ids,
+    which the trainers of the `tokenizers` library do not guarantee.
 
     Args:
-        captions: the captions.
-        vocab_size: the largest vocabulary wanted; characters are kept even beyond it.
+      captions: the captions, of which there must be a word.
+      vocab_size: the largest vocabulary wanted; all characters are kept even beyond it.
     """
     model = _wordpiece(SPECIAL)
     counts = collections.Counter(
@@ -195,13 +195,13 @@ def build_tokenizer(
 
 
 def _tokenizer_config(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns what a folder says of its tokenizer; older ones do so in two files."""
+    """Returns a folder's tokenizer settings, which older models split over two files."""
     paths = [folder / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
     return {k: v for path in paths if path.is_file() for k, v in read_json(path).items()}
 
 
 def _wordpiece(vocab: Sequence[str]) -> "tokenizers.Tokenizer":
-    """Returns bert-base-uncased's pipeline over a vocabulary."""
+    """Returns the pipeline of bert-base-uncased with another vocabulary."""
     import tokenizers
 
     ids = {word: i for i, word in enumerate(vocab)}

@@ -1,0 +1,171 @@
+"""Networks that make features of sounds, for evaluators that compare them."""
+
+import functools
+import hashlib
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maa_jax.audio import io
+from maa_jax.audio.mel import MelConfig, log_mel
+from maa_jax.encoders.batching import Batches
+from maa_jax.encoders.clap import LAION_FILES, ClapScore
+from maa_jax.encoders.retriever import Embedder
+from maa_jax.model_folder import hub
+
+
+class Network(Protocol):
+    """Makes features of sounds, in float32.
+
+    Attributes:
+      name: how scores name it, such as "clap".
+      digest: tells its features from those of any other network.
+    """
+
+    name: str
+    digest: str
+
+    def __call__(self, wavs: np.ndarray, sample_rate: int) -> np.ndarray:
+        """Returns features [n, width] of sounds [n, samples] at `sample_rate` Hz."""
+        ...
+
+
+class ClapAudio:
+    """A CLAP's audio tower: embeddings of unit length."""
+
+    name = "clap"
+
+    def __init__(self, clap: ClapScore):
+        self.digest = f"clap {clap.digest}"
+        self._clap = clap
+
+    def __call__(self, wavs: np.ndarray, sample_rate: int) -> np.ndarray:
+        """See `Network`."""
+        return self._clap.audio_embeddings(wavs, sample_rate)
+
+
+class RetrieverAudio:
+    """A retriever's audio side: embeddings of unit length."""
+
+    name = "retriever"
+
+    def __init__(self, embedder: Embedder):
+        self.digest = f"retriever {embedder.digest}"
+        self._embedder = embedder
+
+    def __call__(self, wavs: np.ndarray, sample_rate: int) -> np.ndarray:
+        """See `Network`."""
+        rate = self._embedder.sample_rate
+        if sample_rate != rate:
+            wavs = np.stack([io.resample(wav, sample_rate, rate) for wav in wavs])
+        return self._embedder.audio(wavs)
+
+
+class LogMel:
+    """Mean and standard deviation of a log-mel spectrogram over time: no network's opinion."""
+
+    name = "log_mel"
+    digest = "log_mel"
+
+    def __init__(self, batches: Batches):
+        self._batches = batches
+        self._statistics = jax.jit(_mel_statistics, static_argnames="sample_rate")
+
+    def __call__(self, wavs: np.ndarray, sample_rate: int) -> np.ndarray:
+        """See `Network`."""
+        function = functools.partial(self._statistics, sample_rate=sample_rate)
+        with jax.default_matmul_precision("highest"):
+            return self._batches.run(function, {}, wavs)
+
+
+def _mel_statistics(params: dict, wavs: jax.Array, sample_rate: int) -> jax.Array:
+    """Returns [b, 2 * n_mels] of waveforms [b, samples]."""
+    del params
+    mel = log_mel(wavs, MelConfig(sample_rate=sample_rate, fmax=sample_rate / 2))
+    return jnp.concatenate([mel.mean(axis=1), mel.std(axis=1)], axis=1)
+
+
+class Cached:
+    """A network whose features of a batch are kept on the disk, by the content of both."""
+
+    def __init__(self, network: Network, folder: pathlib.Path):
+        self.name, self.digest = network.name, network.digest
+        self._network = network
+        self._folder = folder / hashlib.sha256(network.digest.encode()).hexdigest()[:16]
+
+    def __call__(self, wavs: np.ndarray, sample_rate: int) -> np.ndarray:
+        """See `Network`."""
+        key = hashlib.sha256(f"{wavs.shape} {wavs.dtype} {sample_rate} ".encode())
+        key.update(np.ascontiguousarray(wavs))
+        path = self._folder / f"{key.hexdigest()}.npy"
+        if path.is_file():
+            return np.load(path)
+        features = self._network(wavs, sample_rate)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with temporary.open("wb") as file:
+            np.save(file, features)
+        temporary.replace(path)
+        return features
+
+
+class Networks:
+    """The networks that evaluators use, each read when it is first asked for, and once."""
+
+    def __init__(
+        self,
+        *,
+        clap: str | os.PathLike[str] = "bundled",
+        retriever: str | os.PathLike[str] = "",
+        batch_size: int = 8,
+        devices: Sequence[jax.Device] | None = None,
+        cache: str | os.PathLike[str] | None = None,
+    ):
+        """Notes where they are.
+
+        Args:
+          clap: a folder that `ClapScore` opens, a hub id, or "bundled".
+          retriever: model folder of a retriever, for the recall of that retriever.
+          batch_size: sounds heard at a time, over all devices.
+          devices: what batches are spread over, by default all devices of this process.
+          cache: folder in which features are kept by content, None for none.
+        """
+        self._clap_folder, self._retriever_folder = clap, retriever
+        self._batch_size, self._devices = batch_size, devices or jax.local_devices()
+        self._cache = None if cache is None else pathlib.Path(cache)
+
+    @functools.cached_property
+    def clap(self) -> ClapScore:
+        """The CLAP, both towers."""
+        folder = hub.fetch(str(self._clap_folder), LAION_FILES)
+        return ClapScore(folder, batch_size=self._batch_size, devices=self._devices)
+
+    @functools.cached_property
+    def retriever(self) -> Embedder:
+        """The retriever, both sides."""
+        if not self._retriever_folder:
+            raise ValueError("recall is a score of a retriever: name its model folder")
+        return Embedder(self._retriever_folder, batch_size=self._batch_size, devices=self._devices)
+
+    @functools.cached_property
+    def clap_audio(self) -> Network:
+        """The CLAP's audio tower."""
+        return self._kept(ClapAudio(self.clap))
+
+    @functools.cached_property
+    def retriever_audio(self) -> Network:
+        """The retriever's audio side."""
+        return self._kept(RetrieverAudio(self.retriever))
+
+    @functools.cached_property
+    def log_mel(self) -> Network:
+        """Statistics of log-mel spectrograms, too cheap to be kept on the disk."""
+        return LogMel(Batches(self._batch_size, self._devices))
+
+    def _kept(self, network: Network) -> Network:
+        return network if self._cache is None else Cached(network, self._cache)

@@ -1,0 +1,211 @@
+"""Where sounds that are scored come from: a model, the recordings of a dataset, a folder."""
+
+import csv
+import json
+import os
+import pathlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from maa_jax.audio.io import SAMPLE_RATE, load
+from maa_jax.data import datasets, input_pipeline
+from maa_jax.data.config import DataConfig
+from maa_jax.evaluators.base import Sounds
+
+Batch = tuple[np.ndarray, np.ndarray]  # numbers of sounds [b], waveforms [b, samples]
+TABLE = "samples.jsonl"
+
+
+def choose_prompts(
+    captions: Sequence[Sequence[str]], per_recording: int, count: int
+) -> list[tuple[int, str]]:
+    """Returns (recording, caption) pairs for sounds to be made, spread evenly over a dataset.
+
+    Args:
+      captions: each recording's captions.
+      per_recording: captions taken of a recording, 0 for all.
+      count: pairs taken, 0 for all.
+    """
+    prompts = [
+        (recording, caption)
+        for recording, of in enumerate(captions)
+        for caption in of[: per_recording or None]
+    ]
+    if not count or count >= len(prompts):
+        return prompts
+    return [prompts[i] for i in np.arange(count) * len(prompts) // count]
+
+
+def generated(
+    generate: Callable[[list[str], int], np.ndarray],
+    captions: Sequence[str],
+    sample_rate: int,
+    *,
+    labels: Sequence[Collection[str]] | None = None,
+    batch_size: int = 8,
+    keep: Callable[[int, np.ndarray], None] | None = None,
+) -> Sounds:
+    """Returns the sounds that a model makes of captions, when they are asked for.
+
+    The processes of a run share the captions.
+
+    Args:
+      generate: makes sounds [b, samples] of some captions, given the number of the first, on which
+        alone its noise should depend.
+      captions: a caption for each sound.
+      sample_rate: rate of the sounds in Hz.
+      labels: the labels that each sound should have, where they are known.
+      batch_size: sounds made at a time.
+      keep: called with the number and the waveform [samples] of each sound that this process made.
+    """
+
+    def batches() -> Iterator[Batch]:
+        mine = np.array_split(np.arange(len(captions)), jax.process_count())[jax.process_index()]
+        with tqdm.tqdm(total=len(mine), desc="Sampling", unit="sound") as bar:
+            for start in range(0, len(mine), batch_size):
+                numbers = mine[start : start + batch_size]
+                wavs = generate([captions[i] for i in numbers], int(numbers[0]))
+                if keep is not None:
+                    for number, wav in zip(numbers, wavs, strict=True):
+                        keep(int(number), wav)
+                bar.update(len(numbers))
+                yield numbers, wavs
+
+    return Sounds(
+        batches,
+        sample_rate,
+        names=captions,
+        captions=[[caption] for caption in captions],
+        labels=[()] * len(captions) if labels is None else labels,
+    )
+
+
+def recordings(
+    data: DataConfig | Mapping[str, Any], samples: int, *, batch_size: int = 8
+) -> Sounds:
+    """Returns the recordings of `data.split`, read when they are asked for.
+
+    The processes of a run share the recordings.
+
+    Args:
+      data: the dataset; its `samples` is replaced.
+      samples: length of the clips at 16 kHz. Of a longer recording a random part is taken, the
+        same each time; a shorter one is padded with zeros.
+      batch_size: recordings read at a time, in each process.
+    """
+    data = DataConfig.of(data)
+    config = {
+        **vars(data),
+        "eval_dataset": data.dataset,
+        "eval_split": data.split,
+        "samples": samples,
+    }
+
+    def batches() -> Iterator[Batch]:
+        for batch in input_pipeline.eval_batches(
+            config,
+            batch_size=batch_size * jax.process_count(),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ):
+            valid = batch["valid"]
+            if valid.any():
+                yield batch["index"][valid], batch["audio"][valid]
+
+    examples = datasets.metadata(data)
+    return Sounds(
+        batches,
+        SAMPLE_RATE,
+        names=[example["id"] for example in examples],
+        captions=[example["captions"] for example in examples],
+        labels=[example["labels"] for example in examples],
+    )
+
+
+def folder(
+    path: str | os.PathLike[str],
+    table: str | os.PathLike[str] | None = None,
+    *,
+    batch_size: int = 8,
+) -> tuple[Sounds, int]:
+    """Returns the wav files of a folder, read when they are asked for, and their longest length.
+
+    The processes of a run share the files. All are resampled to 16 kHz and padded with zeros to the
+    length of the longest.
+
+    Args:
+      path: the folder.
+      table: a CSV file with the columns `file`, `caption` and, where they are known, `label` (`;`
+        between several); by default the folder's samples.jsonl, as maa_jax.sample and
+        maa_jax.evaluate write it, if there is one.
+      batch_size: files read at a time.
+
+    Returns:
+      The sounds, and the number of samples of the longest at 16 kHz.
+
+    Raises:
+      ValueError: there is no wav file, or the table is broken or lacks a file.
+    """
+    path = pathlib.Path(path)
+    files = sorted(path.glob("*.wav"))
+    if not files:
+        raise ValueError(f"sounds={str(path)!r} holds no wav file: name a folder with some")
+    rows = _read_table(path, table)
+    missing = [file.name for file in files if file.name not in rows] if rows else []
+    if missing:
+        raise ValueError(
+            f"{table or path / TABLE} lacks {len(missing)} of the {len(files)} wav files, such as "
+            f"{missing[0]}: add a row for each"
+        )
+    samples = max(len(load(file)) for file in files)
+
+    def batches() -> Iterator[Batch]:
+        mine = np.array_split(np.arange(len(files)), jax.process_count())[jax.process_index()]
+        for start in range(0, len(mine), batch_size):
+            numbers = mine[start : start + batch_size]
+            wavs = np.zeros((len(numbers), samples), np.float32)
+            for wav, number in zip(wavs, numbers, strict=True):
+                content = load(files[number])
+                wav[: len(content)] = content
+            yield numbers, wavs
+
+    known = [rows.get(file.name, ([], [])) for file in files]
+    sounds = Sounds(
+        batches,
+        SAMPLE_RATE,
+        names=[file.name for file in files],
+        captions=[captions for captions, _ in known],
+        labels=[labels for _, labels in known],
+    )
+    return sounds, samples
+
+
+def _read_table(
+    path: pathlib.Path, table: str | os.PathLike[str] | None
+) -> dict[str, tuple[list[str], list[str]]]:
+    """Returns {file: (captions, labels)}, empty where there is no table."""
+    if table is None:
+        if not (path / TABLE).is_file():
+            return {}
+        lines = (path / TABLE).read_text("utf-8").splitlines()
+        rows = [json.loads(line) for line in lines if line.strip()]
+        return {row["file"]: ([row["prompt"]], row.get("labels", [])) for row in rows}
+    with pathlib.Path(table).open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        lacking = [column for column in ("file", "caption") if column not in columns]
+        if lacking:
+            raise ValueError(
+                f"{table} has the columns {', '.join(columns)} and lacks {', '.join(lacking)}: "
+                "write file,caption or file,caption,label in its first line"
+            )
+        found: dict[str, tuple[list[str], list[str]]] = {}
+        for row in reader:
+            captions, labels = found.setdefault(row["file"], ([], []))
+            captions += [row["caption"]] if row["caption"] else []
+            labels += [label.strip() for label in (row.get("label") or "").split(";") if label]
+    return found

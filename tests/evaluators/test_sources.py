@@ -1,0 +1,106 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from maa_jax.audio import io
+from maa_jax.evaluators import sources
+from maa_jax.evaluators.sources import choose_prompts
+
+
+def read(sounds):
+    """{number: waveform}."""
+    return {
+        int(number): wav
+        for numbers, wavs in sounds._batches()
+        for number, wav in zip(numbers, wavs, strict=True)
+    }
+
+
+def generate(captions, first):
+    return np.stack([np.full(4, first + i, np.float32) for i in range(len(captions))])
+
+
+def test_sounds_are_numbered_whatever_the_batches_and_can_be_kept():
+    captions, kept = [f"caption {i}" for i in range(7)], {}
+    sounds = sources.generated(
+        generate, captions, 16000, batch_size=3, keep=lambda i, wav: kept.update({i: wav})
+    )
+    found = read(sounds)
+    assert [wav[0] for wav in found.values()] == list(found) == list(kept) == list(range(7))
+    assert sounds.captions[3] == ["caption 3"]
+
+
+def test_processes_share_the_captions(monkeypatch):
+    sounds = sources.generated(generate, [f"caption {i}" for i in range(7)], 16000, batch_size=3)
+    whole, parts = read(sounds), []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for index in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        parts.append(read(sounds))
+    assert [len(part) for part in parts] == [4, 3]
+    assert all(np.array_equal(whole[i], wav) for part in parts for i, wav in part.items())
+
+
+def test_prompts_are_chosen_evenly():
+    captions = [[f"{i}a", f"{i}b"] for i in range(5)]
+    assert choose_prompts(captions, 1, 0) == [(i, f"{i}a") for i in range(5)]
+    assert len(choose_prompts(captions, 0, 0)) == 10
+    assert choose_prompts(captions, 1, 2) == [(0, "0a"), (2, "2a")]
+    assert choose_prompts(captions, 1, 99) == choose_prompts(captions, 1, 0)
+
+
+def test_processes_share_the_recordings_of_a_split(data_dir, monkeypatch):
+    data = {"data_dir": data_dir, "split": "validation"}
+    sounds = sources.recordings(data, 4000, batch_size=4)
+    whole = read(sounds)
+    assert len(sounds) == 13 and sorted(whole) == list(range(13))
+    assert all(wav.shape == (4000,) for wav in whole.values())
+    assert all(sounds.captions) and all(sounds.labels)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    parts = []
+    for index in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        parts.append(read(sounds))
+    assert sorted([*parts[0], *parts[1]]) == list(range(13))
+    assert all(np.array_equal(whole[i], wav) for part in parts for i, wav in part.items())
+
+
+@pytest.fixture
+def folder(tmp_path, tones):
+    io.write_wav(tmp_path / "a.wav", tones[0, :8000], 16000)
+    io.write_wav(tmp_path / "b.wav", tones[1], 8000)
+    return tmp_path
+
+
+def test_a_folder_of_wavs_has_the_captions_of_its_table(folder):
+    sounds, samples = sources.folder(folder)
+    assert samples == 32000  # the longest, at 16 kHz
+    found = read(sounds)
+    assert found[0].shape == found[1].shape == (32000,) and not found[0][8000:].any()
+    assert list(sounds.captions) == [[], []]
+    rows = [{"file": "a.wav", "prompt": "a sine", "labels": ["sine"]}]
+    rows += [{"file": "b.wav", "prompt": "a chirp"}]
+    (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    sounds, _ = sources.folder(folder)
+    assert list(sounds.captions) == [["a sine"], ["a chirp"]]
+    assert list(sounds.labels) == [["sine"], []]
+
+    table = folder / "table.csv"
+    table.write_text('file,caption,label\na.wav,"a low, steady tone",sine\nb.wav,up,chirp;tone\n')
+    sounds, _ = sources.folder(folder, table)
+    assert list(sounds.captions) == [["a low, steady tone"], ["up"]]
+    assert list(sounds.labels) == [["sine"], ["chirp", "tone"]]
+
+
+def test_a_table_that_lacks_something_is_refused(folder):
+    table = folder / "table.csv"
+    table.write_text("file,caption\na.wav,a sine\n")
+    with pytest.raises(ValueError, match=r"lacks 1 of the 2 wav files, such as b\.wav"):
+        sources.folder(folder, table)
+    table.write_text("name,caption\na.wav,a sine\n")
+    with pytest.raises(ValueError, match="lacks file"):
+        sources.folder(folder, table)
+    with pytest.raises(ValueError, match="holds no wav file"):
+        sources.folder(folder / "none")
