@@ -1,9 +1,9 @@
-r"""What a search in a bank of captions costs.
+r"""Time and memory of searching a bank of captions.
 
     python -m benchmarks.bank [--captions=1000000] [--width=128] [--queries=64] [--k=5]
 
-Writes a bank of random embeddings, reads it onto the devices, and prints how long a batch of
-queries takes (after compilation) and how much memory the process holds.
+Writes a bank of random embeddings, loads it onto the devices, and prints the time of a batch of
+queries (after compilation) and the peak memory of the process.
 """
 
 import resource
@@ -17,9 +17,9 @@ from absl import app, flags
 
 from maa_jax.enhancement import bank
 
-_CAPTIONS = flags.DEFINE_integer("captions", 1_000_000, "In the bank.")
-_WIDTH = flags.DEFINE_integer("width", 128, "Of the embeddings.")
-_QUERIES = flags.DEFINE_integer("queries", 64, "Searched for at a time.")
+_CAPTIONS = flags.DEFINE_integer("captions", 1_000_000, "Captions in the bank.")
+_WIDTH = flags.DEFINE_integer("width", 128, "Width of the embeddings.")
+_QUERIES = flags.DEFINE_integer("queries", 64, "Queries in a batch.")
 _K = flags.DEFINE_integer("k", 5, "Captions found for each.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Batches timed.")
 

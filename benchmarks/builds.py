@@ -1,11 +1,11 @@
-r"""How fast a dataset builds, and in how much memory.
+r"""Rate and memory of building a dataset.
 
     python -m benchmarks.builds [--clips=20000] [--seconds=1] [--rate=44100]
 
-Writes stereo wav files of noise into a temporary folder, builds them as a user's folder is built
-(audio_folder: read, resampled, hashed, FLAC, shuffled, ArrayRecord) and prints clips a second and
-the highest memory of the process. A build holds at most 1 GB of FLAC, TFDS's limit before it
-shuffles on disk.
+Writes stereo wav files of noise into a temporary folder and builds the dataset audio_folder from
+them: it reads, resamples, hashes, encodes as FLAC, shuffles and writes ArrayRecord files. Prints
+clips a second and the peak memory of the process. TFDS keeps up to 1 GB of FLAC in memory before
+it shuffles on disk.
 """
 
 import csv
@@ -23,23 +23,23 @@ from absl import app, flags
 from maa_jax.data.builders.audio_folder import AudioFolder
 
 _CLIPS = flags.DEFINE_integer("clips", 20000, "Number of clips.", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 1.0, "Of each.")
-_RATE = flags.DEFINE_integer("rate", 44100, "Of the wav files, in Hz.")
+_SECONDS = flags.DEFINE_float("seconds", 1.0, "Length of each clip in seconds.")
+_RATE = flags.DEFINE_integer("rate", 44100, "Sample rate of the wav files in Hz.")
 
 
 def peak_mib() -> float:
-    """The process's highest resident memory so far, MiB."""
+    """Returns the peak resident memory of the process so far in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def main(argv: list[str]) -> None:
-    """Prints one line a step."""
+    """Prints the figures in one line."""
     del argv
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:

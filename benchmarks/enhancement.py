@@ -1,10 +1,10 @@
-r"""What prompt enhancement costs: recordings a second and memory, on synthetic clips.
+r"""Rate and memory of prompt enhancement on synthetic clips.
 
     python -m benchmarks.enhancement [--clips=20000] [--seconds=1] [--clap=bundled]
 
-Writes wav files of noise, builds them as a user's folder is built, in a process of its own, then
-enhances them with an expert that costs nothing, so that reading, CLAP and writing are what is
-measured. Prints the rate and the most memory that either process took.
+Writes wav files of noise and builds the dataset audio_folder from them in another process. Then
+enhances it with an expert whose cost is negligible, so that reading, CLAP and writing are measured.
+Prints the rate and the peak memory of both processes.
 """
 
 import csv
@@ -24,7 +24,7 @@ CAPTIONS = ("a low hum", "hiss", "rain falls on a roof", "wind in the trees", "a
 
 
 class Few:
-    """An expert that has the same captions for all."""
+    """An expert that proposes the same captions for every recording."""
 
     name = "few"
 
@@ -33,16 +33,16 @@ class Few:
 
 
 def define_flags() -> None:
-    """Defines the flags; by this module as a program alone: the expert is imported from it."""
-    flags.DEFINE_integer("clips", 20000, "Recordings.", lower_bound=1)
-    flags.DEFINE_float("seconds", 1.0, "Of each.")
-    flags.DEFINE_string("clap", "bundled", "Which scores.")
+    """Defines the flags, only where this is the program: the expert is imported from here."""
+    flags.DEFINE_integer("clips", 20000, "Number of recordings.", lower_bound=1)
+    flags.DEFINE_float("seconds", 1.0, "Length of each recording in seconds.")
+    flags.DEFINE_string("clap", "bundled", 'CLAP that scores: a model folder or "bundled".')
     flags.DEFINE_integer("batch_size", 32, "Recordings at a time.")
-    flags.DEFINE_string("beam_options", None, "As of maa_jax.enhance.")
+    flags.DEFINE_string("beam_options", None, "As for maa_jax.enhance.")
 
 
 def build(folder: pathlib.Path, clips: int, seconds: float) -> None:
-    """Writes the clips and builds audio_folder/noise of them."""
+    """Writes the clips and builds audio_folder/noise from them."""
     from maa_jax.data.builders.audio_folder import AudioFolder
 
     rng = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def build(folder: pathlib.Path, clips: int, seconds: float) -> None:
 
 
 def peak_mib(who: int) -> float:
-    """Returns the highest resident memory so far, MiB."""
+    """Returns the peak resident memory so far in MiB."""
     return resource.getrusage(who).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 

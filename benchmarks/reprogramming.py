@@ -1,11 +1,11 @@
-r"""What reprogramming costs: examples a second that the input pipeline makes.
+r"""Rate of the input pipeline with dynamic reprogramming.
 
     python -m benchmarks.reprogramming [--dataset=sonic_sounds] [--seconds=5] [--training_rate=8]
 
-Each row adds 0, 1 or 2 events to every pair, and "drawn" 0 to 2 of them, as training does, beside
-the pipeline without any ("off"); each column is a way to run it: threads of the training process,
-or worker processes. With `--training_rate`, the examples a second that training takes (it prints
-them as it goes), each rate is followed by how many times over it feeds training.
+The rows are the pipeline without reprogramming ("off"), with 0, 1 or 2 events joined to every pair,
+and with 0 to 2 events drawn for each, as in training ("drawn"). The columns are threads of the
+training process, and worker processes. With `--training_rate`, the examples a second that training
+consumes (it logs them), each rate is followed by its multiple of that one.
 """
 
 import time
@@ -23,18 +23,28 @@ EVENTS = {
     "drawn": (1.0, 1.0, 1.0),
 }
 
-_DATASET = flags.DEFINE_string("dataset", "sonic_sounds", "Of the pairs, as config.data.dataset.")
-_EVENTS = flags.DEFINE_string("events", "sonic_sounds", "As config.data.reprogram.events.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the datasets are or are built.")
-_SAMPLES = flags.DEFINE_integer("samples", 624 * 256, "Of a clip at 16 kHz; the paper's.")
-_BATCH = flags.DEFINE_integer("batch_size", 32, "Examples at a time.")
-_WORKERS = flags.DEFINE_list("workers", ["0", "1", "2"], "Processes; 0 for threads.")
-_SECONDS = flags.DEFINE_float("seconds", 5.0, "How long each is measured.")
-_TRAINING_RATE = flags.DEFINE_float("training_rate", None, "Examples a second; to compare with.")
+_DATASET = flags.DEFINE_string(
+    "dataset", "sonic_sounds", "Dataset of the pairs, as config.data.dataset."
+)
+_EVENTS = flags.DEFINE_string(
+    "events", "sonic_sounds", "Dataset of the events, as config.data.reprogram.events."
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the TFDS datasets.")
+_SAMPLES = flags.DEFINE_integer(
+    "samples", 624 * 256, "Samples of a clip at 16 kHz; the paper's by default."
+)
+_BATCH = flags.DEFINE_integer("batch_size", 32, "Examples in a batch.")
+_WORKERS = flags.DEFINE_list(
+    "workers", ["0", "1", "2"], "Numbers of worker processes; 0 for threads."
+)
+_SECONDS = flags.DEFINE_float("seconds", 5.0, "Seconds for which each is measured.")
+_TRAINING_RATE = flags.DEFINE_float(
+    "training_rate", None, "Examples a second that training consumes."
+)
 
 
 def rate(workers: int, n_events: tuple[float, float, float] | None) -> float:
-    """Returns examples a second, once the first batches are made."""
+    """Returns examples a second, measured after the first batches."""
     data = DataConfig.of(
         {
             "dataset": _DATASET.value,
@@ -45,7 +55,7 @@ def rate(workers: int, n_events: tuple[float, float, float] | None) -> float:
         }
     )
     iterator = input_pipeline.train_iterator(data, batch_size=_BATCH.value, seed=0)
-    # What was made ahead before the clock runs does not count: as many are taken off as are kept.
+    # Batches prefetched before the clock starts do not count: take as many off first.
     for _ in range(data.prefetch * max(workers, 1) + 1):
         next(iterator)
     begin, batches = time.perf_counter(), 0
@@ -59,7 +69,7 @@ def main(argv: list[str]) -> None:
     """Prints the table."""
     if len(argv) > 1:
         raise app.UsageError(f"{argv[1]!r} is not a flag")
-    logging.set_verbosity(logging.WARNING)  # TFDS tells of every dataset that it opens
+    logging.set_verbosity(logging.WARNING)  # TFDS logs every dataset that it opens
     workers = [int(n) for n in _WORKERS.value]
     print(f"examples a second, clips of {_SAMPLES.value / 16000:.1f} s, {_DATASET.value}")
     if _TRAINING_RATE.value:

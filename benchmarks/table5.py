@@ -3,10 +3,11 @@ r"""The paper's Table 5 for recordings whose labels were withheld from `maa_jax.
     python -m benchmarks.table5 --data_dir=data --name=unknown --original=unknown_labels \
         --tables=corpus
 
-A row a source of captions: the labels themselves (--original, enhanced with --experts=labels), each
-expert's first proposal, and what CLAP chose of all. Beside CLAP's score, which chose, there is a
-check that does not hang on it: how often the caption names the withheld label or a synonym of it
-(synonyms.json, which `tools.corpora` writes), and how often one of another recording would.
+The rows are sources of captions: the labels themselves (--original, enhanced with
+--experts=labels), the first proposal of each expert, and CLAP's choice among all. CLAP's score made
+that choice; as a check that does not depend on it, the table shows how often a caption names the
+withheld label or a synonym (synonyms.json, which `tools.corpora` writes), and how often that of
+another recording does.
 """
 
 import csv
@@ -18,10 +19,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import app, flags
 
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the datasets are.", required=True)
-_NAME = flags.DEFINE_string("name", None, "Of the enhanced dataset.", required=True)
-_ORIGINAL = flags.DEFINE_string("original", None, "Enhanced by labels alone.", required=True)
-_TABLES = flags.DEFINE_string("tables", None, "unknown.csv and synonyms.json.", required=True)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the TFDS datasets.", required=True)
+_NAME = flags.DEFINE_string("name", None, "Name of the enhanced dataset.", required=True)
+_ORIGINAL = flags.DEFINE_string(
+    "original", None, "Name of the dataset enhanced with only labels.", required=True
+)
+_TABLES = flags.DEFINE_string(
+    "tables", None, "Folder with unknown.csv and synonyms.json.", required=True
+)
 
 
 def records(name: str) -> dict[str, dict]:

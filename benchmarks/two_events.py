@@ -1,11 +1,11 @@
-r"""Whether sounds of sentences with two events hold both: models with and without reprogramming.
+r"""Whether models generate both of two events in a prompt, with and without reprogramming.
 
     python -m benchmarks.two_events --model=models/with --model=models/without [--prompts=96]
 
-Sentences and their sounds are joined from two recordings each, as `data.reprogram` does in training
-(paper section 3.2.2), with a seed of their own. A model's sound for each sentence is compared with
-all those joined sounds, by the bundled CLAP's audio tower: of the two labels in the sentence, how
-many has the nearest one, and the best of the five nearest? Beside it what they have by chance.
+Each prompt and its sound are joined from two recordings, as dynamic reprogramming does in training
+(paper section 3.2.2), with a seed that training does not use. A model's sound for each prompt is
+compared with all joined sounds by the bundled CLAP's audio encoder. The table shows how many of the
+prompt's two labels the nearest joined sound has, and the best of the five nearest, beside chance.
 """
 
 import collections
@@ -21,15 +21,17 @@ from maa_jax.model_folder import hub
 from maa_jax.pipeline.pipeline import Pipeline
 
 _MODELS = flags.DEFINE_multi_string("model", ["bundled"], "Model folders.")
-_DATASET = flags.DEFINE_string("dataset", "sonic_sounds", "With a label for each recording.")
+_DATASET = flags.DEFINE_string(
+    "dataset", "sonic_sounds", "Dataset with a label for each recording."
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps datasets.")
-_PROMPTS = flags.DEFINE_integer("prompts", 96, "How many sentences, a multiple of 16.")
-_STEPS = flags.DEFINE_integer("steps", 50, "Of DDIM.")
-_SEED = flags.DEFINE_integer("seed", 1234, "Of the sentences.")
+_PROMPTS = flags.DEFINE_integer("prompts", 96, "Number of prompts, a multiple of 16.")
+_STEPS = flags.DEFINE_integer("steps", 50, "Number of DDIM steps.")
+_SEED = flags.DEFINE_integer("seed", 1234, "Seed of the prompts and of the noise.")
 
 
 def two_events(samples: int) -> tuple[list[str], np.ndarray, list[collections.Counter]]:
-    """Returns sentences, their joined sounds [n, samples] and the two labels of each."""
+    """Returns prompts, their joined sounds [n, samples] and the two labels of each."""
     data = dict(dataset=_DATASET.value, data_dir=_DATA_DIR.value, samples=samples)
     data["reprogram"] = dict(events=_DATASET.value, n_events=(0.0, 1.0, 0.0))
     meta = datasets.metadata(data)

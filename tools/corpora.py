@@ -5,16 +5,16 @@ r"""A corpus of recorded sounds from Debian packages, as tables for the dataset 
     for deb in debs/*.deb; do dpkg-deb -x $deb packages/$(basename $deb .deb | cut -d_ -f1); done
     python -m tools.corpora --packages=packages --out=corpus
 
-Nothing is installed or copied: the files that are written name recordings in `packages` (the
-dataset's `folder`). Names of files become class labels and captions by the rules below; speech,
-music, exact duplicates and what cannot be decoded are left out.
+Nothing is installed or copied: the tables refer to recordings in `packages`, the dataset's
+`folder`. The rules below derive class labels and captions from file names. Speech, music, exact
+duplicates and files that cannot be decoded are left out.
 
     known.csv      60 %: file, label, caption_1 to caption_3, package, license
-    unknown.csv    40 %: file, label, package, license; the label is there to check against alone
+    unknown.csv    40 %: file, label, package, license; the label is only for checks
     synonyms.json  label -> words that name it
 
-The parts share no recording of the same thing: takes that differ by a number or by how hard
-something is hit stay together, unless they are more than a third of their label.
+The parts share no recordings of the same thing: takes that differ only in their number or in how
+hard something is hit stay together, unless they make up more than a third of their label.
 """
 
 import collections
@@ -29,23 +29,23 @@ from absl import app, flags
 
 from maa_jax.audio.io import AudioError, is_silent, load
 
-KNOWN = 0.6  # Share of each label's recordings.
+KNOWN = 0.6  # share of the recordings of each label
 MAX_SECONDS = 20.0
 MIN_SECONDS = 0.03
-MAX_OF_LABEL = 150  # Recordings: drums would be most of the corpus.
+MAX_OF_LABEL = 150  # recordings; otherwise most of the corpus would be drums
 MIN_OF_LABEL = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A package's sounds: which folder holds them and under which licence they are."""
+    """The sounds in a folder of a package, and their licence."""
 
     package: str
-    folder: str  # How their paths begin, relative to /usr/share.
+    folder: str  # prefix of their paths, relative to /usr/share
     license: str
 
 
-# As /usr/share/doc/PACKAGE/copyright says of the sounds; a kit's own licence where it has one.
+# Licences as /usr/share/doc/PACKAGE/copyright states them, or as a drum kit states its own.
 _KITS = "hydrogen/data/drumkits/"
 SOURCES = (
     Source("hydrogen-drumkits", _KITS + "Audiophob/", "CC0-1.0"),
@@ -79,19 +79,19 @@ SOURCES = (
     Source("bucklespring-data", "buckle/", "GPL-2.0-or-later"),
 )
 _SUFFIXES = {".wav", ".ogg", ".flac", ".aiff"}
-# Music and speech: whole folders, the spoken answers of units, the stamps' spoken descriptions.
+# Music and speech: whole folders, spoken answers of game units, spoken descriptions of stamps.
 _NO_SOUND = re.compile(
     r"/(music|voices?|speech|npcs|shapes|waveforms|symbols|flags|roadsigns|faces|hanukkah)/"
     r"|select|_ack\d|_desc|_(en|de|fr|es|it|pt|sv|el|ca|nl)\b|emptysample",
     re.IGNORECASE,
 )
-# Names whose words promise another sound than the file holds.
+# Names that suggest another sound than the file holds.
 _MISLEADING = re.compile(
     r"anti missile|magic missile|(airship|catapult|tower|carpet|orni|air|ab|bat|cluzooka|squishy)"
     r" (hit|die)|\bmusic\b|grenade bounce|bomb falling|fire (station|wasteland|lance)|ion\b.*"
     r"|mine (beep|deploy)|man attack|melee fire|good morning|power line|inventory (?!coins)"
 )
-# How something is played, where a file's name says it.
+# How something is played, if the file's name states it.
 _MANNERS = (
     ("softest", "very soft"),
     ("hardest", "very loud"),
@@ -116,12 +116,12 @@ class Sound:
     """A class of sounds.
 
     Attributes:
-      label: Its name.
-      names: Pattern of words in a file's path -> what sounds, as captions say it. The first one
-        that is found counts.
-      captions: Templates, of which each recording gets three: {a} is the thing with its article
+      label: name of the class.
+      names: {pattern of words in a file's path: what makes the sound, as captions name it}; the
+        first pattern found counts.
+      captions: templates, of which each recording gets three: {a} is the thing with its article
         and manner ("a soft snare drum"), {thing} without article.
-      synonyms: Further words that name the label.
+      synonyms: further words that name the label.
     """
 
     label: str
@@ -135,7 +135,7 @@ _CALL = ("{a} calls out", "the voice of {a}", "{a} can be heard", "an animal sou
 _RUN = ("{a} at work", "the sound of {a}", "{a} can be heard nearby", "the noise that {a} makes")
 _HEAR = ("the sound of {thing}", "{thing} can be heard", "a recording of {thing}", "{thing} nearby")
 
-# Searched in this order, each in the words of a file's name.
+# Patterns are searched in this order in the words of a file's name.
 SOUNDS = (
     # Percussion.
     Sound(
@@ -491,7 +491,7 @@ SOUNDS = (
     ),
 )
 
-_PACKAGES = flags.DEFINE_string("packages", None, "Folder into which packages were extracted.")
+_PACKAGES = flags.DEFINE_string("packages", None, "Folder with the extracted packages.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write the tables into.")
 _LIST = flags.DEFINE_bool("list", False, "Prints the names of the packages instead.")
 
@@ -503,12 +503,12 @@ class Clip:
     file: str
     label: str
     captions: tuple[str, ...]
-    family: str  # What differs only in number and manner has the same.
+    family: str  # the same for takes that differ only in number and manner
     source: Source
 
 
 def words_of(path: str) -> str:
-    """Words of a file's name: "PearlTom2-Hard.wav" is "pearl tom hard"."""
+    """Returns the words of a file's name: "pearl tom hard" of "PearlTom2-Hard.wav"."""
     name = pathlib.PurePosixPath(path)
     folder = name.parent.name if name.parent.name in ("wav", "horn-signals") else ""
     text = "buckle" if folder == "wav" and "buckle" in name.parts else f"{folder} {name.stem}"
@@ -518,7 +518,7 @@ def words_of(path: str) -> str:
 
 
 def find_sound(words: str) -> tuple[Sound, str] | None:
-    """Returns the class and what sounds, or None where the name says nothing."""
+    """Returns the class and what makes the sound, or None if the name does not tell."""
     if _MISLEADING.search(words):
         return None
     for sound in SOUNDS:
@@ -529,7 +529,7 @@ def find_sound(words: str) -> tuple[Sound, str] | None:
 
 
 def captions_of(sound: Sound, thing: str, words: str, key: str) -> tuple[str, ...]:
-    """Three captions, drawn by `key` from the class's templates."""
+    """Returns three captions, drawn from the templates of the class by a hash of `key`."""
     manner = next((m for p, m in _MANNERS if re.search(rf"(?<!\w)(?:{p})(?!\w)", words)), "")
     whole = f"{manner} {thing}".strip()
     a = ("an " if whole[0] in "aeio" else "a ") + whole
@@ -538,7 +538,7 @@ def captions_of(sound: Sound, thing: str, words: str, key: str) -> tuple[str, ..
 
 
 def clip_of(path: str) -> Clip | None:
-    """Returns what the path of a recording tells, or None where it is none of ours."""
+    """Returns the recording that a path stands for, or None if it is not to be used."""
     source = next((s for s in SOURCES if f"usr/share/{s.folder}" in path), None)
     if source is None or _NO_SOUND.search(path):
         return None
@@ -550,13 +550,13 @@ def clip_of(path: str) -> Clip | None:
     for pattern, _ in _MANNERS:
         family = re.sub(rf"(?<!\w)(?:{pattern})(?!\w)", "", family)
     family = f"{source.folder} {' '.join(family.split())}"
-    if found[0].label == "typewriter key":  # Every key is an instrument of its own.
+    if found[0].label == "typewriter key":  # each key is a family of its own
         family = path.rsplit("-", 1)[0]
     return Clip(path, found[0].label, captions_of(*found, words, path), family, source)
 
 
 def divide(clips: list[Clip]) -> tuple[list[Clip], list[Clip]]:
-    """Divides each label's families by their hashes into known and unknown."""
+    """Divides the families of each label into known and unknown by their hashes."""
     known, unknown = [], []
     by_label = collections.defaultdict(lambda: collections.defaultdict(list))
     for clip in clips:
@@ -565,7 +565,7 @@ def divide(clips: list[Clip]) -> tuple[list[Clip], list[Clip]]:
         total = sum(map(len, families.values()))
         first = len(known)
         for family in [f for f in families if len(families[f]) > total / 3]:
-            # Else the label would be in one part alone.
+            # Otherwise the whole label would be in one part.
             families |= {clip.file: [clip] for clip in families.pop(family)}
         for family in sorted(families, key=lambda f: hashlib.sha256(f.encode()).digest()):
             fits = len(known) - first + len(families[family]) <= KNOWN * total + 1
@@ -574,7 +574,7 @@ def divide(clips: list[Clip]) -> tuple[list[Clip], list[Clip]]:
 
 
 def main(argv: list[str]) -> None:
-    """Writes the tables and prints what they hold."""
+    """Writes the tables and prints a summary of them."""
     del argv
     if _LIST.value:
         print(" ".join(dict.fromkeys(source.package for source in SOURCES)))
@@ -586,7 +586,7 @@ def main(argv: list[str]) -> None:
     if not paths:
         raise app.UsageError(f"--packages={root}: holds no recordings; extract the packages there")
 
-    # By hash, so that the cap and the first of two duplicates do not follow the alphabet.
+    # Sorted by hash, so that neither the cap nor the choice among duplicates is alphabetical.
     paths.sort(key=lambda p: hashlib.sha256(p.name.encode()).digest())
     clips, seconds, contents, left_out = [], {}, set(), collections.Counter()
     of_label = collections.Counter()

@@ -1,72 +1,50 @@
-"""The README's commands have flags and files that exist; its map of files is complete and true."""
+"""What the README and docs/*.md name exists: commands, flags, configs, keys, paths and links."""
 
 import ast
-import importlib
 import json
-import pathlib
 import re
-import shlex
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text("utf-8")
-MAP = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("## Files")[1]
-WITH_FLAGS = [f"maa_jax.{name}" for name in ("sample", "convert", "evaluate", "embed", "enhance")]
+from maa_jax import command
+from maa_jax.configs import common
+from tests.launch.documents import ALL, ROOT, TEXTS, blocks, commands, flags_of
+
+MAP = TEXTS["docs/architecture.md"].split("## Files")[1]
+PROGRAMS = sorted(
+    {words[2] for words in commands(ALL) if words[:2] == ["python", "-m"]} - {"maa_jax.train"}
+)
 # Scripts whose flags are those of maa_jax.train.
 TRAINS = ["launch/tpu_pod.sh", "launch/gpu_slurm.sh"]
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+def test_the_documents_show_every_program():
+    assert {f"maa_jax.{name}" for name in ("sample", "convert", "evaluate", "embed", "enhance")} < {
+        *PROGRAMS
+    }
 
 
-def commands():
-    text = "\n".join(blocks("bash")).replace("\\\n", " ")
-    text += "\n" + "\n".join(re.findall(r"`((?:bash|python|pip) [^`]+)`", README))
-    return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
-
-
-def flags_of(module):
-    return [command[3:] for command in commands() if command[:3] == ["python", "-m", module]]
-
-
-def test_every_module_named_is_checked_here():
-    named = {command[2] for command in commands() if command[:2] == ["python", "-m"]}
-    named = {name for name in named if name.startswith("maa_jax.")}
-    assert named <= {"maa_jax.train", *WITH_FLAGS}
-
-
-def test_benchmarks_have_the_flags_named():
-    found = [
-        command
-        for command in commands()
-        if command[2:3] and command[2].startswith(("benchmarks.", "tools."))
-    ]
-    assert found
-    for _, _, module, *flags in found:
-        source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
-        defined = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)
-        assert {flag.removeprefix("--").split("=")[0] for flag in flags} <= set(defined), module
-
-
-@pytest.mark.parametrize("module", WITH_FLAGS)
-def test_flags_parse(module):
-    # In a process of its own: flags are global, and two programs' may clash.
-    script = (
-        "import importlib, json, sys; from absl import flags; "
-        "module = importlib.import_module(sys.argv[1]); "
-        "module = getattr(module, 'define_flags', None) and module or "
-        "importlib.import_module(sys.argv[1] + '.__main__'); module.define_flags(); "
-        "rest = [flags.FLAGS(['x', *line]) for line in json.loads(sys.argv[2])]; "
-        "assert all(len(line) == 1 for line in rest), rest"
-    )
-    lines = flags_of(module)
-    assert lines
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_flags_parse(program):
+    # In a process of its own: flags are global, and those of two programs may clash.
+    script = """
+import importlib, json, sys
+from absl import flags
+name, lines = sys.argv[1], json.loads(sys.argv[2])
+module = importlib.import_module(name)
+if hasattr(module, "__path__"):
+    module = importlib.import_module(name + ".__main__")
+getattr(module, "define_flags", lambda: None)()  # without it, importing defines them
+rest = [flags.FLAGS(["program", *line])[1:] for line in lines]
+assert not any(rest), rest
+"""
+    lines = [[f for f in line if not f.startswith(">")] for line in flags_of(program)]
+    # `--list` and the like may stand alone; a command without flags names the program.
+    lines = [line for line in lines if line]
     run = subprocess.run(
-        [sys.executable, "-c", script, module, json.dumps(lines)],
+        [sys.executable, "-c", script, program, json.dumps(lines)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -75,19 +53,16 @@ def test_flags_parse(module):
 
 
 def train_lines():
-    launched = [c[2:] for c in commands() if set(c[1:2]) & set(TRAINS)]
-    return [[f for f in line if f[:2] == "--"] for line in flags_of("maa_jax.train") + launched]
+    launched = [words[2:] for words in commands(ALL) if set(words[1:2]) & set(TRAINS)]
+    lines = flags_of("maa_jax.train") + launched
+    return [[f for f in line if f.startswith("--")] for line in lines if line[0].startswith("--")]
 
 
 @pytest.mark.parametrize("line", train_lines(), ids=lambda line: " ".join(line)[:60])
-def test_training_commands_are_of_existing_configs_and_keys(line):
+def test_training_commands_name_existing_configs_and_keys(line):
     given = dict(flag.removeprefix("--").split("=", 1) for flag in line)
-    file, _, arg = given.pop("config").partition(":")
     assert given.pop("workdir")
-    assert (ROOT / file).is_file()
-    config = importlib.import_module(file.removesuffix(".py").replace("/", ".")).get_config(
-        arg or None
-    )
+    config = command.read_config(given.pop("config"))
     for key, value in given.items():
         node = config
         *path, last = key.removeprefix("config.").split(".")
@@ -98,28 +73,55 @@ def test_training_commands_are_of_existing_configs_and_keys(line):
             assert type(ast.literal_eval(value)) is type(node[last]), key
 
 
-@pytest.mark.parametrize("key", re.findall(r"`--config\.([\w.]+)=", README))
+@pytest.mark.parametrize("key", sorted(set(re.findall(r"`--config\.([\w.]+)=", ALL))))
 def test_keys_in_the_text_exist(key):
-    from configs import common
+    nodes = [common.base("clap"), command.read_config("t2a")]
 
-    node = common.base("clap")
-    for name in key.split("."):
-        assert name in node
-        node = node[name]
+    def has(node):
+        for name in key.split("."):
+            if name not in node:
+                return False
+            node = node[name]
+        return True
+
+    assert any(map(has, nodes))
 
 
 def test_scripts_exist():
-    scripts = {word for line in commands() for word in line if word.startswith("launch/")}
+    scripts = {word for words in commands(ALL) for word in words if word.startswith("launch/")}
     assert scripts
-    for script in scripts:
-        assert (ROOT / script).is_file()
+    assert [script for script in sorted(scripts) if not (ROOT / script).is_file()] == []
+
+
+@pytest.mark.parametrize("document", TEXTS)
+def test_paths_in_the_text_exist(document):
+    pattern = r"(?<![\w/.])((?:maa_jax|launch|benchmarks|tools|docs|tests)/[\w./]*\w)"
+    text = TEXTS[document].split("## Files")[0]  # the map is checked below
+    paths = set(re.findall(pattern, text))
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+
+
+def anchors(text):
+    titles = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", TEXTS)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)]+)\)", TEXTS[document]):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        path = (ROOT / document).parent / path if path else ROOT / document
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.read_text("utf-8")), target
 
 
 def mapped():
     block = MAP.split("```")[1]
     paths, folder = set(), ""
     for line in block.strip("\n").splitlines():
-        # An entry begins at most two places in; a line further in goes on with the one before.
+        # An entry begins at most two places in; a line further in continues the one before.
         name, _, about = line.strip().partition(" ")
         if not line.startswith("   "):
             folder = ("maa_jax/" if line.startswith("  ") else "") + name
@@ -131,41 +133,49 @@ def mapped():
     return paths
 
 
-def test_map_names_only_what_exists():
+def test_the_map_names_only_what_exists():
     assert [path for path in sorted(mapped()) if not (ROOT / path).exists()] == []
 
 
-def test_map_names_every_file():
+def test_the_map_names_every_file():
     files = {
         str(path.relative_to(ROOT))
-        for folder in ("maa_jax", "configs", "launch", "benchmarks", "tools")
+        for folder in ("maa_jax", "launch", "benchmarks", "tools")
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".py", ".sh", ".yaml") and path.name != "__init__.py"
     }
     assert files - mapped() == set()
 
 
-def test_paths_in_the_text_exist():
-    paths = re.findall(r"(?<![\w/])((?:maa_jax|configs|launch|benchmarks)/[\w./]*\w)", README)
-    assert [path for path in paths if not (ROOT / path).exists()] == []
-
-
-@pytest.mark.parametrize("block", blocks("python"), ids=["pipeline", "folder"])
-def test_python_examples_are_python(block):
-    ast.parse(block)
-
-
-def test_python_example_runs(tiny_model, monkeypatch):
-    code = blocks("python")[0].replace('"bundled"', repr(str(tiny_model)))
+def run_example(document, model):
+    (code,) = blocks(TEXTS[document], "python")
+    for name in ('"bundled"', '"maa_jax/bundled_model"'):
+        code = code.replace(name, repr(str(model)))
     names = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, document, "exec"), names)
+    return names
+
+
+def test_the_python_example_of_the_readme_runs(tiny_model):
+    names = run_example("README.md", tiny_model)
     assert names["wavs"].shape == (2, round(2.048 * names["pipe"].sample_rate))
 
 
-def test_diffusers_example_runs(tiny_model):
+def test_the_python_example_of_sampling_runs(tiny_model, monkeypatch):
+    from maa_jax.pipeline.pipeline import Pipeline
+
+    # The tiny model's sounds are shorter than the example's.
+    monkeypatch.setattr(
+        Pipeline,
+        "__call__",
+        lambda self, *args, call=Pipeline.__call__, **kw: call(self, *args, **kw | {"duration": 1}),
+    )
+    names = run_example("docs/sample.md", tiny_model)
+    assert len(names["wavs"]) == len(names["scores"]) == len(names["indices"]) == 6
+
+
+def test_the_diffusers_example_runs(tiny_model):
     pytest.importorskip("torch", reason="opens a model folder with PyTorch's classes")
     pytest.importorskip("diffusers", reason="opens a model folder with PyTorch's classes")
-    code = blocks("python")[1].replace('"maa_jax/bundled_model"', repr(str(tiny_model)))
-    names = {}
-    exec(compile(code, "README.md", "exec"), names)
+    names = run_example("docs/model_folders.md", tiny_model)
     assert names["unet"].config.cross_attention_dim == 24

@@ -20,19 +20,19 @@ _HINT = (
 
 
 class AudioFolder(AudioBuilder):
-    """Recordings of `folder`: those that `captions_file` names, or all where there is no such file.
+    """The recordings in `folder` that `captions_file` names, or all of them without such a file.
 
-    Without it they have neither captions nor labels and are all in the train split, for
-    maa_jax.enhance to find captions.
+    Without it, recordings have neither captions nor labels and are all in the train split;
+    maa_jax.enhance finds captions for them.
 
     Args:
-      folder: Holds the sound files, at any depth.
-      captions_file: CSV, TSV or JSONL with a line a recording: `file` (relative to the folder),
-        captions (`caption`, `caption_1`, ..., or a list `captions` in JSONL) and/or `label`,
-        and optionally `license` and `split` (train, validation or test). Lines of the same file
-        are joined.
-      config: Name of this dataset among the user's folders; by default made from the paths and
-        the table's content, so that a changed table is a new dataset.
+      folder: folder with the sound files, at any depth.
+      captions_file: CSV, TSV or JSONL with a line for each recording: `file` (relative to the
+        folder), captions (`caption`, `caption_1`, ..., or a list `captions` in JSONL) and/or
+        `label`, and optionally `license` and `split` (train, validation or test). Lines of the same
+        file are joined.
+      config: name of this dataset among the user's folders; by default it is made from the paths
+        and the table's content, so that a changed table is a new dataset.
     """
 
     VERSION = tfds.core.Version("1.1.0")
@@ -53,7 +53,7 @@ class AudioFolder(AudioBuilder):
         super().__init__(config=tfds.core.BuilderConfig(name=config), **kwargs)
 
     def recordings(self, dl_manager):
-        """Reads and checks the whole table before any audio."""
+        """Reads and checks the whole table, without reading audio."""
         if self._captions_file:
             return read_table(self._folder, self._captions_file)
         files = _sound_files(self._folder)
@@ -68,9 +68,9 @@ def _sound_files(folder: epath.Path) -> dict[str, epath.Path]:
 
 
 def config_name(folder: epath.PathLike, captions_file: epath.PathLike | None = None) -> str:
-    """Name made from the folder's, and from a hash of both paths and of the table's content.
+    """Returns a name made from the folder's name and a hash of its path and the table's content.
 
-    Without a table it is the list of sound files that counts.
+    Without a table, the list of sound files is hashed.
     """
     for key, path in (("folder", folder), ("captions_file", captions_file)):
         if path and not epath.Path(path).exists():
@@ -89,8 +89,8 @@ def read_table(folder: epath.Path, captions_file: epath.Path) -> list[Recording]
     """Reads a table of recordings; see AudioFolder.
 
     Raises:
-      ValueError: Naming the line at fault: no `file`, neither caption nor label, over five
-        captions, an unknown split, or lines of one file that disagree about the split.
+      ValueError: a line has no `file`, neither caption nor label, over five captions, an unknown
+        split, or another split than an earlier line of the same file; the message names the line.
     """
     recordings = {}
     for line, row in _rows(captions_file):

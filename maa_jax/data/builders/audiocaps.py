@@ -1,4 +1,4 @@
-"""AudioCaps: 10 s clips of AudioSet with captions by people."""
+"""AudioCaps: 10 s clips of AudioSet with captions written by people."""
 
 import tensorflow_datasets as tfds
 
@@ -9,14 +9,14 @@ _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
 class AudioCaps(PublishedAudio):
-    """Kim et al. 2019. Its splits are train, val and test; the last two have five captions a clip.
+    """Kim et al. 2019. Its splits are train, val and test; val and test have five captions a clip.
 
-    Clips have AudioSet's ids. Those that YouTube has lost are left out.
+    Clips have AudioSet's ids. Those that YouTube no longer has are left out.
     """
 
     name = "audiocaps"
     VERSION = tfds.core.Version("1.0.0")
-    DESCRIPTION = "10 s clips of AudioSet with captions by people."
+    DESCRIPTION = "10 s clips of AudioSet with captions written by people."
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "train.csv, val.csv and test.csv from"
         " https://github.com/cdjkim/audiocaps/tree/master/dataset, and in audio/, at any depth, the"
@@ -26,7 +26,7 @@ class AudioCaps(PublishedAudio):
     FILES = ("train.csv", "val.csv", "test.csv", "audio")
 
     def read(self, folder):
-        """Joins the rows of each clip: one a caption."""
+        """Joins the rows of each clip, which hold a caption each."""
         files = youtube_files(folder / "audio")
         for part, split in _SPLITS.items():
             clips = {}

@@ -1,4 +1,4 @@
-"""AudioSet: 10 s clips of YouTube videos with labels, without those of speech and music alone."""
+"""AudioSet: labelled 10 s clips of YouTube videos, without those of only speech and music."""
 
 import csv
 import json
@@ -14,20 +14,20 @@ _SPLITS = {"balanced_train": "train", "unbalanced_train": "train", "eval": "test
 
 
 class AudioSet(PublishedAudio):
-    """Gemmeke et al. 2017, filtered as the paper's Appendix A wants it: fewer speech and music.
+    """Gemmeke et al. 2017, with less speech and music, as in the paper's Appendix A.
 
-    A clip is left out where nothing but speech and music is heard: each of its labels is Speech,
-    Music or a class below these two in the ontology (its child_ids, at any depth: conversation,
-    instruments, genres, moods). A clip with any other label stays, with all its labels. The paper
-    does not state its rule; whether this one leaves its 2,084 hours was not counted.
+    A clip is left out if each of its labels is Speech, Music or a class below these two in the
+    ontology (its child_ids at any depth: conversation, instruments, genres, moods). A clip with any
+    other label is kept with all its labels. The paper does not state its rule; whether this one
+    leaves its 2,084 hours has not been counted.
 
-    Its splits are balanced and unbalanced train (here both: train) and eval (here: test). Clips
-    that YouTube has lost are left out.
+    The splits are balanced and unbalanced train (both train here) and eval (test here). Clips that
+    YouTube no longer has are left out.
     """
 
     name = "audioset"
     VERSION = tfds.core.Version("1.0.0")
-    DESCRIPTION = "10 s clips with labels, without those of speech and music alone."
+    DESCRIPTION = "Labelled 10 s clips, without those of only speech and music."
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "balanced_train_segments.csv, unbalanced_train_segments.csv and eval_segments.csv from"
         " https://research.google.com/audioset/download.html, ontology.json from"
@@ -37,7 +37,7 @@ class AudioSet(PublishedAudio):
     FILES = (*(f"{part}_segments.csv" for part in _SPLITS), "ontology.json", "audio")
 
     def read(self, folder):
-        """Reads the segments that there are files of."""
+        """Reads the tables of segments."""
         names, dropped = read_ontology(folder / "ontology.json")
         files = youtube_files(folder / "audio")
         for part, split in _SPLITS.items():
@@ -58,7 +58,7 @@ class AudioSet(PublishedAudio):
 
 
 def read_ontology(path: epath.Path) -> tuple[dict[str, str], set[str]]:
-    """Names of AudioSet's classes by id, and the ids of Speech, Music and all below them."""
+    """Returns the names of AudioSet's classes by id, and the ids of Speech, Music and below."""
     classes = {entry["id"]: entry for entry in json.loads(path.read_text())}
     below, left = set(), [SPEECH, MUSIC]
     while left:

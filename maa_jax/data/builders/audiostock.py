@@ -9,8 +9,8 @@ from maa_jax.data.builders.published import PublishedAudio, by_stem, table
 class Audiostock(PublishedAudio):
     """Sound effects of https://audiostock.net/se. It has no splits.
 
-    The shop ships files alone: the table is made from the pages of what was bought. The caption is
-    the title, labels are the tags.
+    The shop delivers only sound files; the user makes the table from the pages of what was bought.
+    The caption is the title, the labels are the tags.
     """
 
     name = "audiostock"
@@ -24,7 +24,7 @@ class Audiostock(PublishedAudio):
     FILES = ("audiostock.csv", "audio")
 
     def read(self, folder):
-        """Reads the one table."""
+        """Reads the table of recordings."""
         files = by_stem(folder / "audio")
         for row in table(folder / "audiostock.csv", "id", "title", "tags"):
             yield Recording(

@@ -1,4 +1,4 @@
-"""What every audio dataset shares: its example type, its splits, its care about broken files.
+"""Base of all audio datasets: the type of an example, the splits, the handling of broken files.
 
 A dataset is a subclass that lists its recordings:
 
@@ -9,7 +9,7 @@ A dataset is a subclass that lists its recordings:
         def recordings(self, dl_manager):
             return [Recording(id="wren", audio=path, captions=("a wren sings",), source="...")]
 
-Examples hold 16 kHz mono FLAC, so that reading needs no resampling and little disk.
+Examples hold 16 kHz mono FLAC: reading them needs no resampling and little disk space.
 """
 
 import abc
@@ -32,24 +32,24 @@ from etils import epath
 
 from maa_jax.audio.io import SAMPLE_RATE, AudioError, decode, encode_flac, is_silent, load, pcm16
 
-MAX_BROKEN = 0.01  # Share of unusable recordings above which a build stops.
-_LISTED = 20  # Broken recordings that an error message names; the report holds all.
-# Recordings decoded at a time; a long one takes some 100 MB meanwhile.
+MAX_BROKEN = 0.01  # share of unusable recordings above which a build stops
+_LISTED = 20  # broken recordings that an error message names; the report lists all
+# Recordings decoded at a time; a long one takes about 100 MB while it is decoded.
 _THREADS = min(8, os.cpu_count() or 1)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)  # There may be millions.
+@dataclasses.dataclass(frozen=True, slots=True)  # there may be millions
 class Recording:
     """One recording before it is read.
 
     Attributes:
-      id: Unique in its dataset; decides the split.
-      audio: The file, or its content; None where a published dataset's user does not have it.
-      captions: Sentences about it, up to five.
-      labels: Its classes; the first one is the stratum that the splits balance.
-      source: Where it comes from: an address or a file name.
-      license: Terms of its use: a name or an address; its dataset's where it has none of its own.
-      split: "train", "validation" or "test" where the dataset has fixed splits; else None.
+      id: name that is unique in the dataset; its hash decides the split.
+      audio: the file or its content; None where the user of a published dataset lacks the file.
+      captions: up to five sentences that describe the recording.
+      labels: its classes; the splits are stratified by the first one.
+      source: address or file name of the original.
+      license: terms of use, a name or an address; the dataset's where it has none of its own.
+      split: "train", "validation" or "test" where the dataset has fixed splits, otherwise None.
     """
 
     id: str
@@ -62,37 +62,37 @@ class Recording:
 
 
 class BuildsOnce:
-    """Lets a TFDS builder build once where several processes, or threads, ask for it at a time.
+    """Makes a TFDS builder build once when several processes or threads ask for it at a time.
 
-    One builds, the others wait and then find the dataset there. They wait for a lock on an empty
-    file beside the dataset's folder, `.VERSION.lock`. The system frees it when its holder ends, in
-    whatever way, so that after a build that failed or was killed the next one builds. On NFS it
-    works between machines, too. A bucket has no locks: start one build at a time there.
+    One of them builds; the others wait for a lock on an empty file beside the dataset's folder,
+    `.VERSION.lock`, and then find the dataset built. The operating system releases the lock when
+    its holder ends, so that the next one builds if a build failed or was killed. On NFS this works
+    across machines. Buckets have no locks: start one build at a time there.
     """
 
     def download_and_prepare(self, **kwargs):
-        """Builds the dataset unless it is there; see TFDS."""
-        # TFDS points `data_path` into a temporary folder meanwhile, and that goes if it fails.
+        """Builds the dataset unless it exists; see TFDS."""
+        # While it builds, TFDS points `data_path` to a temporary folder.
         self._final_path = epath.Path(self.data_path)
-        # Its own bars know no total; ours do.
+        # The progress bars of TFDS lack a total; ours has one.
         tfds.disable_progress_bar()
         try:
             with _lock(self._final_path):
                 super().download_and_prepare(**kwargs)
         finally:
             tfds.enable_progress_bar()
-        # TFDS does so only where it builds.
+        # TFDS reads the info only where it has built the dataset.
         self.info.read_from_directory(self._final_path)
 
 
 @contextlib.contextmanager
 def _lock(folder: epath.Path) -> Iterator[None]:
-    """Waits until nobody else holds the lock of a dataset's folder, and holds it."""
+    """Holds the lock of a dataset's folder, after waiting for any other holder."""
     if "://" in os.fspath(folder):
         yield
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # The file stays: were it removed, one could hold the old file's lock and another a new one's.
+    # The file is not removed: one process could then lock the old file and another a new one.
     with open(folder.parent / f".{folder.name}.lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,23 +105,23 @@ def _lock(folder: epath.Path) -> Iterator[None]:
 class AudioBuilder(BuildsOnce, tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Base of the audio datasets: ArrayRecord files of one example type.
 
-    Unreadable, truncated, empty, not finite and silent recordings are skipped and listed in
-    `report_path`; the build stops where they are more than 1 %.
+    Recordings that are unreadable, truncated, empty, silent or not finite are skipped and listed in
+    `report_path`; the build stops when they are more than 1 %.
     """
 
     DESCRIPTION = ""
 
     def __init__(self, **kwargs):
         super().__init__(file_format="array_record", **kwargs)
-        self._broken = []  # (recording's source or id, reason)
+        self._broken = []  # (source or id of the recording, reason)
 
     @abc.abstractmethod
     def recordings(self, dl_manager: tfds.download.DownloadManager) -> Sequence[Recording]:
-        """Lists the dataset's recordings; reads no audio."""
+        """Lists the dataset's recordings without reading their audio."""
 
     @property
     def report_path(self) -> epath.Path:
-        """The table of skipped recordings, beside the dataset's own folder."""
+        """Table of the skipped recordings, beside the dataset's folder."""
         return self._final_path.parent / f"{self._final_path.name}-skipped.tsv"
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -131,14 +131,14 @@ class AudioBuilder(BuildsOnce, tfds.core.GeneratorBasedBuilder, skip_registratio
             description=self.DESCRIPTION,
             features=tfds.features.FeaturesDict(
                 {
-                    "audio": tfds.features.Tensor(shape=(), dtype=np.str_),  # FLAC bytes.
+                    "audio": tfds.features.Tensor(shape=(), dtype=np.str_),  # FLAC bytes
                     "captions": tfds.features.Sequence(text),
                     "labels": tfds.features.Sequence(text),
                     "source": text,
                     "id": text,
                     "seconds": np.float32,
                     "license": text,
-                    "audio_hash": text,  # SHA-256 of the 16-bit samples, in hex.
+                    "audio_hash": text,  # SHA-256 of the 16-bit samples, in hex
                 }
             ),
         )
@@ -171,7 +171,7 @@ class AudioBuilder(BuildsOnce, tfds.core.GeneratorBasedBuilder, skip_registratio
                 example = example.result()
             except AudioError as error:
                 self._broken.append((recording.source or recording.id, str(error)))
-                # A large dataset is not read to its end once it has failed.
+                # Do not read a large dataset to its end once it has failed.
                 if len(self._broken) > max(self._allowed, _LISTED):
                     self._stop()
             else:
@@ -199,9 +199,9 @@ class AudioBuilder(BuildsOnce, tfds.core.GeneratorBasedBuilder, skip_registratio
 
 
 def _read_ahead(recordings: Iterable[Recording]) -> Iterator[concurrent.futures.Future]:
-    """Yields each recording's `_read`, in order, while threads work on the next few.
+    """Yields a future of each recording's example, in order, while threads read the next few.
 
-    What is done and waits is FLAC: memory hangs on the number of threads alone.
+    Finished examples wait as FLAC, so memory depends only on the number of threads.
     """
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
         waiting = collections.deque()
@@ -213,7 +213,7 @@ def _read_ahead(recordings: Iterable[Recording]) -> Iterator[concurrent.futures.
 
 
 def _read(recording: Recording) -> dict:
-    """Reads a recording into the example type; raises AudioError where it is of no use."""
+    """Reads a recording into an example; raises AudioError where it is unusable."""
     if isinstance(recording.audio, bytes):
         wav = decode(recording.audio, SAMPLE_RATE)
     else:
@@ -228,7 +228,7 @@ def _read(recording: Recording) -> dict:
         "id": recording.id,
         "seconds": len(wav) / SAMPLE_RATE,
         "license": recording.license,
-        # Of the samples, not of the file: the same sound in two containers is found as one.
+        # A hash of the samples, not of the file, finds the same sound in two containers.
         "audio_hash": hashlib.sha256(pcm16(wav).astype("<i2").tobytes()).hexdigest(),
     }
 
@@ -236,10 +236,11 @@ def _read(recording: Recording) -> dict:
 def split_by_recording(recordings: Sequence[Recording]) -> dict[str, list[Recording]]:
     """Splits into train, validation and test, about 80, 10 and 10 %; empty splits are left out.
 
-    A recording's own `split` is kept. The others are ordered by a hash of their ids within each
-    first label, and of a label's n recordings round(n / 10), at least one from five on, go to
-    validation and as many to test: every label is in train. Labels too rare for that (or none at
-    all) leave the choice to the hash alone, so that validation is not empty from three on.
+    A recording's own `split` is kept. The others are grouped by their first label and ordered by a
+    hash of their ids. Of the n recordings of a label, round(n / 10) go to validation and as many to
+    test, at least one each if n is 5 or more; so every label is in train. If all labels are rarer
+    than that, or there are none, all recordings form one group, and validation gets at least one
+    recording of three or more.
     """
     splits = {"train": [], "validation": [], "test": []}
     strata = collections.defaultdict(list)

@@ -1,4 +1,4 @@
-"""BBC Sound Effects: the archive's recordings, minutes long, with a description each."""
+"""BBC Sound Effects: recordings of the archive, minutes long, with a description each."""
 
 import tensorflow_datasets as tfds
 
@@ -7,7 +7,10 @@ from maa_jax.data.builders.published import PublishedAudio, by_stem, table
 
 
 class BbcSoundEffects(PublishedAudio):
-    """The BBC's sound effect archive. It has no splits. Recordings not fetched are left out."""
+    """The BBC's sound effect archive. It has no splits.
+
+    Recordings that were not downloaded are left out.
+    """
 
     name = "bbc_sound_effects"
     VERSION = tfds.core.Version("1.0.0")
@@ -19,7 +22,7 @@ class BbcSoundEffects(PublishedAudio):
     FILES = ("BBCSoundEffects.csv", "audio")
 
     def read(self, folder):
-        """Reads the one table; the first row of a recording counts."""
+        """Reads the table of recordings; the first row of a recording counts."""
         files, seen = by_stem(folder / "audio"), set()
         for row in table(folder / "BBCSoundEffects.csv", "location", "description", "category"):
             name = row["location"].strip().rpartition(".")[0]

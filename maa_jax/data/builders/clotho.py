@@ -26,7 +26,7 @@ class Clotho(PublishedAudio):
     )
 
     def read(self, folder):
-        """Joins captions and metadata; a recording's licence is Freesound's."""
+        """Joins captions and metadata, whose licence is that of each recording on Freesound."""
         for part, split in _SPLITS.items():
             columns = ("file_name", "sound_id", "sound_link", "license")
             path = folder / f"clotho_metadata_{part}.csv"
@@ -40,7 +40,7 @@ class Clotho(PublishedAudio):
                     id=f"{part}/{name}",
                     audio=folder / part / name,
                     captions=tuple(row[key].strip() for key in captions),
-                    # Of a few recordings that Freesound lost, the table knows the name alone.
+                    # Freesound lost a few recordings, of which the table has only the name.
                     source=freesound(sound) if sound.isdigit() else known.get("sound_link") or name,
                     license=known.get("license", ""),
                     split=split,

@@ -1,4 +1,4 @@
-"""Epidemic Sound: sound effects of the subscription service, named by what is heard."""
+"""Epidemic Sound: sound effects of the subscription service, whose titles describe the sound."""
 
 import re
 
@@ -11,8 +11,8 @@ from maa_jax.data.builders.published import PublishedAudio, name_labels, sound_f
 class EpidemicSound(PublishedAudio):
     """Sound effects of Epidemic Sound. It has no table and no splits.
 
-    Files come as "ES_Title 3 - SFX Producer.mp3": the first label is the title's words, the second
-    those of the folder, where the user sorted them into folders by category.
+    Files are named "ES_Title 3 - SFX Producer.mp3". The first label is the words of the title, the
+    second those of the folder, if the user has sorted the files into folders by category.
     """
 
     name = "epidemic_sound"
@@ -25,7 +25,7 @@ class EpidemicSound(PublishedAudio):
     FILES = (".",)
 
     def read(self, folder):
-        """Takes every sound file."""
+        """Lists every sound file."""
         for name, path in sound_files(folder).items():
             yield Recording(
                 id=name,

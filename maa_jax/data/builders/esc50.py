@@ -1,4 +1,4 @@
-"""ESC-50: 5 s of environmental sound in 50 classes."""
+"""ESC-50: environmental sounds of 5 s in 50 classes."""
 
 import tensorflow_datasets as tfds
 
@@ -6,25 +6,25 @@ from maa_jax.data.builders.base import Recording
 from maa_jax.data.builders.published import PublishedAudio, freesound, table
 
 _SPLITS = {"4": "validation", "5": "test"}
-_LICENSES = {"True": "CC-BY-3.0", "False": "CC-BY-NC-3.0"}  # ESC-10 has one of its own.
+_LICENSES = {"True": "CC-BY-3.0", "False": "CC-BY-NC-3.0"}  # by whether it is in ESC-10
 
 
 class Esc50(PublishedAudio):
-    """Piczak 2015. It has five folds: here 1 to 3 are train, 4 is validation, 5 is test.
+    """Piczak 2015. Of its five folds, 1 to 3 are train here, 4 is validation and 5 is test.
 
     All clips of one recording are in one fold.
     """
 
     name = "esc50"
     VERSION = tfds.core.Version("1.0.0")
-    DESCRIPTION = "5 s of environmental sound in 50 classes."
+    DESCRIPTION = "Environmental sounds of 5 s in 50 classes."
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "https://github.com/karolpiczak/ESC-50/archive/master.zip unpacked to ESC-50-master/"
     )
     FILES = ("ESC-50-master/meta/esc50.csv", "ESC-50-master/audio")
 
     def read(self, folder):
-        """Reads the one table."""
+        """Reads the table of clips."""
         root = folder / "ESC-50-master"
         columns = ("filename", "fold", "category", "esc10", "src_file")
         for row in table(root / "meta/esc50.csv", *columns):

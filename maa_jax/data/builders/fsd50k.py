@@ -11,9 +11,9 @@ _SPLITS = {"train": "train", "val": "validation"}
 
 
 class Fsd50k(PublishedAudio):
-    """Fonseca et al. 2022. Its splits are dev, whose table names train and val, and eval: test.
+    """Fonseca et al. 2022. Its splits are dev (divided into train and val) and eval (test here).
 
-    Labels go from a class up to those above it. Ids are Freesound's.
+    Labels include the parents of each class. Ids are those of Freesound.
     """
 
     name = "fsd50k"
@@ -34,7 +34,7 @@ class Fsd50k(PublishedAudio):
     )
 
     def read(self, folder):
-        """Joins labels and metadata; a recording's licence is its own."""
+        """Joins labels and metadata, which state the licence of each recording."""
         for part in ("dev", "eval"):
             path = folder / f"FSD50K.metadata/{part}_clips_info_FSD50K.json"
             about = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""LibriTTS: read English, for the sound of speech; its words are not used."""
+"""LibriTTS: read English speech, used without its transcripts."""
 
 import tensorflow_datasets as tfds
 
@@ -19,12 +19,12 @@ _SPLITS = {
 class LibriTts(PublishedAudio):
     """Zen et al. 2019. Its subsets train-*, dev-* and test-* share no speaker; any may be absent.
 
-    "Language-free" in the paper: neither captions nor labels; the transcripts stay unread.
+    The paper calls it "language-free": it has neither captions nor labels here.
     """
 
     name = "libritts"
     VERSION = tfds.core.Version("1.0.0")
-    DESCRIPTION = "Read English without its words."
+    DESCRIPTION = "Read English speech without transcripts."
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "the archives that are wanted from https://www.openslr.org/60/ (the paper took 300 hours),"
         " unpacked to LibriTTS/SUBSET/SPEAKER/CHAPTER/"
@@ -32,7 +32,7 @@ class LibriTts(PublishedAudio):
     FILES = ("LibriTTS",)
 
     def read(self, folder):
-        """Takes the sound files of each subset that is there."""
+        """Lists the sound files of each subset that exists."""
         for part, split in _SPLITS.items():
             if not (folder / "LibriTTS" / part).exists():
                 continue

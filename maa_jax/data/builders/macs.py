@@ -12,8 +12,8 @@ _AUDIO = "TAU-urban-acoustic-scenes-2019-development/audio"
 class Macs(PublishedAudio):
     """Martin-Morato and Mesaros 2021. It has no splits.
 
-    Files are named scene-city-location-segment-device: the segments of one location go to one
-    split, which a hash of the location decides. Labels are the annotators' tags, commonest first.
+    Files are named scene-city-location-segment-device. A hash of the location chooses the split, so
+    that all its segments are in one. Labels are the annotators' tags, the most frequent first.
     """
 
     name = "macs"
@@ -27,7 +27,7 @@ class Macs(PublishedAudio):
     FILES = ("MACS.yaml", _AUDIO)
 
     def read(self, folder):
-        """Takes the sentences and tags of all annotators of a file."""
+        """Joins the sentences and tags of all annotators of a file."""
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         for entry in yaml.load((folder / "MACS.yaml").read_bytes(), loader)["files"]:
             name, annotations = entry["filename"], entry["annotations"]

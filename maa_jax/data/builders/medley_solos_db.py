@@ -1,4 +1,4 @@
-"""Medley-solos-DB: 3 s of one instrument alone, of eight."""
+"""Medley-solos-DB: solo clips of 3 s of eight instruments."""
 
 import tensorflow_datasets as tfds
 
@@ -9,14 +9,14 @@ _SPLITS = {"training": "train", "validation": "validation", "test": "test"}
 
 
 class MedleySolosDb(PublishedAudio):
-    """Lostanlen and Cella 2016. Its subsets are training, validation and test: no song is in two.
+    """Lostanlen and Cella 2016. No song is in two of its subsets training, validation and test.
 
-    "Language-free" in the paper: no captions; the instrument is the label.
+    The paper calls it "language-free": it has no captions, and the instrument is the label.
     """
 
     name = "medley_solos_db"
     VERSION = tfds.core.Version("1.0.0")
-    DESCRIPTION = "3 s of one instrument alone, of eight."
+    DESCRIPTION = "Solo clips of 3 s of eight instruments."
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Medley-solos-DB_metadata.csv, and Medley-solos-DB.tar.gz unpacked to audio/, from"
         " https://zenodo.org/records/3464194"
@@ -24,7 +24,7 @@ class MedleySolosDb(PublishedAudio):
     FILES = ("Medley-solos-DB_metadata.csv", "audio")
 
     def read(self, folder):
-        """Reads the one table, from which the files' names are made."""
+        """Reads the table of clips, which determines the file names."""
         columns = ("subset", "instrument", "instrument_id", "uuid4")
         for row in table(folder / "Medley-solos-DB_metadata.csv", *columns):
             part = row["subset"]

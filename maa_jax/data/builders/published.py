@@ -1,7 +1,7 @@
-"""Base of the datasets that others publish: their files, put in place by hand, and their tables.
+"""Base of the published datasets, whose files the user puts in place by hand.
 
-A dataset's files go into `downloads/manual/NAME` of `data_dir`, unpacked as its publisher packs
-them; its `MANUAL_DOWNLOAD_INSTRUCTIONS` say which and from where.
+A dataset's files go into `downloads/manual/NAME` of `data_dir`, unpacked as its publisher packed
+them; its `MANUAL_DOWNLOAD_INSTRUCTIONS` state which files they are and where they come from.
 """
 
 import abc
@@ -24,20 +24,20 @@ class PublishedAudio(AudioBuilder, skip_registration=True):
     """Base of the published datasets.
 
     Attributes:
-      FILES: What must be in the dataset's folder before anything is read.
+      FILES: files and folders that must exist in the dataset's folder before anything is read.
     """
 
     FILES: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def read(self, folder: epath.Path) -> Iterator[Recording]:
-        """Yields the recordings that the tables in `folder` name; reads no audio."""
+        """Yields the recordings that the tables in `folder` name, without reading their audio."""
 
     def recordings(self, dl_manager):
-        """Those of `read`; without the ones that the user has not (`audio` is None)."""
+        """Lists what `read` yields, without the recordings whose file is missing."""
         try:
             folder = dl_manager.manual_dir / self.name
-        except AssertionError as error:  # TFDS's, where the folder above is missing or empty.
+        except AssertionError as error:  # from TFDS, where the parent folder is missing or empty
             raise FileNotFoundError(f"dataset {self.name}: {error}") from error
         what = f"to build {self.name}, put into {folder}: {self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
         for file in self.FILES:
@@ -50,29 +50,29 @@ class PublishedAudio(AudioBuilder, skip_registration=True):
             else:
                 there.append(recording)
         if not there:
-            raise FileNotFoundError(f"{folder} holds no sound file that is known; {what}")
+            raise FileNotFoundError(f"{folder} holds none of the dataset's sound files; {what}")
         if absent:
-            logging.warning("%s: %d sound files are not there", self.name, absent)
+            logging.warning("%s: %d sound files are missing", self.name, absent)
         return there
 
 
 def table(path: epath.Path, *columns: str, encoding: str = "utf-8-sig") -> Iterator[dict[str, str]]:
-    """Yields the rows of a CSV file; raises ValueError where it lacks one of `columns`."""
+    """Yields the rows of a CSV file; raises ValueError if it lacks one of `columns`."""
     reader = csv.DictReader(io.StringIO(path.read_bytes().decode(encoding), newline=""))
     for column in columns:
         if column not in (reader.fieldnames or ()):
             raise ValueError(
-                f"{path} has no column {column!r} but {reader.fieldnames}; take the publisher's"
+                f"{path} has no column {column!r} but {reader.fieldnames}; use the publisher's file"
             )
     return reader
 
 
 def sound_files(folder: epath.Path) -> dict[str, epath.Path]:
-    """The sound files of a folder at any depth, by their path in it, in order."""
+    """Returns {path in the folder: file} of the sound files at any depth, sorted by path."""
     found, left = {}, [folder]
     while left:
         for path in left.pop().iterdir():
-            if path.name.startswith("."):  # macOS unpacks a "._" file beside each file.
+            if path.name.startswith("."):  # macOS unpacks a "._" file beside each file
                 continue
             if path.suffix.lower() in _SUFFIXES:
                 found[path.relative_to(folder).as_posix()] = path
@@ -82,28 +82,28 @@ def sound_files(folder: epath.Path) -> dict[str, epath.Path]:
 
 
 def by_stem(folder: epath.Path) -> dict[str, epath.Path]:
-    """The sound files of a folder at any depth, by their name without suffix."""
+    """Returns {name without suffix: file} of the sound files at any depth."""
     return {path.stem: path for path in sound_files(folder).values()}
 
 
 def youtube_files(folder: epath.Path) -> dict[str, epath.Path]:
-    """Clips by YouTube's id (11 characters), which names each file; PANNs writes a Y before it."""
+    """Returns {YouTube id: file}; files are named by the id (11 characters) or by Y and the id."""
     files = by_stem(folder)
     return {s.removeprefix("Y") if len(s) == 12 else s: path for s, path in files.items()}
 
 
 def youtube(video: str, start: str) -> str:
-    """Address of a clip, the same in all datasets: a recording in two of them has one source."""
+    """Returns a clip's address, the same in all datasets, so that duplicates are found by it."""
     return f"https://www.youtube.com/watch?v={video}&t={int(float(start))}s"
 
 
 def freesound(sound: str) -> str:
-    """Address of a recording, the same in all datasets."""
+    """Returns the address of a Freesound recording, the same in all datasets."""
     return f"https://freesound.org/s/{sound}/"
 
 
 def words(name: str) -> str:
-    """The words of a file's name: no digits or punctuation, lower case.
+    """Returns the words of a file's name in lower case, without digits and punctuation.
 
     "SFX_LargeWave Splash 21" gives "sfx large wave splash".
     """
@@ -112,9 +112,9 @@ def words(name: str) -> str:
 
 
 def name_labels(path: str) -> tuple[str, ...]:
-    """Labels from a file's path: the words of its name, then those of the innermost folder.
+    """Returns labels from a file's path: the words of its name, then those of its folder.
 
-    Of a folder "Vendor - Library" the library counts.
+    Only "Library" counts of a folder "Vendor - Library".
     """
     *folders, file = path.split("/")
     names = (file.rpartition(".")[0], *(f.rpartition(" - ")[2] for f in folders[-1:]))
@@ -122,6 +122,6 @@ def name_labels(path: str) -> tuple[str, ...]:
 
 
 def group_split(group: str) -> str:
-    """A split that hangs on `group` alone: about 80 % train, 10 % validation, 10 % test."""
+    """Returns a split that depends only on `group`: 80 % train, 10 % validation, 10 % test."""
     digit = int(hashlib.sha256(group.encode()).hexdigest(), 16) % 10
     return {0: "validation", 1: "test"}.get(digit, "train")

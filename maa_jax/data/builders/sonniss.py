@@ -1,4 +1,4 @@
-"""Sonniss Game Effects: bundles of sound effects, named by what is heard."""
+"""Sonniss game effects: collections of sound effects whose file names describe the sound."""
 
 import tensorflow_datasets as tfds
 
@@ -9,18 +9,18 @@ from maa_jax.data.builders.published import PublishedAudio, name_labels, sound_f
 class Sonniss(PublishedAudio):
     """The GDC bundles of Sonniss. They have no table and no splits.
 
-    They hold folders "Vendor - Library" of files named by what is heard: the first label is the
+    Folders are named "Vendor - Library", files by what they sound like. The first label is the
     words of the file's name without numbers, the second those of the library.
     """
 
     name = "sonniss"
     VERSION = tfds.core.Version("1.0.0")
-    DESCRIPTION = "Sound effects of many libraries, labelled by the files' names."
+    DESCRIPTION = "Sound effects of many libraries, labelled by their file names."
     MANUAL_DOWNLOAD_INSTRUCTIONS = "the bundles of https://sonniss.com/gameaudiogdc, unpacked"
     FILES = (".",)
 
     def read(self, folder):
-        """Takes every sound file."""
+        """Lists every sound file."""
         for name, path in sound_files(folder).items():
             yield Recording(
                 id=name,

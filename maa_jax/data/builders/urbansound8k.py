@@ -1,4 +1,4 @@
-"""UrbanSound8K: up to 4 s of city sound in ten classes."""
+"""UrbanSound8K: city sounds of up to 4 s in ten classes."""
 
 import tensorflow_datasets as tfds
 
@@ -9,21 +9,21 @@ _SPLITS = {"9": "validation", "10": "test"}
 
 
 class UrbanSound8k(PublishedAudio):
-    """Salamon et al. 2014. It has ten folds: here 1 to 8 are train, 9 is validation, 10 is test.
+    """Salamon et al. 2014. Of its ten folds, 1 to 8 are train here, 9 is validation and 10 test.
 
     All slices of one recording are in one fold.
     """
 
     name = "urbansound8k"
     VERSION = tfds.core.Version("1.0.0")
-    DESCRIPTION = "Up to 4 s of city sound in ten classes."
+    DESCRIPTION = "City sounds of up to 4 s in ten classes."
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "UrbanSound8K.tar.gz from https://zenodo.org/records/1203745, unpacked to UrbanSound8K/"
     )
     FILES = ("UrbanSound8K/metadata/UrbanSound8K.csv", "UrbanSound8K/audio")
 
     def read(self, folder):
-        """Reads the one table."""
+        """Reads the table of slices."""
         root = folder / "UrbanSound8K"
         columns = ("slice_file_name", "fsID", "fold", "class")
         for row in table(root / "metadata/UrbanSound8K.csv", *columns):

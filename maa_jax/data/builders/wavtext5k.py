@@ -1,4 +1,4 @@
-"""WavText5K: recordings of two sound effect sites with their descriptions."""
+"""WavText5K: recordings from two sound effect sites with their descriptions."""
 
 import re
 
@@ -12,7 +12,7 @@ class WavText5k(PublishedAudio):
     """Deshmukh et al. 2022. It has no splits.
 
     The caption is the description, or the title where there is none; labels are the tags.
-    Recordings that the sites have lost are left out.
+    Recordings that the sites no longer have are left out.
     """
 
     name = "wavtext5k"
@@ -26,7 +26,7 @@ class WavText5k(PublishedAudio):
     FILES = ("WavText5K.csv", "WavText5K/download")
 
     def read(self, folder):
-        """Reads the one table."""
+        """Reads the table of recordings."""
         audio = folder / "WavText5K/download"
         there = {path.name for path in audio.iterdir()}
         columns = ("view_link", "title", "description", "fname", "tags")
@@ -36,7 +36,9 @@ class WavText5k(PublishedAudio):
                 id=row["fname"],
                 audio=audio / row["fname"] if row["fname"] in there else None,
                 captions=(caption,) if caption else (),
-                labels=tuple(re.findall(r"""['"]([^'"]+)['"]""", row["tags"])),  # A printed list.
+                labels=tuple(
+                    re.findall(r"""['"]([^'"]+)['"]""", row["tags"])
+                ),  # a printed Python list
                 source=row["view_link"],
                 license="table: MIT; audio: terms of the site in source",
             )

@@ -1,4 +1,4 @@
-"""WeSoundEffects: a bundle of sound effect libraries, named by what is heard."""
+"""WeSoundEffects: sound effect libraries whose file names describe the sound."""
 
 import tensorflow_datasets as tfds
 
@@ -21,7 +21,7 @@ class WeSoundEffects(PublishedAudio):
     FILES = (".",)
 
     def read(self, folder):
-        """Takes every sound file."""
+        """Lists every sound file."""
         for name, path in sound_files(folder).items():
             yield Recording(
                 id=name,
