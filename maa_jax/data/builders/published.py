@@ -50,7 +50,7 @@ class PublishedAudio(AudioBuilder, skip_registration=True):
             else:
                 there.append(recording)
         if not there:
-            raise FileNotFoundError(f"{folder} holds none of the dataset's sound files; {what}")
+            raise FileNotFoundError(f"{folder} holds no sound file of the dataset; {what}")
         if absent:
             logging.warning("%s: %d sound files are missing", self.name, absent)
         return there
