@@ -16,11 +16,9 @@ cd "$(dirname "$0")/.."
 . launch/environment.sh
 
 use_environment
-install -e .
+install -e ".[report]"
 # Nothing below needs the network, and nothing may wait for it.
 export HF_HUB_OFFLINE=1 NO_GCE_CHECK=true
-# TensorFlow only writes events: its notes on start-up say nothing here.
-export TF_CPP_MIN_LOG_LEVEL=2 TF_ENABLE_ONEDNN_OPTS=0
 
 prompts="$demo/prompts.txt"
 cat >"$prompts" <<'END'

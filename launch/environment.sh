@@ -36,11 +36,11 @@ is_recent() {
 }
 
 # install ARGUMENTS...: pip install, with its last line shown in place. Once done it is not
-# repeated until the arguments or setup.py change.
+# repeated until the arguments or pyproject.toml change.
 install() {
   local log stamp key status=0
   stamp="$(python -c 'import sys; print(sys.prefix)')/maa_jax_installed"
-  key="$PWD $* $(cksum setup.py)"
+  key="$PWD $* $(cksum pyproject.toml)"
   if grep -qxF "$key" "$stamp" 2>/dev/null && python -m pip show -q maa_jax 2>/dev/null; then
     return
   fi

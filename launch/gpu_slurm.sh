@@ -4,8 +4,8 @@
 #   sbatch launch/gpu_slurm.sh --config=configs/t2a.py --workdir=/shared/runs/t2a \
 #     --config.data.data_dir=/shared/data [any flag of maa_jax.train]
 #
-# Submit from the checkout, with the environment (pip install -e ".[cuda]") in .venv, both on a disk
-# that every node sees. Submit it again to go on from the last checkpoint.
+# Submit from the checkout, with the environment (pip install -e ".[cuda,train]") in .venv, both on a
+# disk that every node sees. Submit it again to go on from the last checkpoint.
 #
 # Checked for syntax alone: it has not been run on a cluster yet. Sizes below are for 2 nodes of 8.
 #SBATCH --job-name=maa_jax

@@ -41,7 +41,7 @@ tpu ssh "$name" --command='set -e
 mkdir -p maa_jax && tar -xzf maa_jax.tar.gz -C maa_jax && cd maa_jax
 command -v ~/.local/bin/uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
 [ -d .venv ] || ~/.local/bin/uv venv --python 3.12 .venv
-~/.local/bin/uv pip install --quiet --python .venv/bin/python -e ".[tpu]"'
+~/.local/bin/uv pip install --quiet --python .venv/bin/python -e ".[tpu,train]"'
 
 metadata=http://metadata.google.internal/computeMetadata/v1/instance/attributes
 tpu ssh "$name" --command="set -e

@@ -28,18 +28,20 @@ from maa_jax.checks import nearest
 
 # Modules that the base install lacks, and the extra of this package that brings each.
 EXTRAS = {
+    "PIL": "train",
     "apache_beam": "beam",
-    "array_record": "train",
-    "diffusers": "torch",
     "etils": "train",
     "grain": "train",
     "jinja2": "train",
-    "librosa": "train",
-    "matplotlib": "train",
+    "matplotlib": "report",
+    "ml_collections": "train",
+    "optax": "train",
     "orbax": "train",
     "tensorboard": "train",
+    "tensorboardX": "train",
     "tensorflow_datasets": "train",
     "torch": "torch",
+    "yaml": "train",
 }
 _HERE = pathlib.Path(__file__).parent
 _CONFIGS = _HERE / "configs"

@@ -37,7 +37,7 @@ def test_others_may_read_what_is_written(tmp_path):
     assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
-def test_arrays_are_written_in_batches_of_one_size(tmp_path):
+def test_arrays_are_written_in_batches(tmp_path):
     texts, sizes = [str(i) for i in range(7)], set()
 
     def encode(batch):

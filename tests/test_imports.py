@@ -1,12 +1,16 @@
 import ast
+import importlib.metadata
 import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
 import maa_jax
-from tests.subprocesses import run_python
+from maa_jax import command
+from tests.subprocesses import ROOT, run_python
 
 HEAVY = "torch", "tensorflow", "transformers", "orbax", "tensorflow_datasets", "grain", "librosa"
 PACKAGE = pathlib.Path(maa_jax.__file__).parent
@@ -23,6 +27,21 @@ def third_party() -> set[str]:
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             found |= {name.partition(".")[0] for name in names}
     return found - set(sys.stdlib_module_names) - {"maa_jax"}
+
+
+def test_every_module_is_in_the_base_install_or_its_extra_is_named():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = lambda requirements: {
+        re.match(r"[\w-]+", r)[0].replace("-", "_").lower() for r in requirements
+    }
+    base, extras = names(project["dependencies"]), project["optional-dependencies"]
+    distributions = importlib.metadata.packages_distributions()
+    for module in sorted(third_party()):
+        own = {name.replace("-", "_").lower() for name in distributions[module]} & (
+            base | names(extras[command.EXTRAS.get(module, "train")])
+        )
+        assert own, f"{module} is in no requirement"
+        assert own & base or module in command.EXTRAS, f"command.EXTRAS lacks {module}"
 
 
 def run(code, *arguments):
