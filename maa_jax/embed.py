@@ -55,18 +55,14 @@ def embed(config: ml_collections.ConfigDict, request: Embedding) -> int:
       ValueError: training would make captions that cannot be known before it runs.
     """
     if request.retriever:
-        return _embed_bank(config, request)
+        from maa_jax.data import datasets
+        from maa_jax.enhancement import retrieval
+
+        captions = datasets.captions(config.data, config.data.split)
+        return retrieval.write_bank(
+            request.retriever, captions, request.out, batch_size=request.batch_size
+        )
     return _embed_contexts(config, request)
-
-
-def _embed_bank(config: ml_collections.ConfigDict, request: Embedding) -> int:
-    from maa_jax.data import datasets
-    from maa_jax.enhancement import retrieval
-
-    captions = datasets.captions(config.data, config.data.split)
-    return retrieval.write_bank(
-        request.retriever, captions, request.out, batch_size=request.batch_size
-    )
 
 
 def _embed_contexts(config: ml_collections.ConfigDict, request: Embedding) -> int:

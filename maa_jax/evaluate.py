@@ -21,13 +21,17 @@ them.
 import dataclasses
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from maa_jax import command, options
 from maa_jax.checks import nearest
 from maa_jax.evaluators import EVALUATORS, make
 from maa_jax.files import file_names, make_folder, write_json
 from maa_jax.options import FINE, REQUIRED, Options, option
+
+if TYPE_CHECKING:
+    from maa_jax.data.config import DataConfig
+    from maa_jax.evaluators.base import Sounds
 
 
 def _check_evaluators(names: tuple[str, ...], _: Options) -> str:
@@ -95,6 +99,7 @@ def evaluate(request: Evaluation) -> dict[str, float]:
     import jax
 
     import maa_jax
+    from maa_jax.audio.io import SAMPLE_RATE
     from maa_jax.data.config import DataConfig
     from maa_jax.evaluators import base, sources
     from maa_jax.evaluators.features import Networks
@@ -109,25 +114,26 @@ def evaluate(request: Evaluation) -> dict[str, float]:
     )
     evaluators = make(request.evaluators, networks)
     data = DataConfig(dataset=request.dataset, data_dir=request.data_dir, split=request.split)
-    sounds, samples, made_by = None, None, {}
+    sounds = base.no_sounds()
+    made_by: dict[str, str] = {}
     if any("sounds" in evaluator.needs for evaluator in evaluators):
         if request.sounds:
-            sounds, samples = sources.folder(
-                request.sounds, request.table, batch_size=request.batch_size
-            )
+            sounds = sources.folder(request.sounds, request.table, batch_size=request.batch_size)
         else:
-            sounds, samples, made_by = _generated(request, data)
+            sounds, made_by = _generated(request, data)
     elif request.sounds:
         raise ValueError(
             f"sounds={request.sounds!r}: none of {', '.join(request.evaluators)} hears sounds; "
             "leave it out or add another evaluator"
         )
     scores: dict[str, float] = {}
-    for length in dict.fromkeys(evaluator.samples or samples for evaluator in evaluators):
-        group = [e for e in evaluators if (e.samples or samples) == length]
-        references = None
+    for samples in dict.fromkeys(evaluator.samples for evaluator in evaluators):
+        group = [evaluator for evaluator in evaluators if evaluator.samples == samples]
+        references = base.no_sounds()
         if any("references" in evaluator.needs for evaluator in group):
-            references = sources.recordings(data, length, batch_size=request.batch_size)
+            if samples is None:
+                samples = round(sounds.samples * SAMPLE_RATE / sounds.sample_rate)
+            references = sources.recordings(data, samples, batch_size=request.batch_size)
         scores |= base.run(group, base.Inputs(sounds, references))
     if jax.process_index() == 0:
         heard = {n.name: n.digest for evaluator in evaluators for n in evaluator.networks}
@@ -135,7 +141,7 @@ def evaluate(request: Evaluation) -> dict[str, float]:
             **request.record(),
             **made_by,
             "networks": heard,
-            "sounds_scored": 0 if sounds is None else len(sounds),
+            "sounds_scored": len(sounds),
             "maa_jax": maa_jax.__version__,
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
@@ -149,24 +155,27 @@ def evaluate(request: Evaluation) -> dict[str, float]:
     return scores
 
 
-def _generated(request: Evaluation, data: Any) -> tuple[Any, int, dict[str, str]]:
-    """Returns a model's sounds, their length in samples, and which model makes them."""
+def _generated(request: Evaluation, data: "DataConfig") -> "tuple[Sounds, dict[str, str]]":
+    """Returns sounds that a model will make of a dataset's captions, and which model that is."""
     import jax
+    import numpy as np
 
     from maa_jax.audio import io
+    from maa_jax.data import datasets
     from maa_jax.evaluators import sources
     from maa_jax.model_folder.index import content_hash
     from maa_jax.pipeline.pipeline import Pipeline
 
     several = jax.local_device_count() > 1
     pipe = Pipeline.from_pretrained(request.model, devices=jax.local_devices() if several else None)
-    samples = round(pipe.max_duration * io.SAMPLE_RATE)
-    recordings = sources.recordings(data, samples)
+    recordings = datasets.metadata(data)
     prompts = sources.choose_prompts(
-        recordings.captions, request.captions_per_recording, request.num_prompts
+        [recording["captions"] for recording in recordings],
+        request.captions_per_recording,
+        request.num_prompts,
     )
     captions = [caption for _, caption in prompts]
-    labels = [recordings.labels[recording] for recording, _ in prompts]
+    labels = [recordings[number]["labels"] for number, _ in prompts]
     how = dict(
         steps=request.steps,
         guidance_scale=request.guidance_scale,
@@ -180,15 +189,20 @@ def _generated(request: Evaluation, data: Any) -> tuple[Any, int, dict[str, str]
         lines = [json.dumps(dict(file=f, prompt=c, labels=list(of))) for f, c, of in rows]
         (wavs / sources.TABLE).write_text("\n".join(lines) + "\n", "utf-8")
         keep = lambda number, wav: io.write_wav(wavs / files[number], wav, pipe.sample_rate)
+
+    def generate(some: list[str], first: int) -> np.ndarray:
+        return np.asarray(pipe(some, start_index=first, **how))
+
     sounds = sources.generated(
-        lambda some, first: pipe(some, start_index=first, **how),
+        generate,
         captions,
         pipe.sample_rate,
+        round(pipe.max_duration * pipe.sample_rate),
         labels=labels,
         batch_size=request.batch_size,
         keep=keep,
     )
-    return sounds, samples, {"model_sha256": content_hash(pipe.path)}
+    return sounds, {"model_sha256": content_hash(pipe.path)}
 
 
 def main() -> None:

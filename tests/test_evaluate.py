@@ -12,6 +12,7 @@ from maa_jax.model_folder.index import save_index
 from maa_jax.models.retriever import Retriever
 from tests.conftest import random_network
 from tests.models.test_retriever import TINY
+from tests.subprocesses import start_two
 
 
 def test_a_models_sounds_are_scored_and_its_wavs_can_be_scored_again(
@@ -71,7 +72,9 @@ def test_the_program_names_a_mistake(tmp_path):
     assert "maa_jax.evaluate: model='/none'" in done.stderr
 
 
-def test_a_retriever_is_scored_by_its_recall(tiny_model, data_dir, tmp_path, capsys):
+def test_a_retriever_is_scored_by_its_recall_and_so_by_two_processes(
+    tiny_model, data_dir, tmp_path, capsys
+):
     folder = tmp_path / "retriever"
     shutil.copytree(tiny_model / "tokenizer", folder / "tokenizer")
     network = random_network(lambda rngs: Retriever(TINY, rngs=rngs), 0)
@@ -90,3 +93,9 @@ def test_a_retriever_is_scored_by_its_recall(tiny_model, data_dir, tmp_path, cap
     assert "text_to_audio/recall_at_10" in capsys.readouterr().out
     with pytest.raises(ValueError, match="none of recall hears sounds"):
         evaluate(request.replace(sounds=str(tmp_path)))
+
+    command = ["-m", "maa_jax.evaluate", "--evaluators=recall", f"--model={folder}"]
+    command += [f"--data_dir={data_dir}", "--split=validation", f"--out={tmp_path / 'two'}"]
+    outputs = [process.communicate(timeout=600)[0] for process in start_two(*command)]
+    written = json.loads((tmp_path / "two" / "scores.json").read_text())
+    assert written["scores"] == pytest.approx(scores), outputs

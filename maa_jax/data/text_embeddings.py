@@ -103,14 +103,15 @@ class Contexts:
         Raises:
           ValueError: some captions have no context; the error names them.
         """
-        places = [self._rows.get(_digest(caption)) for caption in captions]
-        lost = [caption for caption, place in zip(captions, places, strict=True) if place is None]
+        digests = [_digest(caption) for caption in captions]
+        lost = [c for c, digest in zip(captions, digests, strict=True) if digest not in self._rows]
         if lost:
             raise ValueError(
                 f"{self._folder} has no context of {', '.join(map(repr, lost[:5]))}"
                 f"{' and others' if len(lost) > 5 else ''}: write it again with "
                 "python -m maa_jax.embed and this run's config"
             )
+        places = [self._rows[digest] for digest in digests]
         return np.stack([self._shards[shard][row] for shard, row in places])
 
 

@@ -8,7 +8,7 @@ its folder on the hub, or that folder as `clap/` inside a model folder).
 import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import jax
@@ -81,15 +81,15 @@ class _Family(Protocol):
     params: Tree
     sample_rate: int
 
-    def front_end(self, wavs: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Returns the inputs of `audio` for sounds [n, samples]; on the host."""
+    def front_end(self, wavs: np.ndarray) -> Tree:
+        """Returns the audio tower's inputs for sounds [n, samples]; on the host."""
         ...
 
     def text(self, params: Tree, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """Returns embeddings [n, size] of ids and their padding mask, [n, length] each; pure."""
         ...
 
-    def audio(self, params: Tree, *inputs: jax.Array) -> jax.Array:
+    def audio(self, params: Tree, inputs: Tree) -> jax.Array:
         """Returns embeddings [n, size] of what `front_end` gave; pure."""
         ...
 
@@ -108,15 +108,15 @@ class _Microsoft:
         self.sample_rate = config.sample_rate
         self._min_samples = config.min_samples
 
-    def front_end(self, wavs: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (np.pad(wavs, ((0, 0), (0, max(0, self._min_samples - wavs.shape[1])))),)
+    def front_end(self, wavs: np.ndarray) -> np.ndarray:
+        return np.pad(wavs, ((0, 0), (0, max(0, self._min_samples - wavs.shape[1]))))
 
     def text(self, params: Tree, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         hidden = self._build(params, "text_encoder")(tokens, mask)
         return unit_length(self._build(params, "text_projection")(hidden[:, 0]))
 
-    def audio(self, params: Tree, wavs: jax.Array) -> jax.Array:
-        hidden = self._build(params, "audio_encoder")(wavs)
+    def audio(self, params: Tree, inputs: Tree) -> jax.Array:
+        hidden = self._build(params, "audio_encoder")(inputs)
         return unit_length(self._build(params, "audio_projection")(hidden["embedding"]))
 
     def _build(self, params: Tree, name: str):
@@ -138,7 +138,7 @@ class _Laion:
         self._features = ClapFeatures.from_hf(config)
         self.sample_rate = self._features.sampling_rate
 
-    def front_end(self, wavs: np.ndarray) -> tuple[np.ndarray, ...]:
+    def front_end(self, wavs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts = [np.trim_zeros(wav, "b") for wav in wavs]
         parts = [part if len(part) else wav for part, wav in zip(parts, wavs, strict=True)]
         mels, longer = zip(*map(self._features, parts), strict=True)
@@ -147,7 +147,8 @@ class _Laion:
     def text(self, params: Tree, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         return networks.build(self._graph, params).text_embedding(tokens, mask)
 
-    def audio(self, params: Tree, mels: jax.Array, longer: jax.Array) -> jax.Array:
+    def audio(self, params: Tree, inputs: Tree) -> jax.Array:
+        mels, longer = inputs
         return networks.build(self._graph, params).audio_embedding(mels, longer)
 
 
@@ -201,7 +202,7 @@ class ClapScore:
         """
         if sample_rate != self.sample_rate:
             wavs = np.stack([io.resample(wav, sample_rate, self.sample_rate) for wav in wavs])
-        return self._run(self._audio, *self._clap.front_end(wavs))
+        return self._run(self._audio, self._clap.front_end(wavs))
 
     def __call__(self, prompts: Sequence[str], wavs: np.ndarray, sample_rate: int) -> np.ndarray:
         """Returns the score of each sound for its sentence, float32 [n] in [-1, 1].
@@ -214,6 +215,6 @@ class ClapScore:
         words = self.text_embeddings(prompts)
         return np.sum(words * self.audio_embeddings(wavs, sample_rate), axis=1)
 
-    def _run(self, function, *rows: np.ndarray) -> np.ndarray:
+    def _run(self, function: Callable[..., jax.Array], *rows: Tree) -> np.ndarray:
         with jax.default_matmul_precision("highest"):  # scores rank what differs by little
             return self._batches.run(function, self._params, *rows)

@@ -1,7 +1,7 @@
 """A trained retriever: captions and recordings to embeddings."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -93,9 +93,9 @@ class Embedder:
         if not counts:
             return rows
         means = [part.mean(axis=0) for part in np.split(rows, np.cumsum(counts)[:-1])]
-        return np.asarray(unit_length(np.array(means)))
+        return np.asarray(unit_length(jnp.array(means)))
 
-    def _run(self, function, *rows: np.ndarray) -> np.ndarray:
+    def _run(self, function: Callable[..., jax.Array], *rows: np.ndarray) -> np.ndarray:
         if not len(rows[0]):
             return np.zeros((0, self.config.embedding_size), np.float32)
         return self._batches.run(function, self._params, *rows)

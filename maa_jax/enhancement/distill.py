@@ -133,7 +133,8 @@ def distill(
     Raises:
       ValueError: an expert did not answer for every recording.
     """
-    proposed = [{} for _ in audio]  # a recording's (caption, expert) pairs, in order
+    # Each recording's (caption, expert) pairs; a dict keeps them in order and drops repetitions.
+    proposed: list[dict[tuple[str, str], None]] = [{} for _ in audio]
     for expert in experts:
         answers = expert.propose(audio, labels)
         if len(answers) != len(audio):

@@ -7,11 +7,11 @@ A program or a training loop scores sounds like this:
     from maa_jax.evaluators.features import Networks
 
     scores = evaluators.make(("label_accuracy", "clap_score"), Networks(clap="bundled"))
-    references = sources.recordings(data, samples)              # once a run
+    references = sources.recordings(data, samples)                # once a run
     ...
-    sounds = sources.generated(generate, prompts, sample_rate)  # again for other weights
+    sounds = sources.generated(generate, prompts, rate, samples)  # again for other weights
     for name, value in base.run(scores, base.Inputs(sounds, references)):
-        print(name, value)                                      # clap_score 0.31
+        print(name, value)                                        # clap_score 0.31
 
 `generate(captions, first)` returns the waveforms of a few captions, the first of which is number
 `first` of all; it is called when sounds are needed, and not before. Every process of a run makes

@@ -17,6 +17,7 @@ class Sounds:
 
     Attributes:
       sample_rate: rate in Hz.
+      samples: length of each.
       names: a name for each sound in errors, such as its file or a recording's id.
       captions: each sound's captions, none where they are unknown.
       labels: each sound's labels, none where they are unknown.
@@ -26,22 +27,24 @@ class Sounds:
         self,
         batches: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]],
         sample_rate: int,
+        samples: int,
         *,
         names: Sequence[str],
         captions: Sequence[Sequence[str]],
         labels: Sequence[Collection[str]],
     ):
-        """Keeps all that, and asks for no sound yet.
+        """Keeps what is given, and asks for no sound yet.
 
         Args:
           batches: returns this process's share of the sounds, batch by batch: their numbers among
             the sounds of all processes, int [b], and waveforms, float32 [b, samples].
           sample_rate: rate in Hz.
+          samples: length of each sound.
           names: a name for each sound of all processes.
           captions: as long as `names`.
           labels: as long as `names`.
         """
-        self.sample_rate = sample_rate
+        self.sample_rate, self.samples = sample_rate, samples
         self.names, self.captions, self.labels = names, captions, labels
         self._batches = batches
         self._features: dict[str, np.ndarray] = {}
@@ -71,6 +74,11 @@ class Sounds:
         return [self._features[network.digest] for network in networks]
 
 
+def no_sounds() -> Sounds:
+    """Returns an empty `Sounds`."""
+    return Sounds(lambda: (), 0, 0, names=(), captions=(), labels=())
+
+
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """What evaluators are given.
@@ -80,8 +88,8 @@ class Inputs:
       references: recordings that they are compared with.
     """
 
-    sounds: Sounds | None = None
-    references: Sounds | None = None
+    sounds: Sounds = dataclasses.field(default_factory=no_sounds)
+    references: Sounds = dataclasses.field(default_factory=no_sounds)
 
 
 class Evaluator(Protocol):
@@ -127,7 +135,7 @@ def check(evaluator: Evaluator, inputs: Inputs) -> None:
     """Raises a ValueError unless the inputs hold all that an evaluator needs."""
     for side in sorted(evaluator.needs & {"sounds", "references"}):
         sounds = getattr(inputs, side)
-        if sounds is None or not len(sounds):
+        if not len(sounds):
             raise ValueError(f"{evaluator.name} needs {side}, and there are none")
         for fact in sorted(evaluator.needs & {"captions", "labels"}):
             known = getattr(sounds, fact)

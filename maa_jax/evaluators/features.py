@@ -16,11 +16,12 @@ from maa_jax.audio.mel import MelConfig, log_mel
 from maa_jax.encoders.batching import Batches
 from maa_jax.encoders.clap import LAION_FILES, ClapScore
 from maa_jax.encoders.retriever import Embedder
+from maa_jax.files import replace_file
 from maa_jax.model_folder import hub
 
 
 class Network(Protocol):
-    """Makes features of sounds, in float32.
+    """Makes features of sounds, in float32 and with the highest precision of matrix products.
 
     Attributes:
       name: how scores name it, such as "clap".
@@ -63,7 +64,8 @@ class RetrieverAudio:
         rate = self._embedder.sample_rate
         if sample_rate != rate:
             wavs = np.stack([io.resample(wav, sample_rate, rate) for wav in wavs])
-        return self._embedder.audio(wavs)
+        with jax.default_matmul_precision("highest"):
+            return self._embedder.audio(wavs)
 
 
 class LogMel:
@@ -101,16 +103,14 @@ class Cached:
     def __call__(self, wavs: np.ndarray, sample_rate: int) -> np.ndarray:
         """See `Network`."""
         key = hashlib.sha256(f"{wavs.shape} {wavs.dtype} {sample_rate} ".encode())
-        key.update(np.ascontiguousarray(wavs))
+        key.update(wavs.tobytes())
         path = self._folder / f"{key.hexdigest()}.npy"
         if path.is_file():
             return np.load(path)
         features = self._network(wavs, sample_rate)
         self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("wb") as file:
-            np.save(file, features)
-        temporary.replace(path)
+        with replace_file(path) as new:
+            np.save(new, features)
         return features
 
 

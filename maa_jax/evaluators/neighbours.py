@@ -23,7 +23,7 @@ def nearest(
     """
     items = items.astype(np.float64)
     lengths = np.square(items).sum(axis=1)
-    found = []
+    blocks = []
     for start in range(0, len(queries), _BLOCK):
         block = queries[start : start + _BLOCK].astype(np.float64)
         # |q - i|² = |q|² - 2 q·i + |i|², of which |q|² is the same for all items.
@@ -31,6 +31,6 @@ def nearest(
         if leave_out_self:
             rows = np.arange(len(block))
             distances[rows, start + rows] = np.inf
-        found.append(np.argsort(distances, axis=1, kind="stable")[:, :k])
-    found = np.concatenate(found)
+        blocks.append(np.argsort(distances, axis=1, kind="stable")[:, :k])
+    found = np.concatenate(blocks)
     return found[:, : len(items) - 1] if leave_out_self else found

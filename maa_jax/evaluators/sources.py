@@ -44,6 +44,7 @@ def generated(
     generate: Callable[[list[str], int], np.ndarray],
     captions: Sequence[str],
     sample_rate: int,
+    samples: int,
     *,
     labels: Sequence[Collection[str]] | None = None,
     batch_size: int = 8,
@@ -58,13 +59,14 @@ def generated(
         alone its noise should depend.
       captions: a caption for each sound.
       sample_rate: rate of the sounds in Hz.
+      samples: length of each sound.
       labels: the labels that each sound should have, where they are known.
       batch_size: sounds made at a time.
       keep: called with the number and the waveform [samples] of each sound that this process made.
     """
 
     def batches() -> Iterator[Batch]:
-        mine = np.array_split(np.arange(len(captions)), jax.process_count())[jax.process_index()]
+        mine = _share(len(captions))
         with tqdm.tqdm(total=len(mine), desc="Sampling", unit="sound") as bar:
             for start in range(0, len(mine), batch_size):
                 numbers = mine[start : start + batch_size]
@@ -78,6 +80,7 @@ def generated(
     return Sounds(
         batches,
         sample_rate,
+        samples,
         names=captions,
         captions=[[caption] for caption in captions],
         labels=[()] * len(captions) if labels is None else labels,
@@ -120,6 +123,7 @@ def recordings(
     return Sounds(
         batches,
         SAMPLE_RATE,
+        samples,
         names=[example["id"] for example in examples],
         captions=[example["captions"] for example in examples],
         labels=[example["labels"] for example in examples],
@@ -131,8 +135,8 @@ def folder(
     table: str | os.PathLike[str] | None = None,
     *,
     batch_size: int = 8,
-) -> tuple[Sounds, int]:
-    """Returns the wav files of a folder, read when they are asked for, and their longest length.
+) -> Sounds:
+    """Returns the wav files of a folder, read when they are asked for.
 
     The processes of a run share the files. All are resampled to 16 kHz and padded with zeros to the
     length of the longest.
@@ -143,9 +147,6 @@ def folder(
         between several); by default the folder's samples.jsonl, as maa_jax.sample and
         maa_jax.evaluate write it, if there is one.
       batch_size: files read at a time.
-
-    Returns:
-      The sounds, and the number of samples of the longest at 16 kHz.
 
     Raises:
       ValueError: there is no wav file, or the table is broken or lacks a file.
@@ -164,7 +165,7 @@ def folder(
     samples = max(len(load(file)) for file in files)
 
     def batches() -> Iterator[Batch]:
-        mine = np.array_split(np.arange(len(files)), jax.process_count())[jax.process_index()]
+        mine = _share(len(files))
         for start in range(0, len(mine), batch_size):
             numbers = mine[start : start + batch_size]
             wavs = np.zeros((len(numbers), samples), np.float32)
@@ -174,14 +175,19 @@ def folder(
             yield numbers, wavs
 
     known = [rows.get(file.name, ([], [])) for file in files]
-    sounds = Sounds(
+    return Sounds(
         batches,
         SAMPLE_RATE,
+        samples,
         names=[file.name for file in files],
         captions=[captions for captions, _ in known],
         labels=[labels for _, labels in known],
     )
-    return sounds, samples
+
+
+def _share(count: int) -> np.ndarray:
+    """Returns the numbers of this process's share of `count` sounds."""
+    return np.array_split(np.arange(count), jax.process_count())[jax.process_index()]
 
 
 def _read_table(

@@ -65,7 +65,7 @@ def token_cider_d(tables: Tree, index: jax.Array, tokens: jax.Array, mask: Mask)
     """
     references = tables["references"][index][..., 1:]
     captions = tokens[:, None, 1:]  # the only caption of its recording
-    total = 0.0
+    total = jnp.zeros(())
     ways = (_windows(captions, mask), _windows(references, mask))
     for (hash_c, valid_c), (hash_r, valid_r) in zip(*ways, strict=True):
         count_c, idf_c = _counts(hash_c, hash_c, valid_c), _idf(tables, hash_c)

@@ -10,7 +10,7 @@ import pathlib
 import string
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -19,8 +19,6 @@ from maa_jax.text.normalize import normalize
 
 if TYPE_CHECKING:
     import tokenizers  # loaded where it is used: a training step on ready tokens needs none of it
-
-Array = TypeVar("Array")
 
 PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNKNOWN, CLS, SEP, MASK)
@@ -57,8 +55,8 @@ class Tokenizer:
     def __init__(self, tokenizer: "tokenizers.Tokenizer", config: Mapping[str, Any] | None = None):
         tokenizer.no_truncation()  # a downloaded tokenizer.json may ask for either
         tokenizer.no_padding()
-        self._config = _BERT_TOKENIZER if config is None else config
-        pad = self._config.get("pad_token")
+        self._config: Mapping[str, Any] = _BERT_TOKENIZER if config is None else config
+        pad: Any = self._config.get("pad_token")
         pad = pad["content"] if isinstance(pad, Mapping) else pad
         if pad is None:  # the oldest files leave it to transformers' classes
             known = (PAD, "<pad>", "<|endoftext|>")
@@ -133,7 +131,7 @@ class Tokenizer:
             row[: len(tokens)] = tokens
         return ids
 
-    def mask(self, ids: Array) -> Array:
+    def mask(self, ids: Any) -> Any:
         """Returns the padding mask of ids, bool in their shape: True where a token is no padding.
 
         Args:

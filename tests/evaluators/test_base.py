@@ -40,7 +40,9 @@ def sounds(wavs, passes=None):
             yield np.array([i]), wavs[i : i + 1]
 
     names = [str(i) for i in range(len(wavs))]
-    return Sounds(batches, 16000, names=names, captions=[()] * len(wavs), labels=[()] * len(wavs))
+    return Sounds(
+        batches, 16000, 4, names=names, captions=[()] * len(wavs), labels=[()] * len(wavs)
+    )
 
 
 WAVS = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -63,7 +65,7 @@ def test_processes_hear_their_shares_and_have_all_features_in_order(monkeypatch)
     monkeypatch.setattr(base, "gather", lambda mine: np.concatenate([first[mine.ndim], mine]))
     first = {1: shares[0], 2: rows[shares[0]].mean(axis=1, keepdims=True)}
     second = Sounds(
-        lambda: [(shares[1], rows[shares[1]])], 16000,
+        lambda: [(shares[1], rows[shares[1]])], 16000, 4,
         names=list("abcde"), captions=[()] * 5, labels=[()] * 5,
     )  # fmt: skip
     (features,) = second.features([Means()])

@@ -11,6 +11,7 @@ def test_the_score_is_the_mean_cosine_of_sounds_and_their_captions(tiny_model, t
     sounds = Sounds(
         lambda: [(np.array([1]), tones[1:]), (np.array([0]), tones[:1])],  # in any order
         16000,
+        16000,
         names=["a", "b"],
         captions=captions,
         labels=[(), ()],

@@ -28,6 +28,7 @@ def sounds(kinds, labels, seed):
     return Sounds(
         lambda: [(np.arange(len(wavs)), wavs)],
         RATE,
+        RATE // 2,
         names=kinds,
         captions=[[f"a {kind}"] for kind in kinds],
         labels=labels,

@@ -25,7 +25,7 @@ def generate(captions, first):
 def test_sounds_are_numbered_whatever_the_batches_and_can_be_kept():
     captions, kept = [f"caption {i}" for i in range(7)], {}
     sounds = sources.generated(
-        generate, captions, 16000, batch_size=3, keep=lambda i, wav: kept.update({i: wav})
+        generate, captions, 16000, 4, batch_size=3, keep=lambda i, wav: kept.update({i: wav})
     )
     found = read(sounds)
     assert [wav[0] for wav in found.values()] == list(found) == list(kept) == list(range(7))
@@ -33,7 +33,7 @@ def test_sounds_are_numbered_whatever_the_batches_and_can_be_kept():
 
 
 def test_processes_share_the_captions(monkeypatch):
-    sounds = sources.generated(generate, [f"caption {i}" for i in range(7)], 16000, batch_size=3)
+    sounds = sources.generated(generate, [f"caption {i}" for i in range(7)], 16000, 4, batch_size=3)
     whole, parts = read(sounds), []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for index in (0, 1):
@@ -75,21 +75,21 @@ def folder(tmp_path, tones):
 
 
 def test_a_folder_of_wavs_has_the_captions_of_its_table(folder):
-    sounds, samples = sources.folder(folder)
-    assert samples == 32000  # the longest, at 16 kHz
+    sounds = sources.folder(folder)
+    assert sounds.samples == 32000  # the longest, at 16 kHz
     found = read(sounds)
     assert found[0].shape == found[1].shape == (32000,) and not found[0][8000:].any()
     assert list(sounds.captions) == [[], []]
     rows = [{"file": "a.wav", "prompt": "a sine", "labels": ["sine"]}]
     rows += [{"file": "b.wav", "prompt": "a chirp"}]
     (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    sounds, _ = sources.folder(folder)
+    sounds = sources.folder(folder)
     assert list(sounds.captions) == [["a sine"], ["a chirp"]]
     assert list(sounds.labels) == [["sine"], []]
 
     table = folder / "table.csv"
     table.write_text('file,caption,label\na.wav,"a low, steady tone",sine\nb.wav,up,chirp;tone\n')
-    sounds, _ = sources.folder(folder, table)
+    sounds = sources.folder(folder, table)
     assert list(sounds.captions) == [["a low, steady tone"], ["up"]]
     assert list(sounds.labels) == [["sine"], ["chirp", "tone"]]
 
