@@ -71,7 +71,8 @@ def main(argv: list[str]) -> None:
     """Prints the figures."""
     del argv
     f = flags.FLAGS
-    from maa_jax.enhance import enhance
+    from maa_jax.enhancement.request import Enhancement
+    from maa_jax.enhancement.run import enhance
 
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -84,16 +85,17 @@ def main(argv: list[str]) -> None:
             sys.exit(f"the dataset could not be built: exit code {child.exitcode}")
         building = peak_mib(resource.RUSAGE_CHILDREN)
         begin = time.perf_counter()
-        enhance(
-            "audio_folder/noise",
-            str(folder / "tfds"),
-            experts=["benchmarks.enhancement:Few"],
+        request = Enhancement(
+            dataset="audio_folder/noise",
+            out=str(folder / "tfds"),
+            experts=("benchmarks.enhancement:Few",),
             clap=f.clap,
             threshold=0.0,
             clip_seconds=f.seconds,
             batch_size=f.batch_size,
             beam_options=f.beam_options,
         )
+        enhance(request)
         seconds = time.perf_counter() - begin
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(

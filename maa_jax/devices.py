@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -60,6 +62,28 @@ def initialize_distributed() -> None:
 
 def _several(count: str) -> bool:
     return count.isdigit() and int(count) > 1
+
+
+Items = TypeVar("Items", Sequence, np.ndarray)
+
+
+def share(
+    items: Items, process_index: int | None = None, process_count: int | None = None
+) -> Items:
+    """Returns a process's share of work that all processes divide among them.
+
+    Args:
+      items: the work, the same in every process.
+      process_index: number of the process, by default this one's.
+      process_count: number of processes, by default all of this run.
+
+    Returns:
+      Consecutive items; shares differ in length by one at most, the first ones being longer.
+    """
+    index = jax.process_index() if process_index is None else process_index
+    count = jax.process_count() if process_count is None else process_count
+    begin, end = (-(-i * len(items) // count) for i in (index, index + 1))
+    return items[begin:end]
 
 
 def create_local_mesh(devices: Sequence[jax.Device]) -> Mesh:

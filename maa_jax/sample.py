@@ -120,12 +120,12 @@ def sample(
     """
     # After the flags, so that --help and a mistake in them answer at once.
     import jax
-    import numpy as np
     import tqdm
     from jax.experimental import multihost_utils
 
     import maa_jax
     from maa_jax.audio import io
+    from maa_jax.devices import share
     from maa_jax.encoders import clap
     from maa_jax.model_folder import hub
     from maa_jax.model_folder.index import content_hash, load_index
@@ -174,7 +174,7 @@ def sample(
 
     # Ranking takes a prompt at a time and keeps some of its candidates, else a sound is a unit.
     kept, tries = (1, 1) if num_candidates is None else (num_samples, num_candidates)
-    units = np.array_split(np.arange(len(every) // kept), jax.process_count())[jax.process_index()]
+    units = share(range(len(every) // kept))
     todo = [u for u in units if any(f not in journal.rows for f in files[u * kept :][:kept])]
     chunks = list(_chunks(todo, max(1, batch_size // tries)))
 

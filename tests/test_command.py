@@ -98,6 +98,7 @@ def test_a_mistake_is_one_line_and_ends_with_2(arguments, message, tmp_path):
         ("open('/none/there')", 2, "/none/there"),
         ("raise KeyboardInterrupt", 130, ""),
         ("import grain.absent", 2, "pip install 'maa_jax[train]'"),
+        ("import apache_beam.absent", 2, "pip install 'maa_jax[beam]'"),
     ],
 )
 def test_ways_to_end(code, returncode, message):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from maa_jax.devices import share
 from maa_jax.files import write_array
 
 INDEX = "index.json"
@@ -44,7 +45,7 @@ def write(
     Returns:
       The number of contexts written.
     """
-    mine = sorted(set(captions))[process_index::process_count]
+    mine = share(sorted(set(captions)), process_index, process_count)
     if not mine:
         raise ValueError(f"{process_count} processes have fewer captions than that: use one.")
     folder = pathlib.Path(folder)

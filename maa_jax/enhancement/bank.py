@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from maa_jax.devices import share
 from maa_jax.encoders.batching import in_batches
 from maa_jax.files import write_array
 
@@ -54,7 +55,7 @@ def build(
       ValueError: there are fewer captions than processes.
     """
     unique = {" ".join(caption.split()) for caption in captions} - {""}
-    mine = sorted(unique)[process_index::process_count]
+    mine = share(sorted(unique), process_index, process_count)
     if not mine:
         raise ValueError(
             f"the bank has {len(unique)} captions for {process_count} processes: give more "

@@ -1,52 +1,165 @@
-"""One run of prompt enhancement: its shards, its settings, its candidates."""
+"""A run of prompt enhancement: shards of recordings, candidates for each, a dataset, a report."""
 
 import io
 import json
-from collections.abc import Sequence
+import shlex
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import grain
+import jax
+import numpy as np
+import soundfile
+import tensorflow_datasets as tfds
+import tqdm
+from etils import epath
+from jax.experimental import multihost_utils
 
-def check_needs(
-    experts: Sequence[str],
-    captioner: str | None,
-    retriever: str | None,
-    bank: str | None,
-    bank_captions: str | None,
-    withhold_labels: bool,
-) -> None:
-    """Raises a ValueError unless each expert has what it needs, and nothing is left over."""
-    for key, value, expert in (
-        ("captioner", captioner, "captioning"),
-        ("retriever", retriever, "retrieval"),
-        ("bank or bank_captions", bank or bank_captions, "retrieval"),
-    ):
-        if expert in experts and not value:
-            raise ValueError(f"experts: {expert!r} needs {key}; give it or leave the expert out")
-        if value and expert not in experts:
-            raise ValueError(f"{key}={value!r} is for the expert {expert!r}: add that to experts")
-    if bank and bank_captions:
-        raise ValueError(f"bank={bank!r} and bank_captions={bank_captions!r}: give one of them")
-    if withhold_labels and "labels" in experts:
-        raise ValueError("experts: 'labels' has nothing to say with withhold_labels: drop either")
+import maa_jax
+from maa_jax.audio.io import SAMPLE_RATE
+from maa_jax.checks import differences
+from maa_jax.data import datasets, mixtures
+from maa_jax.data.config import DataConfig
+from maa_jax.devices import share
+from maa_jax.encoders.clap import LAION_FILES, ClapScore, check_folder
+from maa_jax.enhancement import report
+from maa_jax.enhancement.dataset import Enhanced
+from maa_jax.enhancement.distill import Candidate, Expert, best, distill, find_experts
+from maa_jax.enhancement.request import Enhancement
+from maa_jax.enhancement.shards import Shard, has_record, open_split, read_record, write_record
+from maa_jax.files import write_json
+from maa_jax.model_folder import hub
+from maa_jax.model_folder.index import content_hash
 
 
-def make_shards(expression: str, out: str, sounds: str | None, size: int) -> list:
-    """Returns the shards of all datasets of an expression; builds datasets that are missing."""
-    import jax
-    import tensorflow_datasets as tfds
+def enhance(request: Enhancement) -> dict[str, Any]:
+    """Builds enhanced/NAME and its report, and prints a summary.
 
-    from maa_jax.data import datasets, mixtures
-    from maa_jax.data.config import DataConfig
-    from maa_jax.enhancement.shards import Shard
+    Returns:
+      The summary: see `enhancement.report.summarize`.
 
+    Raises:
+      ValueError: an option is wrong, before any long work; the message has the remedy.
+    """
+    classes = find_experts(request.experts)
+    beam = _beam(request.beam_options)
+    models = _fetch(request)
+    shards = make_shards(request)
+    settings = _settings(request, models, shards)
+    final = epath.Path(request.out) / request.result / str(Enhanced.VERSION)
+    work = final.parent / f"{final.name}-work"
+    check_same(work / "settings.json", settings)
+    check_same(final / "metadata.json", settings | {"threshold": request.threshold})
+    first = jax.process_index() == 0
+    if first and not (work / "settings.json").exists():
+        work.mkdir(parents=True, exist_ok=True)
+        write_json(work / "settings.json", settings)
+
+    start = time.perf_counter()
+    # All shards are asked for, not only this process's: processes that share a bank and meet must
+    # agree on it, and one that has nothing left to do takes part for the others.
+    if not all(has_record(work, shard) for shard in shards):
+        bank = _bank(request, models, work)
+        arguments: dict[str, dict[str, Any]] = {
+            "captioning": {"folder": models.get("captioner")},
+            "retrieval": {"folder": models.get("retriever"), "bank": bank},
+        }
+        experts = [
+            kind(**arguments.get(name, {}))
+            for name, kind in zip(request.experts, classes, strict=True)
+        ]
+        clap = ClapScore(models["clap"], devices=jax.local_devices())
+        find_captions(share(shards), work, experts, clap, request)
+    # Files, not a barrier: the other processes may need hours more.
+    while not (all(has_record(work, s) for s in shards) if first else is_built(final)):
+        time.sleep(1)
+    if first:
+        Enhanced(
+            data_dir=request.out,
+            config=final.parent.name,
+            shards=shards,
+            work=str(work),
+            threshold=request.threshold,
+            withhold_labels=request.withhold_labels,
+            settings=settings | {"threshold": request.threshold, "maa_jax": maa_jax.__version__},
+        ).download_and_prepare(download_config=tfds.download.DownloadConfig(**beam))
+    summary = report.summarize(shards, work, request.threshold)
+    if first:
+        page = final.parent / f"{final.name}-report.html"
+        page.write_text(report.page(request.result, settings, summary))
+        seconds = time.perf_counter() - start
+        print(report.text(request.result, summary))
+        print(f"{seconds:.0f} s; dataset: {final}; report with examples to hear: {page}")
+    return summary
+
+
+def _beam(options: str | None) -> dict[str, Any]:
+    """Returns TFDS's settings of a Beam pipeline; none without options."""
+    if options is None:
+        return {}
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+    from apache_beam.runners import create_runner
+
+    parsed = PipelineOptions(shlex.split(options))
+    runner = parsed.view_as(StandardOptions).runner or "DirectRunner"
+    return {"beam_options": parsed, "beam_runner": create_runner(runner)}
+
+
+def _fetch(request: Enhancement) -> dict[str, Any]:
+    """Returns the folders of the models that a request names, by the name of their option."""
+    names = {key: getattr(request, key) for key in ("captioner", "retriever", "clap")}
+    folders = {
+        key: hub.fetch(model, LAION_FILES if key == "clap" else ())
+        for key, model in names.items()
+        if model
+    }
+    check_folder(folders["clap"])
+    return folders
+
+
+def _settings(
+    request: Enhancement, models: Mapping[str, Any], shards: Sequence[Shard]
+) -> dict[str, Any]:
+    """Returns all that the candidates depend on, as JSON can hold it."""
+    return {
+        "datasets": list(dict.fromkeys(shard.dataset for shard in shards)),
+        "recordings": sum(map(len, shards)),
+        "experts": list(request.experts),
+        **{f"{key}_sha256": content_hash(folder) for key, folder in models.items()},
+        **{key: getattr(request, key) for key in models},
+        "bank": request.bank or request.bank_captions or "",
+        "clip_seconds": request.clip_seconds,
+        "shard_size": request.shard_size,
+        "withhold_labels": request.withhold_labels,
+    }
+
+
+def _bank(request: Enhancement, models: Mapping[str, Any], work: epath.Path) -> str | None:
+    """Returns the folder of the bank that retrieval searches; makes it where that is asked for."""
+    bank = request.bank
+    if request.bank_captions:
+        from maa_jax.enhancement import retrieval
+
+        bank = str(work / "bank")
+        captions = read_captions(request.bank_captions, request.out)
+        retrieval.write_bank(models["retriever"], captions, bank)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("bank")
+    return bank
+
+
+def make_shards(request: Enhancement) -> list[Shard]:
+    """Returns the shards of all datasets of a request; builds datasets that are missing."""
+    expression, size = request.dataset, request.shard_size
     parts = mixtures.parse("dataset", expression, "train")
     weighted = [str(part) for part in parts if part.weight != 1]
     if weighted:
         raise ValueError(f"dataset={expression!r}: weights are for training; name {weighted} alone")
-    shards = []
+    shards: list[Shard] = []
     for part in parts:
-        # Evaluation splits may be enhanced, too: what is refused is to train on them.
-        config = DataConfig(part.dataset, data_dir=out, folder=sounds)
+        # Evaluation splits may be enhanced too; training on them is what is refused.
+        config = DataConfig(part.dataset, data_dir=request.out, folder=request.folder)
         folder = datasets.prepare(config, jax.process_index())
         splits = tfds.builder_from_directory(folder).info.splits
         try:
@@ -67,25 +180,16 @@ def make_shards(expression: str, out: str, sounds: str | None, size: int) -> lis
 
 def read_captions(source: str, out: str) -> list[str]:
     """Returns the captions of a text file, a line each, or of datasets."""
-    from etils import epath
-
-    from maa_jax.data import datasets
-
     if epath.Path(source).is_file():
         return epath.Path(source).read_text().splitlines()
     return datasets.captions({"dataset": source, "data_dir": out})
 
 
-def check_same(path, settings: dict[str, Any]) -> None:
+def check_same(path: epath.Path, settings: dict[str, Any]) -> None:
     """Raises a ValueError where something else was begun, or built, under the same name."""
     if not path.exists():
         return
-    there = json.loads(path.read_text())
-    different = [
-        f"{key}: {there.get(key)!r} there, {value!r} here"
-        for key, value in settings.items()
-        if there.get(key) != value
-    ]
+    different = differences(json.loads(path.read_text()), settings)
     if different:
         raise ValueError(
             f"{path.parent} is of other settings ({'; '.join(different)}): give another name, or "
@@ -93,62 +197,39 @@ def check_same(path, settings: dict[str, Any]) -> None:
         )
 
 
-def is_built(folder) -> bool:
-    """Whether a dataset's folder is finished."""
+def is_built(folder: epath.Path) -> bool:
+    """Returns whether a dataset's folder is finished."""
     return (folder / "dataset_info.json").exists()
 
 
 def find_captions(
-    shards: Sequence,
-    work,
-    experts: Sequence,
-    clap,
-    *,
-    samples: int,
-    batch_size: int,
-    threshold: float,
-    withhold_labels: bool,
+    shards: Sequence[Shard],
+    work: epath.Path,
+    experts: Sequence[Expert],
+    clap: ClapScore,
+    request: Enhancement,
 ) -> None:
-    """Writes the record of each shard that has none; decodes in threads, ahead of the device."""
-    import grain
-    import numpy as np
-    import tqdm
+    """Writes the record of each shard that has none.
 
-    from maa_jax.enhancement.distill import best, distill
-    from maa_jax.enhancement.shards import has_record, open_split, read_record, write_record
+    Args:
+      shards: the shards of this process.
+      work: folder of the records.
+      experts: the experts that propose captions.
+      clap: the CLAP that scores them.
+      request: the options.
+    """
+    done = [shard for shard in shards if has_record(work, shard)]
+    todo = [shard for shard in shards if shard not in done]
 
-    def load(batch):
-        shard, start = batch
-        source = open_split(shard.folder, shard.split)
-        examples = [source[i] for i in range(start, min(start + batch_size, shard.stop))]
-        rows = np.arange(batch_size) % len(examples)  # filled up: experts see one shape alone
-        wavs = np.stack([middle_clip(example["audio"], samples) for example in examples])
-        labels = [
-            [] if withhold_labels else [label.decode() for label in example["labels"]]
-            for example in examples
-        ]
-        ids = [example["id"].decode() for example in examples]
-        return shard, ids, wavs[rows], [labels[row] for row in rows]
+    def accepted(rows: Sequence[tuple[str, list[Candidate]]]) -> int:
+        return sum(best(candidates, request.threshold) is not None for _, candidates in rows)
 
-    def accepted(rows) -> int:
-        return sum(best(candidates, threshold) is not None for _, candidates in rows)
-
-    done = {shard for shard in shards if has_record(work, shard)}
-    batches = [
-        (shard, start)
-        for shard in shards
-        if shard not in done
-        for start in range(shard.start, shard.stop, batch_size)
-    ]
-    ahead = grain.MapDataset.source(batches).map(load).to_iter_dataset(grain.ReadOptions(4, 4))
     seen, kept = sum(map(len, done)), sum(accepted(read_record(work, shard)) for shard in done)
-    rows = []
-    with tqdm.tqdm(
-        total=sum(map(len, shards)), initial=seen, desc="Enhancing", unit="recording"
-    ) as bar:
-        for shard, ids, wavs, labels in ahead:
-            found = distill(wavs, labels, experts, clap)[: len(ids)]
-            new = list(zip(ids, found, strict=True))
+    rows: list[tuple[str, list[Candidate]]] = []
+    total = sum(map(len, shards))
+    with tqdm.tqdm(total=total, initial=seen, desc="Enhancing", unit="recording") as bar:
+        for shard, ids, wavs, labels in _batches(todo, request):
+            new = list(zip(ids, distill(wavs, labels, experts, clap)[: len(ids)], strict=True))
             rows += new
             seen, kept = seen + len(new), kept + accepted(new)
             if len(rows) == len(shard):
@@ -158,13 +239,38 @@ def find_captions(
             bar.update(len(new))
 
 
-def middle_clip(data: bytes, samples: int):
+def _batches(shards: Sequence[Shard], request: Enhancement) -> grain.IterDataset:
+    """Decodes batches in threads, ahead of the device.
+
+    Returns:
+      Iterable of (shard, ids, waveforms [batch_size, samples], labels), each batch from one shard.
+      The last batch of a shard is filled up by repeating its recordings, which have no further
+      ids: experts see one shape alone.
+    """
+    size, samples = request.batch_size, round(request.clip_seconds * SAMPLE_RATE)
+
+    def load(place: tuple[Shard, int]) -> tuple[Shard, list[str], np.ndarray, list[list[str]]]:
+        shard, start = place
+        source = open_split(shard.folder, shard.split)
+        examples = [source[i] for i in range(start, min(start + size, shard.stop))]
+        rows = np.arange(size) % len(examples)
+        wavs = np.stack([middle_clip(example["audio"], samples) for example in examples])
+        labels = [
+            [] if request.withhold_labels else [label.decode() for label in example["labels"]]
+            for example in examples
+        ]
+        ids = [example["id"].decode() for example in examples]
+        return shard, ids, wavs[rows], [labels[row] for row in rows]
+
+    places = [(shard, i) for shard in shards for i in range(shard.start, shard.stop, size)]
+    return grain.MapDataset.source(places).map(load).to_iter_dataset(grain.ReadOptions(4, 4))
+
+
+def middle_clip(data: bytes, samples: int) -> np.ndarray:
     """Decodes the middle of a recording (FLAC bytes), float32 [samples]; zeros behind a short one.
 
     Only that part is decoded.
     """
-    import soundfile
-
     with soundfile.SoundFile(io.BytesIO(data)) as file:
         file.seek(max(0, file.frames - samples) // 2)
         return file.read(samples, dtype="float32", fill_value=0.0)

@@ -14,6 +14,7 @@ import tqdm
 from maa_jax.audio.io import SAMPLE_RATE, load
 from maa_jax.data import datasets, input_pipeline
 from maa_jax.data.config import DataConfig
+from maa_jax.devices import share
 from maa_jax.evaluators.base import Sounds
 
 Batch = tuple[np.ndarray, np.ndarray]  # numbers of sounds [b], waveforms [b, samples]
@@ -66,7 +67,7 @@ def generated(
     """
 
     def batches() -> Iterator[Batch]:
-        mine = _share(len(captions))
+        mine = share(np.arange(len(captions)))
         with tqdm.tqdm(total=len(mine), desc="Sampling", unit="sound") as bar:
             for start in range(0, len(mine), batch_size):
                 numbers = mine[start : start + batch_size]
@@ -165,7 +166,7 @@ def folder(
     samples = max(len(load(file)) for file in files)
 
     def batches() -> Iterator[Batch]:
-        mine = _share(len(files))
+        mine = share(np.arange(len(files)))
         for start in range(0, len(mine), batch_size):
             numbers = mine[start : start + batch_size]
             wavs = np.zeros((len(numbers), samples), np.float32)
@@ -183,11 +184,6 @@ def folder(
         captions=[captions for captions, _ in known],
         labels=[labels for _, labels in known],
     )
-
-
-def _share(count: int) -> np.ndarray:
-    """Returns the numbers of this process's share of `count` sounds."""
-    return np.array_split(np.arange(count), jax.process_count())[jax.process_index()]
 
 
 def _read_table(
