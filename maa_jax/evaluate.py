@@ -161,14 +161,13 @@ def _generated(request: Evaluation, data: "DataConfig") -> "tuple[Sounds, dict[s
     import numpy as np
 
     from maa_jax.audio import io
-    from maa_jax.data import datasets
     from maa_jax.evaluators import sources
     from maa_jax.model_folder.index import content_hash
     from maa_jax.pipeline.pipeline import Pipeline
 
     several = jax.local_device_count() > 1
     pipe = Pipeline.from_pretrained(request.model, devices=jax.local_devices() if several else None)
-    recordings = datasets.metadata(data)
+    recordings = sources.metadata(data)
     prompts = sources.choose_prompts(
         [recording["captions"] for recording in recordings],
         request.captions_per_recording,

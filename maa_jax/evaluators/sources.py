@@ -21,6 +21,16 @@ Batch = tuple[np.ndarray, np.ndarray]  # numbers of sounds [b], waveforms [b, sa
 TABLE = "samples.jsonl"
 
 
+def metadata(data: DataConfig | Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the examples of `data.split` without their audio: see `datasets.metadata`.
+
+    Process 0 builds the dataset if it is missing, and the others wait.
+    """
+    data = DataConfig.of(data)
+    datasets.open_parts(data, data.parts(), jax.process_index())
+    return datasets.metadata(data)
+
+
 def choose_prompts(
     captions: Sequence[Sequence[str]], per_recording: int, count: int
 ) -> list[tuple[int, str]]:
@@ -120,7 +130,7 @@ def recordings(
             if valid.any():
                 yield batch["index"][valid], batch["audio"][valid]
 
-    examples = datasets.metadata(data)
+    examples = metadata(data)
     return Sounds(
         batches,
         SAMPLE_RATE,
