@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Sentences to sound, then the same with a model trained on this machine:
+# Generates sounds with the bundled model, then trains a model here and generates with that one:
 #
 #   bash launch/demo.sh [workdir]        workdir is "demo" unless given
 #
-# Meant for 2 cores and 8 GB of memory; no network once installed.
-# Start it again after an interruption: what is finished stays, training goes on where it was.
+# Needs 2 cores and 8 GB of memory, and no network after installation.
+# Started again after an interruption, it resumes: finished steps are skipped, training continues.
 set -euo pipefail
 if [ $# -gt 1 ] || [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then
   sed -n '2,8s/^# \{0,1\}//p' "$0"
@@ -17,7 +17,7 @@ cd "$(dirname "$0")/.."
 
 use_environment
 install -e ".[report]"
-# Nothing below needs the network, and nothing may wait for it.
+# Nothing below needs the network; nothing may wait for it either.
 export HF_HUB_OFFLINE=1 NO_GCE_CHECK=true
 
 prompts="$demo/prompts.txt"
@@ -35,7 +35,7 @@ again=""
 running=""
 SECONDS=0
 
-# A step's time is kept even where it is interrupted; the report adds up what a step took.
+# The time of an interrupted step is kept too; the report adds up all attempts of a step.
 keep_time() {
   if [ -n "$running" ]; then printf '%s\t%s\n' "$running" $((SECONDS - began)) >>"$demo/times.tsv"; fi
   running=""
@@ -46,8 +46,8 @@ trap 'exit 143' TERM
 
 clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
 
-# step NAME TITLE RESULT COMMAND...: runs the command unless it finished before, its result is there
-# still and no step before it was run again. The mark of a finished step is made last of all.
+# step NAME TITLE RESULT COMMAND...: runs the command, unless it finished before, its result still
+# exists and no earlier step was run again. Marking the step as finished comes last.
 step() {
   local name=$1 title=$2 result=$demo/$3
   shift 3
@@ -82,9 +82,9 @@ train() {  # train STAGE FLAGS...
   shift
   python -m maa_jax.train --config="configs/$stage.py:demo" --workdir="$demo/$stage" \
     --config.data.data_dir="$demo/data" "$@"
-  # A run that is told to stop saves and ends well; its last step tells whether it is finished.
+  # A run that is told to stop saves and exits with 0: its last checkpoint tells if it finished.
   if [ ! -e "$demo/$stage/checkpoints/$(last_step "$stage")" ]; then
-    echo "Training stopped early; start this command again to go on." >&2
+    echo "Training stopped early; start this command again to resume." >&2
     exit 1
   fi
   python -m maa_jax.convert --from=workdir --workdir="$demo/$stage" --out="$demo/models/$stage"
@@ -95,7 +95,7 @@ last_step() {
     "$demo/$1/config.json"
 }
 
-enhance() {  # the recordings of UNKNOWN, without their own captions and labels
+enhance() {  # captions for the recordings of $unknown, whose own captions and labels are withheld
   python -m maa_jax.enhance --dataset="$unknown" --name=demo --out="$demo/data" --withhold_labels \
     --experts=retrieval --retriever="$models/retriever" --bank_captions="$known" \
     --clip_seconds=4.096 --threshold=0.4
@@ -104,22 +104,22 @@ enhance() {  # the recordings of UNKNOWN, without their own captions and labels
 models=$demo/models
 known="sonic_sounds:train[:60%]"
 unknown="sonic_sounds:train[60%:]"
-step bundled "Sound from the bundled model" bundled/samples.jsonl sample bundled bundled
+step bundled "Sounds of the bundled model" bundled/samples.jsonl sample bundled bundled
 step data "Build the bundled dataset" data/sonic_sounds build
-step clap "Train clap: which caption belongs to which sound" models/clap train clap
-step retriever "Train retrieval: which caption of others suits a sound" models/retriever \
+step clap "Train CLAP: which caption belongs to which sound" models/clap train clap
+step retriever "Train the retriever: captions of other recordings that suit a recording" models/retriever \
   train retriever --config.data.dataset="$known"
-step enhanced "Find captions for the other 40 %: retrieval proposes, CLAP chooses" data/enhanced/demo \
+step enhanced "Find captions for the other 40 %: the retriever proposes, CLAP chooses" data/enhanced/demo \
   enhance
 step autoencoder "Train the spectrogram autoencoder" models/autoencoder train autoencoder
-step vocoder "Train the vocoder: spectrogram to sound" models/vocoder train vocoder
-step t2a "Train text-to-audio diffusion, with found captions and joined sounds" \
+step vocoder "Train the vocoder: spectrogram to waveform" models/vocoder train vocoder
+step t2a "Train the diffusion model, with the captions found and with joined sounds" \
   models/t2a/model_index.json train t2a \
   --config.data.dataset="$known + enhanced/demo" --config.data.reprogram.events="$known" \
   --config.text_encoder="$models/clap" \
   --config.autoencoder="$models/autoencoder" \
   --config.vocoder="$models/vocoder"
-step trained "Sound from the model trained here" trained/samples.jsonl sample "$models/t2a" trained
+step trained "Sounds of the model trained here" trained/samples.jsonl sample "$models/t2a" trained
 step report "Write the report" report.html python -m maa_jax.report --workdir="$demo"
 
 where=$demo/report.html

@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# Sourced by demo.sh and test.sh, from the checkout's root: a virtual environment with the package.
+# Sourced by demo.sh and test.sh in the checkout's root: a virtual environment with the package.
 # Works in the bash 3.2 of macOS.
 
-# Activates .venv unless an environment is active already; makes it where there is none.
+# Activates .venv, which it creates if need be, unless another environment is active.
 use_environment() {
   local candidate python=""
   if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
-    # A .venv whose making was interrupted has no pip and is made again.
+    # A .venv whose creation was interrupted has no pip and is created again.
     if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
       for candidate in python3 python3.13 python3.12 python3.11; do
         if is_recent "$candidate"; then python=$candidate; break; fi
@@ -35,8 +35,8 @@ is_recent() {
   "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
-# install ARGUMENTS...: pip install, with its last line shown in place. Once done it is not
-# repeated until the arguments or pyproject.toml change.
+# install ARGUMENTS...: pip install, with its latest line shown in place. It is not repeated until
+# the arguments or pyproject.toml change.
 install() {
   local log stamp key status=0
   stamp="$(python -c 'import sys; print(sys.prefix)')/maa_jax_installed"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Trains a stage on GPU nodes under Slurm, one process a GPU:
+# Trains a stage on GPU nodes under Slurm, one process for each GPU:
 #
-#   sbatch launch/gpu_slurm.sh --config=configs/t2a.py --workdir=/shared/runs/t2a \
+#   sbatch launch/gpu_slurm.sh --config=t2a --workdir=/shared/runs/t2a \
 #     --config.data.data_dir=/shared/data [any flag of maa_jax.train]
 #
 # Submit from the checkout, with the environment (pip install -e ".[cuda,train]") in .venv, both on a
-# disk that every node sees. Submit it again to go on from the last checkpoint.
+# disk that every node sees. Submit it again to resume from the latest checkpoint.
 #
-# Checked for syntax alone: it has not been run on a cluster yet. Sizes below are for 2 nodes of 8.
+# Checked for syntax only, not run on a cluster yet. The sizes below are for 2 nodes of 8 GPUs.
 #SBATCH --job-name=maa_jax
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
@@ -15,7 +15,7 @@
 #SBATCH --gres=gpu:8
 #SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
-# Five minutes before the end every task is told to save and stop.
+# Five minutes before the time limit, every task is told to save and stop.
 #SBATCH --signal=TERM@300
 #SBATCH --output=%x-%j.log
 set -euo pipefail
@@ -26,5 +26,5 @@ fi
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 # shellcheck disable=SC1091
 . .venv/bin/activate
-# maa_jax.train finds the other tasks by Slurm's variables.
+# maa_jax.train finds the other tasks by the variables that Slurm sets.
 srun --kill-on-bad-exit=1 python -m maa_jax.train "$@"

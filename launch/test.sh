@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Installs the package with what its tests need, then checks style and runs every test.
+# Installs the package and what its tests need, then checks the style and runs the tests.
 #
-#   bash launch/test.sh                       all of it
+#   bash launch/test.sh                       all tests but the slow ones
 #   bash launch/test.sh tests/models -k unet  what follows goes to pytest
 #
-# The parity tests compare with PyTorch's classes on the CPU. Outside Linux on x86, or to keep CUDA
-# libraries out, put PyTorch's CPU build in first, and this script will find it there:
+# Some parity tests compare with PyTorch's classes on the CPU. Outside Linux on x86, or to avoid
+# CUDA's libraries, install PyTorch's CPU build first; this script will use it:
 #   pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,7 +15,7 @@ use_environment
 install torch==2.13.0
 install -e ".[test,torch,beam]"
 
-# Programs compiled once are shared by the tests, and by the processes that some of them start.
+# Compiled programs are shared by the tests and by the processes that some of them start.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.pytest_cache/jax}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.1}"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
@@ -24,5 +24,5 @@ export HF_HUB_OFFLINE=1 NO_GCE_CHECK=true
 
 ruff check .
 ruff format --check .
-# Two at a time: most of the time is compilation, on one core.
+# Two at a time: most of the time is spent on compilation, which uses one core.
 python -m pytest -q --durations=15 -n 2 --dist=loadfile --no-loadscope-reorder "$@"

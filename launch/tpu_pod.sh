@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Trains a stage on all hosts of a Cloud TPU slice:
 #
-#   bash launch/tpu_pod.sh NAME ZONE --config=configs/t2a.py --workdir=gs://BUCKET/runs/t2a \
+#   bash launch/tpu_pod.sh NAME ZONE --config=t2a --workdir=gs://BUCKET/runs/t2a \
 #     --config.data.data_dir=gs://BUCKET/data [any flag of maa_jax.train]
 #
-# Needs a slice that exists (gcloud compute tpus tpu-vm create NAME ...) and a gcloud that may log in
+# Needs an existing slice (gcloud compute tpus tpu-vm create NAME ...) and a gcloud that may log in
 # to it. Copies the last commit of this checkout to every host, installs it there and starts one
-# process a host. Start it again to go on from the last checkpoint. Workdir, data and model folders
-# must lie where every host sees them: model folders on a mounted disk, the others in a bucket too.
+# process on each host. Start it again to resume from the latest checkpoint. Every host must see the
+# workdir, the data and the model folders: model folders on a mounted disk, the others there or in a
+# bucket.
 #
-# Checked for syntax alone: it has not been run on a TPU slice yet.
+# Checked for syntax only, not run on a TPU slice yet.
 set -euo pipefail
 if [ $# -lt 4 ]; then
   sed -n '2,5s/^# \{0,1\}//p' "$0" >&2
@@ -26,7 +27,7 @@ tpu() {  # tpu ssh|scp ARGUMENTS...: on every host
   gcloud compute tpus tpu-vm "$what" --zone="$zone" --worker=all "$@"
 }
 
-# Host 0 is where the processes meet.
+# The processes connect to host 0.
 hosts=$(gcloud compute tpus tpu-vm describe "$name" --zone="$zone" \
   --format='value[delimiter=" "](networkEndpoints[].ipAddress)')
 first=${hosts%% *}
@@ -36,7 +37,7 @@ archive=$(mktemp -d)/maa_jax.tar.gz
 git archive --format=tar.gz -o "$archive" HEAD
 tpu scp "$archive" "$name:maa_jax.tar.gz"
 
-# The images' own Python may be older than 3.11; uv brings one.
+# The images' own Python may be older than 3.11; uv installs one.
 tpu ssh "$name" --command='set -e
 mkdir -p maa_jax && tar -xzf maa_jax.tar.gz -C maa_jax && cd maa_jax
 command -v ~/.local/bin/uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh

@@ -1,5 +1,7 @@
-"""Shell scripts and manifests: syntax, and the demo's care about what is finished."""
+"""Shell scripts and manifests: their syntax, their flags, and how the demo resumes."""
 
+import collections
+import json
 import os
 import pathlib
 import shutil
@@ -9,12 +11,14 @@ import sys
 import pytest
 import yaml
 
+from tests.launch.documents import check_flags
+
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
 STEPS = ["bundled", "data", "clap", "retriever", "enhanced"]
 STEPS += ["autoencoder", "vocoder", "t2a", "trained", "report"]
 
-# Stands in for python: notes what it was asked to do, and makes the files that would be made.
+# Stands in for Python: records its arguments, and makes the files that the program would make.
 STUB = r"""#!{python}
 import json, pathlib, sys
 arguments = sys.argv[1:]
@@ -22,7 +26,7 @@ flags = dict(a[2:].split("=", 1) for a in arguments if a.startswith("--") and "=
 workdir = pathlib.Path(__file__).parent.parent / "demo"
 def note(what):
     with open(workdir / "calls", "a") as file:
-        file.write(what + "\n")
+        file.write(json.dumps([what, arguments]) + "\n")
 def write(path, text=""):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -41,7 +45,7 @@ if arguments[:1] == ["-m"]:
         write(folder / "samples.jsonl")
     elif what == "train":
         write(folder / "config.json", json.dumps(dict(total_steps=7)))
-        # Told to stop: train saves and exits with 0, like a finished one.
+        # A run that is told to stop saves and exits with 0, like a finished one.
         step = 4 if fail == "stop " + folder.name else 7
         write(folder / "checkpoints" / str(step) / "state")
     elif what == "convert":
@@ -55,14 +59,14 @@ elif arguments[0] == "-c":
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_shell_syntax(script):
+def test_scripts_are_valid_shell(script):
     subprocess.run(["bash", "-n", script], check=True)
     if shutil.which("shellcheck"):
         run = subprocess.run(["shellcheck", "-x", script], capture_output=True, text=True, cwd=ROOT)
         assert run.returncode == 0, run.stdout
 
 
-def test_jobset_agrees_with_what_sharding_reads():
+def test_the_jobset_sets_the_variables_by_which_processes_meet():
     from maa_jax.devices import _COORDINATOR
 
     manifest = yaml.safe_load((ROOT / "launch" / "k8s_jobset.yaml").read_text())
@@ -81,14 +85,16 @@ def test_jobset_agrees_with_what_sharding_reads():
 
 @pytest.fixture
 def demo(tmp_path):
-    """Runs demo.sh of a copied checkout with a stand-in for python, and returns its calls."""
+    """Runs the demo.sh of a copied checkout with a stand-in for Python.
+
+    Calling it returns the finished process and what was called, [(what, arguments)].
+    """
     shutil.copytree(ROOT / "launch", tmp_path / "launch")
     (tmp_path / "setup.py").touch()
     workdir = tmp_path / "demo"
     workdir.mkdir()
     binaries = tmp_path / "bin"
     binaries.mkdir()
-    # The real one where the environment is checked, the stand-in for the demo's steps.
     environment = (
         "use_environment() { :; }\ninstall() { :; }\n"
         f'python() {{ "{binaries}/python" "$@"; }}\n'
@@ -108,41 +114,58 @@ def demo(tmp_path):
             text=True,
             env={"PATH": os.environ["PATH"]},
         )
-        return done, (workdir / "calls").read_text().split("\n")[:-1]
+        return done, [json.loads(line) for line in (workdir / "calls").read_text().splitlines()]
 
     run.workdir = workdir
     return run
 
 
-def test_demo_takes_every_step_once(demo):
+def names(calls):
+    return [what for what, _ in calls]
+
+
+def test_the_demo_takes_every_step_once(demo):
     first, calls = demo()
     assert first.returncode == 0, first.stderr
     trained = [s for s in STEPS[2:8] if s != "enhanced"]
     stages = [f"{verb} {s}" for s in trained for verb in ("train", "convert")]
     stages.insert(4, "enhance data")
-    assert calls == ["sample bundled", "build", *stages, "sample trained", "report"]
+    assert names(calls) == ["sample bundled", "build", *stages, "sample trained", "report"]
     assert "10/10" in first.stdout and str(demo.workdir / "report.html") in first.stdout
-    names = [line.split("\t")[0] for line in (demo.workdir / "times.tsv").read_text().splitlines()]
-    assert names == STEPS
+    times = (demo.workdir / "times.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in times] == STEPS
     second, calls = demo()
     assert second.returncode == 0
     assert calls == []
 
 
+def test_the_demo_gives_flags_that_its_programs_have(demo):
+    _, calls = demo()
+    lines = collections.defaultdict(list)
+    for _, arguments in calls:
+        if arguments[0] == "-m":
+            lines[arguments[1]].append(arguments[2:])
+    assert sorted(lines) == [
+        f"maa_jax.{name}" for name in ("convert", "enhance", "report", "sample", "train")
+    ]
+    for program, flags in lines.items():
+        check_flags(program, flags)
+
+
 @pytest.mark.parametrize("fail", ["train vocoder", "convert vocoder", "stop vocoder"])
-def test_demo_goes_on_where_it_was(demo, fail):
+def test_the_demo_resumes_where_it_was_interrupted(demo, fail):
     first, calls = demo(fail)
     assert first.returncode != 0
-    assert "train t2a" not in calls
+    assert "train t2a" not in names(calls)
     second, calls = demo()
     assert second.returncode == 0, second.stderr
-    assert calls[0] == "train vocoder"
-    # Both starts of the interrupted step are in the table of times.
+    assert names(calls)[0] == "train vocoder"
+    # The table of times has both attempts of the interrupted step.
     assert (demo.workdir / "times.tsv").read_text().count("vocoder\t") == 2
 
 
-def test_demo_makes_again_what_is_gone_and_what_hangs_on_it(demo):
+def test_the_demo_repeats_a_step_whose_result_is_gone_and_the_steps_after_it(demo):
     demo()
     shutil.rmtree(demo.workdir / "models" / "t2a")
     _, calls = demo()
-    assert calls == ["train t2a", "convert t2a", "sample trained", "report"]
+    assert names(calls) == ["train t2a", "convert t2a", "sample trained", "report"]
