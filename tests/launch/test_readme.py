@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 
 import pytest
 
@@ -64,6 +65,18 @@ def test_keys_in_the_text_exist(key):
     assert any(map(has, nodes))
 
 
+def test_extras_exist():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {
+        extra
+        for words in commands(ALL)
+        if words[:2] == ["pip", "install"]
+        for extra in re.findall(r"[\w-]+", words[-1].partition("[")[2])
+    }
+    assert "train" in named
+    assert named <= set(project["optional-dependencies"])
+
+
 def test_scripts_exist():
     scripts = {word for words in commands(ALL) for word in words if word.startswith("launch/")}
     assert scripts
@@ -72,7 +85,7 @@ def test_scripts_exist():
 
 @pytest.mark.parametrize("document", TEXTS)
 def test_paths_in_the_text_exist(document):
-    pattern = r"(?<![\w/.])((?:maa_jax|launch|benchmarks|tools|docs|tests)/[\w./]*\w)"
+    pattern = r"(?<![\w/.])((?:maa_jax|configs|launch|benchmarks|tools|docs|tests)/[\w./]*\w)"
     text = TEXTS[document].split("## Files")[0]  # the map is checked below
     paths = set(re.findall(pattern, text))
     paths = {path for path in paths if "NAME" not in path}  # stands for any name
