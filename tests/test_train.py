@@ -166,7 +166,7 @@ def test_a_workdir_of_another_config_is_refused(make_config, tmp_path):
         f"--workdir={tmp_path}",
         *_flags(config, seed=7),
     )
-    assert "config.seed: 0 there, 7 here" in output
+    assert "config.seed=0 there, 7 here" in output
 
 
 def test_a_missing_model_folder_is_named_with_the_remedy(make_config, tmp_path):

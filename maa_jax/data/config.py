@@ -1,10 +1,10 @@
 """The `data` block of a config."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from maa_jax.checks import nearest
 from maa_jax.data import mixtures
 from maa_jax.data.reprogram import ReprogramConfig
 from maa_jax.files import user_path
@@ -86,6 +86,6 @@ def _known(where: str, cls: type, config: Mapping[str, Any]) -> dict[str, Any]:
     known = [field.name for field in dataclasses.fields(cls)]
     for key in config.keys():
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0) or known
-            raise ValueError(f"{where}.{key} is no key of the data config; nearest: {near[0]}")
+            near = nearest(key, known)
+            raise ValueError(f"{where}.{key} is no key of the data config; nearest: {near}")
     return {key: config[key] for key in config.keys()}

@@ -1,94 +1,220 @@
 """Datasets of a run: found by name, built where they are missing, opened."""
 
 import dataclasses
-import difflib
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
+from maa_jax.checks import nearest
 from maa_jax.data import deduplication, mixtures, transforms
 from maa_jax.data.config import DataConfig
 from maa_jax.data.reprogram import vocabulary
 
-
-def num_examples(config: DataConfig | Mapping[str, Any], split: str | None = None) -> int:
-    """Number of recordings that training draws, or of a split; `split` as in `metadata`."""
-    config = DataConfig.of(config)
-    if split in (None, config.split):
-        return sum(map(len, training(config, config.parts())[1]))
-    return len(source(config, split))
+Config = DataConfig | Mapping[str, Any]
 
 
-def metadata(config: DataConfig | Mapping[str, Any], split: str | None = None) -> list[dict]:
-    """All examples but their audio: id, source, seconds, captions, labels, as str.
+class Drawn(NamedTuple):
+    """What training draws from.
 
-    An example's place in the list is its `index` in the batches; captions are never empty.
-
-    Args:
-      config: The datasets.
-      split: Of what is evaluated on; default, or `config.split`: the mixture that is trained on,
-        whole, with what training leaves out.
+    Attributes:
+      source: all recordings of the parts.
+      records: for each part the places in `source` that may be drawn, int64.
+      weights: each part's weight.
     """
-    config = DataConfig.of(config)
-    return [describe(example) for example in source(config, split)]
+
+    source: mixtures.Joined
+    records: list[np.ndarray]
+    weights: np.ndarray
+
+    @property
+    def shares(self) -> np.ndarray:
+        """How likely each part is, up to a factor."""
+        return self.weights * list(map(len, self.records))
 
 
-def captions(config: DataConfig | Mapping[str, Any], split: str | None = None) -> list[str]:
-    """All captions in the order of their records; `split` as in `metadata`.
+class Datasets:
+    """The datasets that a config names, each found, and built if it is missing, once.
 
-    Of the mixture that is trained on: without those of records that training leaves out, and with
-    the labels and words that reprogramming adds.
+    Process 0 builds; the others wait for it.
+
+    Attributes:
+      config: the config.
+      folders: the folders of the built datasets, by name.
+
+    Raises:
+      ValueError: a dataset is unknown, or a folder of the user's is not described.
+      TimeoutError: process 0 did not finish, or has another `data_dir`.
     """
-    config = DataConfig.of(config)
-    if split not in (None, config.split):
-        return [c for example in metadata(config, split) for c in example["captions"]]
-    source, kept, _ = training(config, config.parts())
-    records = np.concatenate(kept).tolist()
-    found = [c for record in records for c in describe(source[record])["captions"]]
-    if config.reprogram.events:
-        source, kept, _ = events(config)
-        for record in np.concatenate(kept).tolist():
-            found += describe(source[record])["labels"]
-        found += vocabulary()
-    return found
+
+    def __init__(self, config: Config, process_index: int = 0):
+        self.config = DataConfig.of(config)
+        self._process = process_index
+        c = self.config
+        names = dict.fromkeys(p.dataset for p in (*c.parts(), *c.eval_parts(), *c.event_parts()))
+        # All of them are looked for before the first one is built.
+        found = {name: _find(self.config, name) for name in names}
+        self.folders = {name: self._built(*place) for name, place in found.items()}
+
+    def _built(self, folder: epath.Path, build: Callable[[], None] | None) -> epath.Path:
+        ready = folder / "dataset_info.json"
+        if not ready.exists():
+            if self._process or build is None:
+                mixtures.wait_for(ready)
+            else:
+                build()
+        return folder
+
+    @functools.cached_property
+    def held_out(self) -> list[mixtures.Part]:
+        """The evaluation splits of all datasets: training draws nothing that is in them."""
+        splits = [
+            split
+            for name, folder in self.folders.items()
+            for split in mixtures.evaluation_splits(name, folder)
+        ]
+        own = [part for part in self.config.eval_parts() if part not in splits]
+        return splits + [p for p in own if mixtures.has_split(p, self.folders[p.dataset])]
+
+    def write_indices(self) -> None:
+        """Writes the index of each split that is searched for duplicates, unless it is there."""
+        for part in (*self.config.parts(), *self.config.event_parts(), *self.held_out):
+            if mixtures.has_split(part, self.folders[part.dataset]):
+                self._index(part)
+
+    def _index(self, part: mixtures.Part) -> deduplication.Index:
+        return deduplication.index_of(part, self.folders[part.dataset], self._process)
+
+    def open(self, parts: Sequence[mixtures.Part]) -> mixtures.Joined:
+        """Returns parts as one random-access source of example dicts.
+
+        Raises:
+          ValueError: a dataset has no such split, or it is empty.
+        """
+        import tensorflow_datasets as tfds
+
+        sources = []
+        for part in parts:
+            folder = self.folders[part.dataset]
+            builder = tfds.builder_from_directory(folder)
+            splits = builder.info.splits
+            missing = [name for _, name in mixtures.pieces(part) if name not in splits]
+            if missing:
+                raise ValueError(
+                    f"split {part.split!r}: the dataset in {folder} has no {missing[0]!r}; use one"
+                    f" of {list(splits)}, or evaluate on another dataset by data.eval_dataset"
+                )
+            if not splits[part.split].num_examples:
+                raise ValueError(
+                    f"split {part.split!r} of the dataset in {folder} is empty; take a larger part"
+                )
+            sources.append(builder.as_data_source(part.split))
+        return mixtures.Joined(sources)
+
+    def open_split(self, split: str | None) -> mixtures.Joined:
+        """Returns the evaluation data with `split`, or all that is trained on: see `metadata`."""
+        if split in (None, self.config.split):
+            return self.open(self.config.parts())
+        return self.open(dataclasses.replace(self.config, eval_split=split).eval_parts())
+
+    def training(self) -> Drawn:
+        """Returns the recordings that training may draw."""
+        return self._drawn(self.config.parts())
+
+    def events(self) -> Drawn:
+        """Returns the recordings of the events' datasets that have exactly one label."""
+        parts = self.config.event_parts()
+        drawn = self._drawn(parts)
+        single = np.concatenate([self._index(part).labels for part in parts]) == 1
+        records = [places[single[places]] for places in drawn.records]
+        for part, places in zip(parts, records, strict=True):
+            if not len(places):
+                raise ValueError(
+                    f"data.reprogram.events: no recording of part '{part}' has exactly one label;"
+                    " take another dataset"
+                )
+        return drawn._replace(records=records)
+
+    def _drawn(self, parts: Sequence[mixtures.Part]) -> Drawn:
+        source = self.open(parts)
+        kept = deduplication.without_duplicates(parts, self.held_out, self.folders, self._process)
+        records = [places + begin for places, begin in zip(kept, source.offsets, strict=True)]
+        return Drawn(source, records, np.array([part.weight for part in parts]))
 
 
-def prepare(config: DataConfig | Mapping[str, Any], process_index: int = 0) -> epath.Path:
+def prepare(config: Config, process_index: int = 0) -> epath.Path:
     """Makes what training and evaluation read; process 0 builds what is missing, the others wait.
 
     Returns:
       The folder of the first part's dataset.
 
     Raises:
-      ValueError: An unknown dataset, a folder of the user's that is not described, or what
-        `mixtures.refuse_untrainable` refuses.
-      TimeoutError: Process 0 did not get done, or has another `data_dir`.
+      ValueError: as `Datasets`, or training is not allowed on a part (see
+        `mixtures.refuse_untrainable`).
+      TimeoutError: as `Datasets`.
     """
+    datasets = open_for_training(config, process_index)
+    return datasets.folders[datasets.config.parts()[0].dataset]
+
+
+def open_for_training(config: Config, process_index: int = 0) -> Datasets:
+    """Returns the datasets of a run once all that training reads is there; see `prepare`."""
     config = DataConfig.of(config)
-    parts, evaluation, events = config.parts(), config.eval_parts(), config.event_parts()
-    mixtures.refuse_untrainable("data.dataset", parts, evaluation)
-    mixtures.refuse_untrainable("data.reprogram.events", events, evaluation)
-    folders = _folders(config, process_index)
-    for part in (*parts, *events, *_held_out(config, folders)):
-        if mixtures.has_split(part, folders[part.dataset]):
-            deduplication.index_of(part, folders[part.dataset], process_index)
-    return folders[parts[0].dataset]
+    evaluation = config.eval_parts()
+    mixtures.refuse_untrainable("data.dataset", config.parts(), evaluation)
+    mixtures.refuse_untrainable("data.reprogram.events", config.event_parts(), evaluation)
+    datasets = Datasets(config, process_index)
+    datasets.write_indices()
+    return datasets
 
 
-def _folders(config: DataConfig, process_index: int = 0) -> dict[str, epath.Path]:
-    """Folders of all datasets that a config names."""
-    parts = [*config.parts(), *config.eval_parts(), *config.event_parts()]
-    names = dict.fromkeys(part.dataset for part in parts)
-    for name in names:  # All of them are looked for before the first one is built.
-        _find(config, name)
-    return {name: _build(config, name, process_index) for name in names}
+def num_examples(config: Config, split: str | None = None) -> int:
+    """Returns how many recordings training draws, or a split has; `split` as in `metadata`."""
+    datasets = Datasets(config)
+    if split in (None, datasets.config.split):
+        return sum(map(len, datasets.training().records))
+    return len(datasets.open_split(split))
+
+
+def metadata(config: Config, split: str | None = None) -> list[dict[str, Any]]:
+    """Returns all examples but their audio: id, source, seconds, captions, labels, as str.
+
+    An example's place in the list is its `index` in the batches; captions are never empty.
+
+    Args:
+      config: the datasets.
+      split: split of the evaluation data; by default, or if it is `config.split`, all that is
+        trained on, including the recordings that training leaves out.
+    """
+    return [describe(example) for example in Datasets(config).open_split(split)]
+
+
+def captions(config: Config, split: str | None = None) -> list[str]:
+    """Returns all captions in the order of their records; `split` as in `metadata`.
+
+    Those of the training data are without the records that training leaves out, and with the
+    labels and words that reprogramming adds.
+    """
+    datasets = Datasets(config)
+    if split not in (None, datasets.config.split):
+        examples = map(describe, datasets.open_split(split))
+        return [caption for example in examples for caption in example["captions"]]
+    found = [c for example in _described(datasets.training()) for c in example["captions"]]
+    if datasets.config.reprogram.events:
+        found += [c for example in _described(datasets.events()) for c in example["labels"]]
+        found += vocabulary()
+    return found
+
+
+def _described(drawn: Drawn) -> list[dict[str, Any]]:
+    return [describe(drawn.source[record]) for record in np.concatenate(drawn.records).tolist()]
 
 
 def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None] | None]:
-    """A dataset's folder, and what builds it where it is missing and can be built."""
+    """Returns a dataset's folder, and what builds it if it is missing and can be built."""
     from maa_jax.data.builders import BUILDERS, builder_class
 
     data_dir = epath.Path(
@@ -96,17 +222,16 @@ def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None]
     ).expanduser()
     base, _, variant = name.partition("/")
     if base not in BUILDERS:
-        built = {}  # The newest version of each.
+        built = {}  # the newest version of each
         for depth in ("*/*", "*/*/*"):
             for path in sorted(data_dir.glob(f"{depth}/dataset_info.json")):
                 built[str(path.parent.parent.relative_to(data_dir))] = path.parent
         if name in built:
             return built[name], None
         known = [*BUILDERS, *built]
-        near = difflib.get_close_matches(name, known, 1, 0)[0]
         raise ValueError(
             f"dataset is {name!r}; the known ones are {', '.join(known)} (built ones in {data_dir},"
-            f" data.data_dir); did you mean {near!r}?"
+            f" data.data_dir); did you mean {nearest(name, known)!r}?"
         )
     builder = builder_class(base)
     arguments = {"config": variant} if variant else {}
@@ -134,94 +259,6 @@ def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None]
                 " it was built, or data.folder and data.captions_file to build it"
             )
     return folder, lambda: builder(data_dir=str(data_dir), **arguments).download_and_prepare()
-
-
-def _build(config: DataConfig, name: str, process_index: int = 0) -> epath.Path:
-    """A dataset's folder; process 0 builds it where it is missing, the others wait."""
-    folder, build = _find(config, name)
-    ready = folder / "dataset_info.json"
-    if not ready.exists():
-        if process_index == 0:
-            build()
-        else:
-            mixtures.wait_for(ready)
-    return folder
-
-
-def source(config: DataConfig, split: str | None) -> mixtures.Joined:
-    """What `split` stands for in `metadata`, as a random-access source of example dicts."""
-    if split in (None, config.split):
-        return open_parts(config, config.parts())
-    return open_parts(config, dataclasses.replace(config, eval_split=split).eval_parts())
-
-
-def open_parts(
-    config: DataConfig, parts: Sequence[mixtures.Part], process_index: int = 0
-) -> mixtures.Joined:
-    """Parts as one random-access source of example dicts."""
-    import tensorflow_datasets as tfds
-
-    sources = []
-    for part in parts:
-        folder = _build(config, part.dataset, process_index)
-        builder = tfds.builder_from_directory(folder)
-        splits = builder.info.splits
-        name = part.split.split("[")[0]
-        if not all(piece.split("[")[0].strip() in splits for piece in part.split.split("+")):
-            raise ValueError(
-                f"split {part.split!r}: the dataset in {folder} has no {name!r}; use one of"
-                f" {list(splits)}, or evaluate on another dataset by data.eval_dataset"
-            )
-        if not splits[part.split].num_examples:
-            raise ValueError(
-                f"split {part.split!r} of the dataset in {folder} is empty; take a larger part"
-            )
-        sources.append(builder.as_data_source(part.split))
-    return mixtures.Joined(sources)
-
-
-def _held_out(config: DataConfig, folders: Mapping[str, epath.Path]) -> list[mixtures.Part]:
-    """Evaluation splits of all datasets that a config names."""
-    found = [s for name, path in folders.items() for s in mixtures.evaluation_splits(name, path)]
-    return found + [
-        part
-        for part in config.eval_parts()
-        if part not in found and mixtures.has_split(part, folders[part.dataset])
-    ]
-
-
-def training(
-    config: DataConfig, parts: Sequence[mixtures.Part], process_index: int = 0
-) -> tuple[mixtures.Joined, list[np.ndarray], np.ndarray]:
-    """Parts that are trained on.
-
-    Returns:
-      Their source; the records of each part in it that training may draw; and their weights.
-    """
-    source = open_parts(config, parts, process_index)
-    folders = _folders(config, process_index)
-    held_out = _held_out(config, folders)
-    kept = deduplication.without_duplicates(parts, held_out, folders, process_index)
-    kept = [places + begin for places, begin in zip(kept, source.offsets, strict=True)]
-    return source, kept, np.array([part.weight for part in parts])
-
-
-def events(
-    config: DataConfig, process_index: int = 0
-) -> tuple[mixtures.Joined, list[np.ndarray], np.ndarray]:
-    """As `_training`, of the recordings with exactly one label of the events' database."""
-    parts, folders = config.event_parts(), _folders(config, process_index)
-    source, kept, weights = training(config, parts, process_index)
-    labels = [deduplication.index_of(part, folders[part.dataset]).labels for part in parts]
-    single = np.concatenate(labels) == 1
-    kept = [records[single[records]] for records in kept]
-    for part, records in zip(parts, kept, strict=True):
-        if not len(records):
-            raise ValueError(
-                f"data.reprogram.events: no recording of part '{part}' has exactly one label; take"
-                " another dataset"
-            )
-    return source, kept, weights
 
 
 def describe(example: dict) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from absl import flags
 
 from maa_jax.data import transforms
 from maa_jax.data.config import DataConfig
-from maa_jax.data.datasets import describe, events, open_parts, prepare, training
+from maa_jax.data.datasets import Datasets, Drawn, describe, open_for_training
 from maa_jax.data.reprogram import Reprogram
 from maa_jax.data.text_embeddings import Contexts
 
@@ -60,15 +60,15 @@ def train_iterator(
             "data.reprogram.events makes captions that text_embeddings cannot hold; set one of them"
             " to ''"
         )
-    prepare(config, process_index)
-    open_parts(config, config.eval_parts(), process_index)  # for its errors, before training begins
-    source, kept, weights = training(config, config.parts(), process_index)
+    datasets = open_for_training(config, process_index)
+    datasets.open(config.eval_parts())  # for its errors, before training begins
+    drawn = datasets.training()
     load = functools.partial(
-        _load, source, config.samples, seed, prepare_text, _reprogram(config, process_index)
+        _load, drawn.source, config.samples, seed, prepare_text, _reprogram(datasets)
     )
     # Batches of (record, position) first, so that a process reads only the records of its rows.
     batches = (
-        _order(kept, weights, seed)
+        _order(drawn, seed)
         .map_with_index(lambda position, record: np.array([record, position]))
         .batch(batch_size)
         .map(lambda chosen: chosen[rows])
@@ -101,7 +101,7 @@ def eval_batches(
     """
     config = DataConfig.of(config)
     rows = _local_rows(batch_size, process_index, process_count)
-    source = open_parts(config, config.eval_parts(), process_index)
+    source = Datasets(config, process_index).open(config.eval_parts())
 
     def choose(batch: int) -> np.ndarray:
         position = batch * batch_size + np.arange(batch_size)[rows]
@@ -116,7 +116,7 @@ def eval_batches(
     return _ahead(batches, config)
 
 
-def _order(kept: Sequence[np.ndarray], weights: np.ndarray, seed: int) -> grain.MapDataset:
+def _order(drawn: Drawn, seed: int) -> grain.MapDataset:
     """Returns the records in the order of training."""
     orders = [
         grain.MapDataset.range(len(records))
@@ -124,32 +124,26 @@ def _order(kept: Sequence[np.ndarray], weights: np.ndarray, seed: int) -> grain.
         .shuffle()
         .repeat()
         .map(lambda place, records=records: records[place])
-        for part, records in enumerate(kept)
+        for part, records in enumerate(drawn.records)
     ]
     if len(orders) == 1:
         return orders[0]
-    return grain.MapDataset.mix(orders, (weights * list(map(len, kept))).tolist())
+    return grain.MapDataset.mix(orders, drawn.shares.tolist())
 
 
-def _reprogram(config: DataConfig, process_index: int) -> Reprogram | None:
+def _reprogram(datasets: Datasets) -> Reprogram | None:
+    config = datasets.config
     if not config.reprogram.events:
         return None
-    source, kept, weights = events(config, process_index)
-    shares = weights * list(map(len, kept))
-    draw = functools.partial(_draw, source, kept, shares / shares.sum(), config.samples)
+    draw = functools.partial(_draw, datasets.events(), config.samples)
     return Reprogram(config.reprogram, draw, config.samples)
 
 
-def _draw(
-    source: Sequence[dict],
-    kept: Sequence[np.ndarray],
-    shares: np.ndarray,
-    samples: int,
-    rng: np.random.Generator,
-) -> tuple[str, np.ndarray]:
+def _draw(events: Drawn, samples: int, rng: np.random.Generator) -> tuple[str, np.ndarray]:
     """Returns a random event's label and clip."""
-    records = kept[rng.choice(len(kept), p=shares)]
-    event = transforms.clip_audio(source[int(rng.choice(records))], rng, samples)
+    shares = events.shares / events.shares.sum()
+    records = events.records[rng.choice(len(events.records), p=shares)]
+    event = transforms.clip_audio(events.source[int(rng.choice(records))], rng, samples)
     return describe(event)["labels"][0], event["audio"]
 
 

@@ -14,7 +14,6 @@ Of Hugging Face's libraries only `tokenizers` is needed, so that sampling never 
 TensorFlow.
 """
 
-import difflib
 import os
 import pathlib
 from typing import Any, Self
@@ -22,6 +21,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from maa_jax.checks import nearest
 from maa_jax.encoders.base import Tree
 from maa_jax.files import FolderError, read_json, user_path
 from maa_jax.model_folder import hub, networks
@@ -60,11 +60,10 @@ def find(text_encoder: str | os.PathLike[str]) -> pathlib.Path:
     if not pathlib.Path(user_path(name)).is_dir():
         name = ENCODERS.get(name, name)
         if "/" not in name and name != "bundled":
-            near = difflib.get_close_matches(name, ENCODERS, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise FolderError(
-                f"text_encoder={name!r} is no folder{hint}: give a folder's path, the id of a "
-                f"model on the Hugging Face hub, or one of {', '.join(ENCODERS)}"
+                f"text_encoder={name!r} is no folder (did you mean {nearest(name, ENCODERS)!r}?): "
+                "give a folder's path, the id of a model on the Hugging Face hub, or one of "
+                f"{', '.join(ENCODERS)}"
             )
     return hub.fetch(name, ("tokenizer.json",))
 

@@ -11,7 +11,6 @@ wherever experts are chosen, and is constructed without arguments.
 """
 
 import dataclasses
-import difflib
 import importlib
 from collections.abc import Sequence
 from typing import Protocol
@@ -19,6 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from maa_jax.audio.io import SAMPLE_RATE
+from maa_jax.checks import nearest
 from maa_jax.data.transforms import LABEL_CAPTION
 from maa_jax.encoders.clap import ClapScore
 from maa_jax.text.normalize import normalize
@@ -74,9 +74,8 @@ def find_expert(name: str) -> type[Expert]:
     path = EXPERTS.get(name, name)
     module, colon, attribute = path.partition(":")
     if not colon:
-        near = difflib.get_close_matches(name, EXPERTS, 1, 0)[0]
         raise ValueError(
-            f"experts: {name!r} is not known; nearest: {near!r}. The known ones are "
+            f"experts: {name!r} is not known; nearest: {nearest(name, EXPERTS)!r}. There are "
             f"{', '.join(EXPERTS)}; your own is named as 'package.module:Class'"
         )
     try:

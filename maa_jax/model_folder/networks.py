@@ -22,6 +22,7 @@ import safetensors
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from maa_jax.checks import differences
 from maa_jax.files import REMEDY, FolderError, read_json, replace_folder, write_json
 from maa_jax.model_folder import torch_layout
 from maa_jax.model_folder.hub import fetch, missing_weights, resolve, weights_file
@@ -189,11 +190,8 @@ def start_weights(
         given = vars(load_config(path, name))
     except ValueError as e:
         raise ValueError(f"config.{key}: {e}") from e
-    different = [
-        f"{field}: {given.get(field)!r} there, {value!r} here"
-        for field, value in vars(config).items()
-        if given.get(field) != value and field not in free
-    ]
+    wanted = {field: value for field, value in vars(config).items() if field not in free}
+    different = differences(given, wanted)
     if different:
         raise ValueError(
             f"config.{key}={str(folder)!r}: another {type(config).__name__}, {'; '.join(different)}"

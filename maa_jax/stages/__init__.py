@@ -14,10 +14,11 @@ A stage is built from a config and offers what the one training loop needs:
     export(params, extra, folder)            writes its networks into a model folder
 """
 
-import difflib
 import importlib
 
 import ml_collections
+
+from maa_jax.checks import nearest
 
 _STAGES = {
     "autoencoder": "AutoencoderStage",
@@ -38,8 +39,8 @@ def make_stage(config: ml_collections.ConfigDict, steps_per_epoch: int):
       ValueError: if there is no such stage.
     """
     if config.stage not in _STAGES:
-        near = difflib.get_close_matches(config.stage, _STAGES, 1, 0) or sorted(_STAGES)
-        raise ValueError(f"config.stage={config.stage!r} is no stage; did you mean {near[0]!r}?")
+        near = nearest(config.stage, _STAGES)
+        raise ValueError(f"config.stage={config.stage!r} is no stage; did you mean {near!r}?")
     if config.remat and config.stage not in _WITH_REMAT:
         raise ValueError(
             f"config.remat=True: the {config.stage} stage keeps its activations, only "

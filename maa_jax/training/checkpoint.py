@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from maa_jax.checks import differences
 from maa_jax.files import user_path, write_json
 from maa_jax.training.state import TrainState
 
@@ -152,11 +153,14 @@ def check_config(workdir: str, config: ml_collections.ConfigDict) -> None:
         return
     # Both through JSON, which knows no tuples.
     old, new = (_flatten(json.loads(x)) for x in (text, config.to_json()))
-    differ = [
-        f"  config.{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
+    checked = [
+        key
         for key in sorted(old | new)
-        if old.get(key) != new.get(key)
-        and not any(key == free or key.startswith(free + ".") for free in _FREE)
+        if not any(key == free or key.startswith(free + ".") for free in _FREE)
+    ]
+    differ = [
+        f"  config.{line}"
+        for line in differences(old, {key: new.get(key, "absent") for key in checked})
     ]
     if differ:
         raise ValueError(

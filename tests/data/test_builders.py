@@ -12,7 +12,6 @@ from maa_jax.audio.io import SILENCE, AudioError, decode, load
 from maa_jax.data import datasets, input_pipeline
 from maa_jax.data.builders import audio_folder, sonic_sounds
 from maa_jax.data.builders.base import Recording, split_by_recording
-from maa_jax.data.config import DataConfig
 from tests.subprocesses import start_python
 
 SUFFIXES = ("wav", "flac", "ogg", "mp3")
@@ -86,7 +85,7 @@ def test_bundled_dataset(data):
 
 
 def test_stored_audio_is_the_recording(data):
-    source = datasets.source(DataConfig.of(data), "test")
+    source = datasets.Datasets(data).open_split("test")
     for index in range(3):
         example = source[index]
         expected = load(sonic_sounds.FOLDER / f"{example['id'].decode()}.flac")

@@ -205,7 +205,7 @@ def test_weights_of_another_size_are_refused(tokenizer, tmp_path):
     config = make_config(tokenizer, **{"init_from.text_encoder": str(tmp_path / "text_encoder")})
     other = dict(config.clap.text_encoder) | {"num_hidden_layers": 2}
     write_text_encoder(tmp_path, BertConfig(**other))
-    with pytest.raises(ValueError, match="num_hidden_layers: 2 there, 1 here"):
+    with pytest.raises(ValueError, match="num_hidden_layers=2 there, 1 here"):
         ClapStage(config, steps_per_epoch=1).start_weights()
 
 

@@ -93,7 +93,7 @@ def _config(**keys):
 
 def test_a_workdir_of_another_config_is_refused_naming_the_keys(tmp_path):
     checkpoint.write_config(tmp_path, _config())
-    with pytest.raises(ValueError, match=r"config.optimizer.base_lr: 0.1 there, 0.2 here"):
+    with pytest.raises(ValueError, match=r"config.optimizer.base_lr=0.1 there, 0.2 here"):
         checkpoint.write_config(tmp_path, _config(optimizer={"base_lr": 0.2}))
     assert checkpoint.read_config(tmp_path).optimizer.base_lr == 0.1
 
