@@ -62,14 +62,18 @@ def enhance(request: Enhancement) -> dict[str, Any]:
     if not all(has_record(work, shard) for shard in shards):
         bank = _bank(request, models, work)
         arguments: dict[str, dict[str, Any]] = {
-            "captioning": {"folder": models.get("captioner")},
-            "retrieval": {"folder": models.get("retriever"), "bank": bank},
+            "captioning": {"folder": models.get("captioner"), "batch_size": request.batch_size},
+            "retrieval": {
+                "folder": models.get("retriever"),
+                "bank": bank,
+                "batch_size": request.batch_size,
+            },
         }
         experts = [
             kind(**arguments.get(name, {}))
             for name, kind in zip(request.experts, classes, strict=True)
         ]
-        clap = ClapScore(models["clap"], devices=jax.local_devices())
+        clap = ClapScore(models["clap"], batch_size=request.batch_size, devices=jax.local_devices())
         find_captions(share(shards), work, experts, clap, request)
     # Files, not a barrier: the other processes may need hours more.
     while not (all(has_record(work, s) for s in shards) if first else is_built(final)):
@@ -229,7 +233,7 @@ def find_captions(
     total = sum(map(len, shards))
     with tqdm.tqdm(total=total, initial=seen, desc="Enhancing", unit="recording") as bar:
         for shard, ids, wavs, labels in _batches(todo, request):
-            new = list(zip(ids, distill(wavs, labels, experts, clap)[: len(ids)], strict=True))
+            new = list(zip(ids, distill(wavs, labels, experts, clap), strict=True))
             rows += new
             seen, kept = seen + len(new), kept + accepted(new)
             if len(rows) == len(shard):
@@ -243,9 +247,7 @@ def _batches(shards: Sequence[Shard], request: Enhancement) -> grain.IterDataset
     """Decodes batches in threads, ahead of the device.
 
     Returns:
-      Iterable of (shard, ids, waveforms [batch_size, samples], labels), each batch from one shard.
-      The last batch of a shard is filled up by repeating its recordings, which have no further
-      ids: experts see one shape alone.
+      Iterable of (shard, ids, waveforms [b, samples], labels), each batch from one shard.
     """
     size, samples = request.batch_size, round(request.clip_seconds * SAMPLE_RATE)
 
@@ -253,14 +255,13 @@ def _batches(shards: Sequence[Shard], request: Enhancement) -> grain.IterDataset
         shard, start = place
         source = open_split(shard.folder, shard.split)
         examples = [source[i] for i in range(start, min(start + size, shard.stop))]
-        rows = np.arange(size) % len(examples)
         wavs = np.stack([middle_clip(example["audio"], samples) for example in examples])
         labels = [
             [] if request.withhold_labels else [label.decode() for label in example["labels"]]
             for example in examples
         ]
         ids = [example["id"].decode() for example in examples]
-        return shard, ids, wavs[rows], [labels[row] for row in rows]
+        return shard, ids, wavs, labels
 
     places = [(shard, i) for shard in shards for i in range(shard.start, shard.stop, size)]
     return grain.MapDataset.source(places).map(load).to_iter_dataset(grain.ReadOptions(4, 4))
