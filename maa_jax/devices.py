@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -101,3 +101,30 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch: its first axis over all devices."""
     return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+class LocalDevices:
+    """Devices of this process that share batches, each with all the weights.
+
+    Args:
+      devices: the devices, or None for JAX's default device.
+    """
+
+    def __init__(self, devices: Sequence[jax.Device] | None):
+        self._mesh = None if devices is None else create_local_mesh(devices)
+
+    def replicate(self, tree: Any) -> Any:
+        """Returns a tree of arrays, whole on each device."""
+        return jax.device_put(tree, self._sharding(P()))
+
+    def split(self, tree: Any, axis: int = 0) -> Any:
+        """Returns a tree of arrays, an axis of which is split over the devices."""
+        return jax.device_put(tree, self._sharding(P(*(None,) * axis, "data")))
+
+    def fill(self, rows: np.ndarray) -> np.ndarray:
+        """Returns rows [n, ...], the last repeated until they divide among the devices."""
+        count = 1 if self._mesh is None else self._mesh.size
+        return np.pad(rows, ((0, -len(rows) % count), *((0, 0),) * (rows.ndim - 1)), "edge")
+
+    def _sharding(self, spec: P) -> NamedSharding | None:
+        return None if self._mesh is None else NamedSharding(self._mesh, spec)

@@ -15,9 +15,12 @@ Nothing here needs JAX, so that a program's --help and mistakes in its flags ans
 """
 
 import dataclasses
+import inspect
 import math
 import numbers
 import os
+import re
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Collection
@@ -103,6 +106,7 @@ class Options:
 
 
 Kind = TypeVar("Kind", bound=Options)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def define_flags(kind: type[Options]) -> None:
@@ -141,6 +145,44 @@ def from_flags(kind: type[Kind], **given: Any) -> Kind:
         value = flags.FLAGS[field.name].value
         values[field.name] = tuple(value) if isinstance(value, list) else value
     return kind(**values | given)
+
+
+def keywords(kind: type[Options]) -> Callable[[Function], Function]:
+    """Gives a function that takes `**options` the fields of `kind` for keywords.
+
+    Its signature names them, with their defaults, and the line "**options" of its docstring
+    becomes a line for each, so that `help` and editors show what the fields declare.
+    """
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+        annotations = typing.get_type_hints(kind)
+        *own, _ = signature.parameters.values()
+        fields = [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.default is REQUIRED else field.default,
+                annotation=annotations[field.name],
+            )
+            for field in dataclasses.fields(kind)
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *fields])  # type: ignore
+        line = re.search(r"^( *)\*\*options.*\n", function.__doc__ or "", re.M)
+        if function.__doc__ and line:
+            described = [
+                textwrap.fill(
+                    f"{field.name}: {field.metadata['help']}",
+                    100,
+                    initial_indent=line[1],
+                    subsequent_indent=line[1] + "  ",
+                )
+                for field in dataclasses.fields(kind)
+            ]
+            function.__doc__ = function.__doc__.replace(line[0], "\n".join(described) + "\n")
+        return function
+
+    return decorate
 
 
 def is_finite(value: Any) -> bool:

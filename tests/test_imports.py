@@ -62,7 +62,8 @@ def test_the_package_is_light():
 def test_sampling_loads_no_library_of_training(tiny_model, tmp_path):
     code = (
         "from maa_jax import sample\n"
-        "sample.sample(['rain'], sys.argv[2], model=sys.argv[1], steps=1, duration=0.1)"
+        "how = dict(model=sys.argv[1], out=sys.argv[2], steps=1, duration=0.1)\n"
+        "sample.sample(['rain'], sample.Sampling(**how))"
     )
     assert run(code, tiny_model, tmp_path) == []
     assert (tmp_path / "000_rain.wav").exists()

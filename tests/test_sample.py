@@ -12,7 +12,13 @@ import maa_jax
 from maa_jax import sample
 from maa_jax.audio import io
 from maa_jax.files import file_names
+from maa_jax.sample import Sampling
 from tests.subprocesses import start_two
+
+
+def make(prompts, out, model, **how):
+    settings = {"steps": 1, "duration": 0.1} | how
+    return sample.sample(prompts, Sampling(out=str(out), model=str(model), **settings))
 
 
 def read(folder):
@@ -43,8 +49,8 @@ def test_command(tiny_model, tmp_path):
         info = soundfile.info(out / name)
         assert (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16")
         assert info.frames == 4000
-    assert re.search(r"Read the model.*\d s\nMade 8 sound.*\d s\nWrote", done.stdout, re.DOTALL)
-    for part in ("text encoder", "U-Net", "autoencoder", "vocoder"):
+    assert re.search(r"Read the model.*\d s\nMade 8 sound.*\d s\n", done.stdout)
+    for part in ("text encoder", "U-Net", "autoencoder", "vocoder", "files"):
         assert re.search(rf"^  {part}: [\d.]+ s$", done.stdout, re.M)
     assert "4/4" in done.stderr or "2/2" in done.stderr  # the progress bar
     assert "left out empty line(s) 2; " in done.stderr
@@ -78,13 +84,30 @@ def test_command(tiny_model, tmp_path):
 
 
 def test_a_second_run_replaces_its_own_files_alone(tiny_model, tmp_path):
-    run = lambda prompts: sample.sample(prompts, str(tmp_path), model=str(tiny_model), steps=1,
-                                        duration=0.1)  # fmt: skip
+    run = lambda prompts: make(prompts, tmp_path, tiny_model)
     first = run(["rain", "crow"])
     second = run(["rain"])
     assert second == first[:1]
     assert all(path.exists() for path in first)
     assert [row["file"] for row in read(tmp_path)] == ["000_rain.wav"]
+
+
+def test_notes_of_another_version_are_redone_or_refused_in_one_line(tiny_model, tmp_path, capsys):
+    """A version that knew fewer options left lines without them."""
+    make(["rain"], tmp_path, tiny_model)
+    (row,) = read(tmp_path)
+    del row["spacing"]
+    (tmp_path / "samples.jsonl").write_text(json.dumps(row) + "\n[]\n{}\n")
+    capsys.readouterr()
+    make(["rain"], tmp_path, tiny_model)
+    line = "samples.jsonl is of another request (000_rain.wav: spacing='absent' there, 'ldm' here)"
+    assert line in capsys.readouterr().out
+    assert read(tmp_path)[0]["spacing"] == "ldm"
+
+    (tmp_path / "samples.jsonl").rename(tmp_path / "samples.part-0.jsonl")
+    (tmp_path / "samples.part-0.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=r"unfinished run of another request \(spacing='absent'"):
+        make(["rain"], tmp_path, tiny_model)
 
 
 @pytest.fixture
@@ -104,8 +127,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tiny_model, tmp_path, monkeypatch
     prompts = ["rain", "crow", "dog", "rain", "a door"]
 
     def run(out, **more):
-        settings = {"steps": 1, "duration": 0.1, "batch_size": 2} | more
-        return sample.sample(prompts, str(tmp_path / out), model=str(tiny_model), **settings)
+        return make(prompts, tmp_path / out, tiny_model, **{"batch_size": 2} | more)
 
     whole = run("whole")
     assert made == [0, 1, 2, 3, 4]
@@ -148,8 +170,8 @@ def test_a_killed_run_goes_on_where_it_stopped(tiny_model, tmp_path, monkeypatch
 
 
 def test_the_best_candidates_are_kept(tiny_model, tmp_path):
-    args = dict(model=str(tiny_model), steps=1, duration=0.1, num_samples=2, num_candidates=3)
-    sample.sample(["rain", "crow"], str(tmp_path), batch_size=3, **args)
+    ranked = dict(num_samples=2, num_candidates=3, batch_size=3)
+    make(["rain", "crow"], tmp_path, tiny_model, **ranked)
     rows = read(tmp_path)
     assert [row["file"] for row in rows] == [
         "000_rain.wav", "001_rain.wav", "002_crow.wav", "003_crow.wav"
@@ -196,6 +218,8 @@ def test_file_names():
         (dict(duration=-1.0), "duration=-1.0"),
         (dict(duration=99.0), "duration=99.0: give seconds above 0 and up to 2.048"),
         (dict(steps=0), "steps=0"),
+        (dict(steps=1001), "steps=1001: give a number from 1 to 1000"),
+        (dict(output="mel"), "output='mel'"),
         (dict(num_samples=-1), "num_samples=-1"),
         (dict(sampler="dmi"), "sampler='dmi': did you mean 'ddim'?"),
         (dict(num_candidates=0), "num_candidates=0"),
@@ -209,9 +233,9 @@ def test_mistakes_are_named_before_weights_are_read(
     monkeypatch.setattr(
         "maa_jax.model_folder.networks.load_network", lambda *a, **k: pytest.fail("read weights")
     )
-    call = {"prompts": ["rain"], "out": str(tmp_path / "o"), "model": str(tiny_model)} | arguments
+    call = {"out": tmp_path / "o", "model": tiny_model} | arguments
     with pytest.raises(ValueError) as e:
-        sample.sample(**call)
+        make(["rain"], **call)
     assert message in str(e.value)
     assert not (tmp_path / "o").exists()
 

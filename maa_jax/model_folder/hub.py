@@ -112,6 +112,27 @@ def _snapshot(
     return pathlib.Path(folder), None
 
 
+def upload(folder: str | os.PathLike[str], repo_id: str, *, private: bool = False) -> str:
+    """Uploads a model folder to the Hugging Face hub.
+
+    Args:
+      folder: the model folder.
+      repo_id: the repository, such as "someone/sounds"; made if it does not exist.
+      private: whether a new repository is hidden from others.
+
+    Returns:
+      The address of the upload.
+
+    Raises:
+      OSError: the hub refuses, or cannot be reached; log in with `hf auth login`.
+    """
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi()
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    return str(api.upload_folder(repo_id=repo_id, folder_path=str(folder)))
+
+
 def weights_file(library: str) -> str:
     """Returns the name of a network's file of weights in the folders of a library."""
     return "diffusion_pytorch_model.safetensors" if library == "diffusers" else "model.safetensors"

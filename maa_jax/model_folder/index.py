@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from maa_jax.audio.mel import MelConfig
+from maa_jax.diffusion.schedule import Schedule
 from maa_jax.files import (
     REMEDY,
     FolderError,
@@ -16,9 +17,12 @@ from maa_jax.files import (
     replace_folder,
     write_json,
 )
-from maa_jax.model_folder import hub
 from maa_jax.model_folder.hub import INDEX, missing_weights
 from maa_jax.model_folder.registry import NETWORKS, class_of
+
+# The class that model_index.json states.
+CLASS_NAME = "MaaPipeline"
+
 
 # Folders that hold no network: (class for model_index.json, files they must have).
 _OTHERS = {
@@ -37,10 +41,19 @@ def networks_in(folder: str | os.PathLike[str]) -> dict[str, str]:
     return found
 
 
-def save_scheduler(folder: str | os.PathLike[str], schedule: Any) -> None:
+def save_scheduler(folder: str | os.PathLike[str], schedule: Schedule) -> None:
     """Writes `folder/scheduler/`, the configuration that diffusers' DDIMScheduler opens."""
     with replace_folder(pathlib.Path(folder, "scheduler")) as new:
         write_json(new / "scheduler_config.json", schedule.to_hf())
+
+
+def load_scheduler(folder: str | os.PathLike[str]) -> Schedule:
+    """Returns the noise schedule in `folder/scheduler/`.
+
+    Raises:
+      ValueError: the file is missing, broken, or asks for another kind of schedule.
+    """
+    return Schedule.from_hf(read_json(pathlib.Path(folder, "scheduler", "scheduler_config.json")))
 
 
 def save_index(folder: str | os.PathLike[str], **meta: Any) -> None:
@@ -57,7 +70,7 @@ def save_index(folder: str | os.PathLike[str], **meta: Any) -> None:
         parts["tokenizer"][1] = tokenizer.get("tokenizer_class", parts["tokenizer"][1])
     for name, kind in networks_in(folder).items():
         parts[name] = [NETWORKS[kind][0], kind]
-    write_json(folder / INDEX, {"_class_name": "MaaPipeline"} | parts | _meta(index) | meta)
+    write_json(folder / INDEX, {"_class_name": CLASS_NAME} | parts | _meta(index) | meta)
 
 
 def copy_folder(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -163,36 +176,3 @@ def content_hash(folder: str | os.PathLike[str]) -> str:
             digest = hashlib.file_digest(f, "sha256").hexdigest()
         total.update(f"{relative.as_posix()} {digest}\n".encode())
     return total.hexdigest()
-
-
-CLASS_NAME = "MaaPipeline"
-
-
-def load_pipeline_index(path: pathlib.Path) -> dict[str, Any]:
-    """Returns a folder's index, if it is this pipeline's and whole."""
-    kind = read_json(path / hub.INDEX).get("_class_name")
-    if kind != CLASS_NAME:
-        raise FolderError(
-            f"{path}: {hub.INDEX} is of class {kind!r}; this opens {CLASS_NAME!r} alone, as "
-            "maa_jax.convert writes it"
-        )
-    parts = ("unet", "vae", "vocoder", "text_encoder", "tokenizer", "scheduler")
-    return load_index(path, parts=parts, meta=("sample_rate", "max_duration", "mel"))
-
-
-def check_fit(path, index, unet, vae, vocoder, context_width: int) -> None:
-    """Raises a FolderError unless the parts of a model folder can work together."""
-    mel = index["mel"]
-    for here, value, there, other in (
-        ("vocoder: model_in_dim", vocoder.model_in_dim, "mel: n_mels", mel["n_mels"]),
-        ("vocoder: hop_length", vocoder.hop_length, "mel: hop_length", mel["hop_length"]),
-        ("vocoder: sampling_rate", vocoder.sampling_rate, "sample_rate", index["sample_rate"]),
-        ("vocoder: log", vocoder.log, "mel: log", mel["log"]),
-        ("unet: in_channels", unet.in_channels, "vae: latent_channels", vae.latent_channels),
-        ("unet: cross_attention_dim", unet.cross_attention_dim, "text's width", context_width),
-    ):
-        if value != other:
-            raise FolderError(
-                f"{path}: parts that do not fit, {here}={value!r} but {there}={other!r}; "
-                "put networks together that were trained for one another"
-            )

@@ -2,43 +2,51 @@
 
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from maa_jax.checks import differences
 from maa_jax.files import replace_file
 
+Row = dict[str, Any]
+
 
 class Journal:
-    """Which sounds of a request are there: samples.jsonl, and what unfinished runs wrote down.
+    """What is noted of the sounds in a folder: samples.jsonl, and the notes of unfinished runs.
 
     Every process appends to a file of its own, samples.part-N.jsonl, a line a sound; in the end
     all of them become samples.jsonl.
 
     Attributes:
-      rows: {file's name: its line} of the sounds that need not be made again.
+      rows: {file name: its line} of the sounds that need not be made again.
+      outdated: how the first sound noted that is to be made again differs from the one that is
+        wanted, "" if there is none.
     """
 
-    def __init__(self, folder: pathlib.Path, wanted: dict[str, dict[str, Any]], process: int):
+    def __init__(self, folder: pathlib.Path, wanted: Mapping[str, Row], process: int):
         """Reads what is there.
 
         Args:
-          folder: of the sounds.
-          wanted: {file's name: what its line must say}.
-          process: this one's number.
+          folder: folder of the sounds.
+          wanted: {file name: what its line has to say}.
+          process: number of this process, from 0.
 
         Raises:
           ValueError: the folder holds an unfinished run of another request.
         """
-        self.rows: dict[str, dict[str, Any]] = {}
+        self.rows: dict[str, Row] = {}
+        self.outdated = ""
         self._folder, self._wanted = folder, wanted
         self._part = folder / f"samples.part-{process}.jsonl"
         for row in _read_rows(folder / "samples.jsonl"):
-            if not _differences(wanted.get(row.get("file")), row):
+            other = self._differences(row)
+            if not other:
                 self._found(row)
+            elif row["file"] in wanted:
+                self.outdated = self.outdated or f"{row['file']}: {other}"
         for part in self._parts():
             for row in _read_rows(part):
-                other = _differences(wanted.get(row.get("file")), row)
+                other = self._differences(row)
                 if other:
                     raise ValueError(
                         f"--out={folder}: {part.name} is of an unfinished run of another request "
@@ -59,21 +67,18 @@ class Journal:
                 self.add(row)
             table.unlink()
 
-    def _found(self, row: dict[str, Any]) -> None:
-        if (self._folder / row["file"]).is_file():
-            self.rows[row["file"]] = row
-
-    def _parts(self) -> list[pathlib.Path]:
-        return sorted(self._folder.glob("samples.part-*.jsonl"))
-
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: Row) -> None:
         """Notes that a sound's file is written."""
         self.rows[row["file"]] = row
         with self._part.open("ab") as file:  # one write a line
             file.write(json.dumps(row).encode() + b"\n")
 
     def finish(self) -> None:
-        """Writes samples.jsonl, in order, in place of all processes' notes."""
+        """Writes samples.jsonl, in order, in place of all processes' notes.
+
+        Raises:
+          ValueError: sounds that other processes were to make are not noted here.
+        """
         parts = self._parts()
         rows = self.rows | {row["file"]: row for part in parts for row in _read_rows(part)}
         missing = [name for name in self._wanted if name not in rows]
@@ -82,15 +87,27 @@ class Journal:
                 f"--out={self._folder}: {len(missing)} sound(s) are not noted here, such as "
                 f"{missing[0]}: give a folder that all processes share"
             )
-        table = self._folder / "samples.jsonl"
-        with replace_file(table) as new:
+        with replace_file(self._folder / "samples.jsonl") as new:
             new.write_text("".join(json.dumps(rows[name]) + "\n" for name in self._wanted))
         for part in parts:
             part.unlink()
 
+    def _parts(self) -> list[pathlib.Path]:
+        return sorted(self._folder.glob("samples.part-*.jsonl"))
 
-def _read_rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines that are whole."""
+    def _found(self, row: Row) -> None:
+        if (self._folder / row["file"]).is_file():
+            self.rows[row["file"]] = row
+
+    def _differences(self, row: Row) -> str:
+        wanted = self._wanted.get(row["file"])
+        if wanted is None:
+            return f"file={row['file']!r} there, not asked for here"
+        return ", ".join(differences(row, wanted))
+
+
+def _read_rows(path: pathlib.Path) -> Iterator[Row]:
+    """Yields the lines that are whole and name a file."""
     try:
         text = path.read_text("utf-8", "replace")
     except FileNotFoundError:
@@ -100,11 +117,5 @@ def _read_rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict):
+        if isinstance(row, dict) and isinstance(row.get("file"), str):
             yield row
-
-
-def _differences(wanted: dict[str, Any] | None, row: dict[str, Any]) -> str:
-    if wanted is None:
-        return f"file={row.get('file')!r} there, not asked for here"
-    return ", ".join(differences(row, wanted))

@@ -1,97 +1,179 @@
-"""What may be asked of a pipeline."""
+"""What may be asked of a pipeline, declared once.
 
-import math
-import numbers
+The fields of `Request` are `Pipeline.__call__`'s keywords, the flags of maa_jax.sample, what is
+checked of either, and what samples.jsonl records. Nothing here imports JAX before a model is at
+hand, so that a program's --help and mistakes in its flags answer at once.
+
+What is no field: the prompts, which are what is asked for and not how; arrays (initial latents),
+which no flag and no line of JSON can hold; and the callback, which does not change the sounds.
+"""
+
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maa_jax.checks import check_name
-from maa_jax.diffusion import samplers
-from maa_jax.diffusion.schedule import Schedule
+from maa_jax.diffusion import SAMPLERS, SPACINGS
+from maa_jax.options import FINE, Options, is_finite, option
 
-BATCH_SIZE = 8  # Samples made at a time; more prompts are taken one batch after another.
-
-
-OUTPUTS = {"latents": (), "mel": ("vae",), "wav": ("vae", "vocoder")}  # and the networks they need
-
+if TYPE_CHECKING:
+    from maa_jax.diffusion.samplers import Table
+    from maa_jax.diffusion.schedule import Schedule
 
 Guidance = float | Sequence[float] | Callable[[float], float]
 
-
-def check_request(
-    *,
-    steps: int = 100,
-    sampler: str = "ddim",
-    eta: float = 0.0,
-    spacing: str = "ldm",
-    guidance_scale: Guidance = 3.0,
-    seed: int = 0,
-    duration: float | Sequence[float] | None = None,
-    num_samples: int = 1,
-    num_candidates: int | None = None,
-    batch_size: int = BATCH_SIZE,
-    output: str = "wav",
-    start_index: int = 0,
-    max_duration: float = math.inf,
-) -> None:
-    """Checks a request, as far as that goes without a model's weights.
-
-    Args are those of `Pipeline.__call__`, and the model's limit in seconds.
-
-    Raises:
-      ValueError: naming the argument, its value and the remedy.
-    """
-
-    def need(name: str, value: Any, good: bool, remedy: str) -> None:
-        if not good:
-            raise ValueError(f"{name}={value!r}: give {remedy}")
-
-    for name, value, low in (
-        ("steps", steps, 1),
-        ("num_samples", num_samples, 1),
-        ("num_candidates", num_samples if num_candidates is None else num_candidates, 1),
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-        ("start_index", start_index, 0),
-    ):
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        need(name, value, whole and low <= value < 2**32, f"a whole number from {low}")
-    need("steps", steps, steps <= 1000, "a number from 1 to 1000")
-    if num_candidates is not None:
-        enough = num_candidates >= num_samples
-        need("num_candidates", num_candidates, enough, f"num_samples={num_samples} or more")
-    need("eta", eta, is_finite(eta), "a number from 0 to 1")
-    samplers.coefficients(sampler, Schedule(), steps, spacing=spacing, eta=eta)
-    check_name("output", output, OUTPUTS)
-    guidance_scales(guidance_scale, steps)
-    limit = f" and up to {max_duration:g}, the model's limit" if is_finite(max_duration) else ""
-    for value in duration if is_list(duration) else [duration]:
-        fits = value is None or (is_finite(value) and 0 < value <= max_duration)
-        need("duration", value, fits, f"seconds above 0{limit}")
-
-
-def is_finite(value: Any) -> bool:
-    """Whether a value is a real, finite number."""
-    return isinstance(value, numbers.Real) and math.isfinite(value)
+# What a pipeline can give -> the networks behind the denoiser that it takes.
+OUTPUTS = {"latents": (), "mel": ("vae",), "wav": ("vae", "vocoder")}
+_MAX_UINT32 = 2**32 - 1
 
 
 def is_list(value: Any) -> bool:
-    """Whether a value is a sequence of values, and no string."""
+    """Whether a value is a sequence of values, and not a string."""
     return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
 
 
-def guidance_scales(scale: Guidance, steps: int) -> np.ndarray:
-    """Returns the guidance scale of every step, float32 [steps]."""
-    values = scale
+def _check_guidance(value: Any, request: Any) -> str:
+    scales = _by_step(value, request.steps)
+    if len(scales) == request.steps and all(map(is_finite, scales)):
+        return FINE
+    return (
+        f"a finite number, such as 3.0, or {request.steps} of them, one a step, or a function of "
+        "the progress from 0 to 1"
+    )
+
+
+def _by_step(scale: Guidance, steps: int) -> Sequence[float]:
     if callable(scale):
-        values = [scale(step / max(1, steps - 1)) for step in range(steps)]
-    elif not is_list(scale):
-        values = [scale] * steps
-    if len(values) != steps or not all(map(is_finite, values)):
-        raise ValueError(
-            f"guidance_scale={scale!r}: give a finite number, such as 3.0, or {steps} of them, one "
-            "a step, or a function of the progress from 0 to 1"
+        return [scale(step / max(1, steps - 1)) for step in range(steps)]
+    return scale if is_list(scale) else [scale] * steps
+
+
+def _check_duration(value: Any, request: Any) -> str:
+    values = value if is_list(value) else [] if value is None else [value]
+    return FINE if all(is_finite(x) and x > 0 for x in values) else "seconds above 0"
+
+
+def _check_candidates(value: Any, request: Any) -> str:
+    enough = value is None or (isinstance(value, int) and request.num_samples <= value)
+    return FINE if enough else f"num_samples={request.num_samples} or more"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request(Options):
+    """How sounds are to be made.
+
+    Raises:
+      ValueError: naming the field, its value and what to give instead.
+    """
+
+    steps: int = option(
+        100, "Number of sampler steps, up to the length of the model's schedule (1000).", least=1
+    )
+    sampler: str = option(
+        "ddim",
+        "Sampler: ddim, plms (one evaluation of the U-Net more than steps) or dpmpp_2m.",
+        choices=SAMPLERS,
+    )
+    spacing: str = option(
+        "ldm",
+        "How the timesteps are spread: ldm (the release's), or diffusers' leading, trailing or "
+        "linspace.",
+        choices=SPACINGS,
+    )
+    eta: float = option(0.0, "How much fresh noise the steps of ddim add, 0 to 1.", least=0, most=1)
+    guidance_scale: Guidance = option(
+        3.0,
+        "Classifier-free guidance; 1 is none, larger follows the prompt more closely. In Python "
+        "also one number a step, or a function of the progress, 0 at the first step and 1 at the "
+        "last.",
+        flag=float,
+        check=_check_guidance,
+    )
+    negative_prompt: str = option("", 'What guidance leads away from; "" is any sound.')
+    seed: int = option(
+        0, "Seed of the noise; the same seed makes the same sounds.", least=0, most=_MAX_UINT32
+    )
+    duration: float | Sequence[float] | None = option(
+        None,
+        "Length in seconds, the model's limit by default. In Python also a list, one for each "
+        "prompt.",
+        flag=float,
+        check=_check_duration,
+    )
+    num_samples: int = option(1, "Sounds given of each prompt.", least=1, most=_MAX_UINT32)
+    num_candidates: int | None = option(
+        None,
+        "Sounds made of each prompt, of which those that fit it best by the folder's CLAP are "
+        "given; without it there is no ranking.",
+        check=_check_candidates,
+    )
+    output: str = option(
+        "wav",
+        "What is given: wav, mel (log mels [frames, n_mels]) or latents (as `decode` takes them). "
+        "Networks that it does not need are not read.",
+        choices=OUTPUTS,
+        flag=False,
+        recorded=False,
+    )
+    batch_size: int = option(
+        8,
+        "Sounds made at a time; sets how much memory is needed.",
+        least=1,
+        most=_MAX_UINT32,
+        recorded=False,
+    )
+    start_index: int = option(
+        0, "Index of the first sound.", least=0, most=_MAX_UINT32, flag=False, recorded=False
+    )
+
+    @property
+    def ranks(self) -> bool:
+        """Whether sounds are chosen among candidates."""
+        return self.num_candidates is not None
+
+    @property
+    def tries(self) -> int:
+        """Number of sounds made of each prompt."""
+        return self.num_samples if self.num_candidates is None else self.num_candidates
+
+    def table(self, schedule: "Schedule") -> "Table":
+        """Returns the sampler's table for a model's noise schedule.
+
+        Raises:
+          ValueError: the schedule does not have as many steps, or the sampler no such option.
+        """
+        from maa_jax.diffusion import samplers
+
+        return samplers.coefficients(
+            self.sampler,
+            schedule,
+            self.steps,
+            spacing=self.spacing,
+            eta=self.eta,
+            guidance_scale=np.asarray(_by_step(self.guidance_scale, self.steps), np.float32),
         )
-    return np.asarray(values, np.float32)
+
+    def durations(self, max_duration: float, prompts: int) -> list[float]:
+        """Returns the seconds of each prompt's sounds.
+
+        Args:
+          max_duration: the model's limit in seconds.
+          prompts: number of prompts.
+
+        Raises:
+          ValueError: a duration is over the limit, or there are not as many as prompts.
+        """
+        given = max_duration if self.duration is None else self.duration
+        seconds = [float(x) for x in given] if is_list(given) else [float(given)] * prompts
+        if len(seconds) != prompts:
+            raise ValueError(
+                f"duration={given!r}: give one, or one for each of the {prompts} prompts"
+            )
+        for value in seconds:
+            if value > max_duration:
+                raise ValueError(
+                    f"duration={value}: give seconds above 0 and up to {max_duration:g}, the "
+                    "model's limit"
+                )
+        return seconds

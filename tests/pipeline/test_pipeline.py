@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 import re
@@ -8,14 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import monitoring
 
 import maa_jax
-from maa_jax.diffusion import samplers
 from maa_jax.diffusion.schedule import Schedule
 from maa_jax.files import FolderError
+from maa_jax.latents import LatentCodec
 from maa_jax.model_folder import networks
-from maa_jax.model_folder.index import content_hash, networks_in, save_index
-from maa_jax.pipeline import pipeline
+from maa_jax.model_folder.index import content_hash, networks_in, save_index, save_scheduler
+from maa_jax.model_folder.model import read_model
+from maa_jax.models.unet import UNet
+from maa_jax.pipeline import pipeline, programs
+from maa_jax.text.tokenizer import Tokenizer
+from tests.conftest import random_network
 from tests.subprocesses import run_python
 
 
@@ -48,7 +54,7 @@ def test_is_what_its_parts_make(pipe, tiny_model):
     def load(name, method="__call__"):
         return jax.jit(getattr(networks.build(*networks.load_network(tiny_model, name)), method))
 
-    tokens = pipe._conditioner.prepare(["rain", "a crow caws"])
+    tokens = Tokenizer.from_folder(tiny_model / "tokenizer")(["rain", "a crow caws"])
     context = load("text_projection")(load("text_encoder")(tokens))
     unet, alphas = load("unet"), Schedule().alphas_cumprod
     z = jax.random.normal(jax.random.fold_in(jax.random.key(7), 0), (1, 10, 8, 4))
@@ -86,7 +92,7 @@ def test_the_prompt_the_negative_prompt_and_the_guidance_matter(pipe):
         pipe("", **args),
     ):
         assert np.isfinite(other).all()
-        assert np.abs(other - plain).max() > 1e-6
+        assert np.abs(other - plain).max() > 1e-3 * np.abs(plain).max()
 
 
 def test_latents_given_are_started_from(pipe):
@@ -100,27 +106,33 @@ def test_latents_given_are_started_from(pipe):
         pipe("rain", initial_latents=np.zeros((3, *shape)), **args)
 
 
-def test_widths_are_few_even_and_within_the_limit(pipe):
+def test_widths_are_few_even_and_within_the_limit(pipe, monkeypatch):
     widths = {pipe.latent_shape(s)[1] for s in np.linspace(0.01, 2.048, 50)}
     assert widths == {8, 16}
     assert pipe.latent_shape() == (10, 16, 4)
     # 2.048 s are exactly 128 frames and 16 latents: no more than that is ever computed.
-    pipe.max_duration, limit = 2.3, pipe.max_duration
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(pipe, "max_duration", 2.3)
         assert pipe.latent_shape()[1] == 18
-    finally:
-        pipe.max_duration = limit
 
 
 def test_programs_compile_once_for_a_shape(pipe):
-    jitted = (pipe._encode, pipe._noise, pipe._denoise, pipe._decode, pipe._vocode)
     pipe("rain", steps=2, duration=0.5)
-    before = [f._cache_size() for f in jitted]
+    compiled = []
+
+    def listen(event, seconds, **_):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    monitoring.register_event_duration_secs_listener(listen)
     pipe("a crow caws", steps=2, duration=0.9, seed=5, guidance_scale=7.0, negative_prompt="rain")
     pipe("", steps=4, duration=0.1, start_index=4)  # two segments
     for sampler, scales in (("plms", [1, 2, 3]), ("dpmpp_2m", [1, 2])):  # four and two evaluations
         pipe("rain", steps=len(scales), duration=0.5, sampler=sampler, guidance_scale=scales)
-    assert [f._cache_size() for f in jitted] == before
+    assert compiled == []
+    pipe("rain", steps=2, duration=0.5, num_samples=3)
+    assert compiled  # the listener hears
+    monitoring.unregister_event_duration_listener(listen)
 
 
 def test_progress_is_reported(pipe):
@@ -141,7 +153,7 @@ def test_progress_is_reported(pipe):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(duration=0), "duration=0: give seconds above 0 and up to 2.048"),
+        (dict(duration=0), "duration=0: give seconds above 0"),
         (dict(duration=-1.5), "duration=-1.5"),
         (dict(duration=float("nan")), "duration=nan"),
         (dict(duration=float("inf")), "duration=inf"),
@@ -167,7 +179,7 @@ def test_progress_is_reported(pipe):
         (dict(batch_size=0), "batch_size=0"),
         (dict(num_candidates=1, num_samples=2), "num_candidates=1: give num_samples=2 or more"),
         (dict(duration=[0.5, 0.5]), "duration=[0.5, 0.5]: give one, or one for each of the 1"),
-        (dict(duration=[0]), "duration=0: give seconds"),
+        (dict(duration=[0]), "duration=[0]: give seconds"),
         (dict(prompts=[]), "prompts=[]"),
         (dict(prompts=[3]), "prompts=[3]"),
         (dict(negative_prompt=None), "negative_prompt=None"),
@@ -225,16 +237,78 @@ def test_outputs_are_stages_of_one_sound(pipe):
     np.testing.assert_allclose(pipe.decode(latents)[:, :8000], wavs, atol=1e-5)
 
 
-def test_parts_that_are_not_used_are_not_read(tiny_model):
+def test_sounds_become_latents_and_come_back(pipe, tiny_model):
+    wavs = pipe(["rain", "a crow caws"], steps=2, duration=0.5)
+    latents = pipe.encode(wavs)
+    assert latents.shape == (2, *pipe.latent_shape(0.5))
+    codec, params = LatentCodec.load(tiny_model)
+    padded = np.pad(wavs, ((0, 0), (0, 8 * 8 * 256 - 8000)))
+    np.testing.assert_allclose(latents, jax.jit(codec.encode)(params, padded), atol=1e-4)
+    assert np.abs(latents[0] - latents[1]).max() > 1e-2 * np.abs(latents).max()
+    assert pipe.decode(latents).shape == (2, codec.samples(8))
+    for bad in (wavs[0], np.zeros((0, 8000)), np.zeros((1, 40000))):
+        with pytest.raises(ValueError, match=r"wavs has shape|duration=2\.5: .* up to 2\.048"):
+            pipe.encode(bad)
+
+
+def test_time_is_measured_where_it_is_asked_for(pipe):
+    args = dict(steps=2, duration=0.5)
+    plain = pipe("rain", **args)
+    with pipe.timed() as seconds:
+        np.testing.assert_array_equal(pipe("rain", **args), plain)
+    assert set(seconds) == {"text encoder", "U-Net", "autoencoder", "vocoder"}
+    assert min(seconds.values()) > 0
+
+
+def test_models_that_need_more_than_text_are_refused(tiny_model, tmp_path):
+    """The folder is whole, an inpainting model's for one; it is this pipeline that cannot."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    config = networks.load_config(model, "unet")
+    config = dataclasses.replace(config, in_channels=9)
+    params = random_network(lambda rngs: UNet(config, rngs=rngs), 0)
+    networks.save_network(model, "unet", config, params)
+    assert read_model(model).unet.in_channels == 9
+    with pytest.raises(FolderError, match=r"in_channels=9, .*latent_channels=4: this U-Net takes"):
+        maa_jax.Pipeline.from_pretrained(model)
+    config = dataclasses.replace(config, in_channels=4, out_channels=8)
+    params = random_network(lambda rngs: UNet(config, rngs=rngs), 0)
+    networks.save_network(model, "unet", config, params)
+    with pytest.raises(FolderError, match=r"unet: out_channels=8 but vae: latent_channels=4"):
+        maa_jax.Pipeline.from_pretrained(model)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_the_folder_says_what_the_network_predicts(pipe, tiny_model, tmp_path, kind):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    save_scheduler(model, Schedule(200, prediction_type=kind))
+    args = dict(steps=2, duration=0.5, output="latents")
+    other = maa_jax.Pipeline.from_pretrained(model)
+    made = other("rain", **args)
+    assert np.isfinite(made).all()
+    assert np.abs(made - pipe("rain", **args)).max() > 1e-2 * np.abs(made).max()
+    with pytest.raises(ValueError, match=r"steps=201: give a number from 1 to 200"):
+        other("rain", steps=201)
+
+
+def test_parts_that_are_not_used_are_not_read(tiny_model, monkeypatch):
+    read, load = [], networks.load_network
+
+    def spy(folder, name, **settings):
+        read.append(name)
+        return load(folder, name, **settings)
+
+    monkeypatch.setattr(networks, "load_network", spy)
     lazy = maa_jax.Pipeline.from_pretrained(tiny_model)
-    assert set(lazy._params) == {"text"}
-    lazy.load("latents")
-    assert set(lazy._params) == {"text", "unet"}
-    lazy.load("mel")
-    assert set(lazy._params) == {"text", "unet", "vae"}
+    assert read == ["text_encoder", "text_projection"]
+    for output, name in (("latents", "unet"), ("mel", "vae"), ("wav", "vocoder")):
+        read.clear()
+        lazy.load(output)
+        assert read == [name]
+    read.clear()
     lazy.load()
-    assert set(lazy._params) == {"text", "unet", "vae", "vocoder"}
-    assert lazy._score is None
+    assert read == []
+    maa_jax.Pipeline.from_pretrained(tiny_model).decode(np.zeros((1, 10, 8, 4)), "mel")
+    assert read == ["text_encoder", "text_projection", "vae"]
 
 
 def test_durations_a_prompt(pipe):
@@ -267,7 +341,7 @@ def test_guidance_by_step(pipe):
     other = pipe("rain", guidance_scale=lambda t: seen.append(t) or 1 + 6 * t, **args)
     assert seen[-3:] == [0, 0.5, 1]
     np.testing.assert_array_equal(pipe("rain", guidance_scale=[1, 4, 7], **args), other)
-    assert np.abs(other - constant).max() > 1e-6
+    assert np.abs(other - constant).max() > 1e-4 * np.abs(constant).max()
 
 
 def test_noise_on_the_way_is_a_samples_own(pipe):
@@ -295,16 +369,16 @@ def test_candidates_are_ranked(pipe):
     assert (mels.sounds.shape, mels.indices[0]) == ((1, 32, 80), best.indices[0])
 
 
-def test_ranking_needs_a_clap(tiny_model, tmp_path):
+def test_ranking_needs_a_clap(tiny_model, tmp_path, monkeypatch):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     shutil.rmtree(model / "audio_encoder")
     index = json.loads((model / "model_index.json").read_text())
     del index["audio_encoder"]
     (model / "model_index.json").write_text(json.dumps(index))
     deaf = maa_jax.Pipeline.from_pretrained(model)
+    monkeypatch.setattr(networks, "load_network", lambda *a, **k: pytest.fail("read weights"))
     with pytest.raises(FolderError, match=r"cannot rank.*audio_encoder/ \(Cnn14\)"):
         deaf("rain", num_candidates=2)
-    assert "unet" not in deaf._params
 
 
 def test_folders_of_other_classes_are_refused(tiny_model, tmp_path):
@@ -426,24 +500,23 @@ def test_upload(tiny_model, monkeypatch):
     assert {"README.md", "model_index.json", "unet", "vocoder"} <= names
 
 
-def test_half_precision_reaches_every_network(tiny_model):
+def test_half_precision_reaches_every_network(tiny_model, monkeypatch):
+    """What programs multiply is bfloat16; what a step hands on, and sound, stay in float32."""
+    lowered = {}
+    for name in ("denoise", "encode", "decode", "vocode"):
+
+        def spy(*args, name=name, program=getattr(programs, name)):
+            lowered[name] = program.lower(*args)
+            return program(*args)
+
+        monkeypatch.setattr(programs, name, spy)
     pipe = maa_jax.Pipeline.from_pretrained(tiny_model, dtype=jnp.bfloat16)
-    pipe.load()
-    shape, params = (1, *pipe.latent_shape(0.5)), pipe._params
-    denoise = jax.jit(pipe._denoise).lower(
-        params["unet"], samplers.initial_state(jnp.zeros(shape)),
-        samplers.coefficients("ddim", Schedule(), 2),
-        *jnp.zeros((2, 1, 77, 24)), None,
-    )  # fmt: skip
-    decode = jax.jit(pipe._decode).lower(params["vae"], jnp.zeros(shape))
-    vocode = jax.jit(pipe._vocode).lower(params["vocoder"], jnp.zeros((1, 64, 80)))
-    encode = jax.jit(pipe._encode).lower(params["text"], jnp.zeros((1, 77), jnp.int32))
-    for program in (denoise, decode, vocode, encode):
+    pipe.encode(pipe("rain", steps=2, duration=0.5))
+    for program in lowered.values():
         matrix_products = re.findall(  # the type of what is multiplied
             r"(?:dot_general|convolution)[ (].*: \(tensor<(?:\d+x)*(\w+)>", program.as_text()
         )
         assert matrix_products.count("bf16") > 0.9 * len(matrix_products) > 3
-    for program in (denoise, decode, vocode):  # what a step hands on, and sound, stay in float32
         assert {x.dtype for x in jax.tree.leaves(program.out_info)} == {np.dtype("float32")}
 
 
@@ -459,7 +532,8 @@ def test_devices_share_a_batch(tiny_model):
         pipe = maa_jax.Pipeline.from_pretrained({str(tiny_model)!r}, devices=jax.devices())
         two = pipe("rain", **args)
         np.testing.assert_allclose(one, two, atol=1e-4 * np.abs(one).max())
-        assert len(pipe._params["unet"]["conv_in"]["kernel"].devices()) == 2
+        _, params = pipe._networks["unet"]
+        assert len(params["conv_in"]["kernel"].devices()) == 2
         """,
         devices=2,
     )

@@ -1,0 +1,95 @@
+"""What a pipeline computes: networks, read when they are first used, and pure functions of them.
+
+Weights are arguments of the jitted functions. Closed over they would be constants of the programs,
+copied into each and hashed for the compilation cache. Graphs are static arguments, so that all
+pipelines of one architecture share their programs.
+"""
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maa_jax.devices import LocalDevices
+from maa_jax.diffusion import samplers
+from maa_jax.latents import LatentCodec
+from maa_jax.model_folder import networks
+
+Tree = Any
+
+
+class Networks:
+    """The networks of a model folder, each read when it is first asked for.
+
+    Args:
+      folder: the model folder.
+      dtype: the compute dtype.
+      devices: where the weights go.
+    """
+
+    def __init__(self, folder: pathlib.Path, dtype: Any, devices: LocalDevices):
+        self._folder, self._dtype, self._devices = folder, dtype, devices
+        self._read: dict[str, tuple[nnx.GraphDef, Tree]] = {}
+
+    def __getitem__(self, name: str) -> tuple[nnx.GraphDef, Tree]:
+        """Returns the graph and the weights of the network in the folder's `name/`."""
+        if name not in self._read:
+            graphdef, params = networks.load_network(self._folder, name, dtype=self._dtype)
+            self._read[name] = graphdef, self._devices.replicate(params)
+        return self._read[name]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def draw_noise(
+    shape: tuple[int, int, int], seed: jax.Array, indices: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the noise that sounds start from, [b, *shape], and their keys, [b]."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices)
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys), keys
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def denoise(
+    unet: nnx.GraphDef,
+    params: Tree,
+    state: samplers.SamplerState,
+    table: samplers.Table,
+    context: jax.Array,
+    unconditional: jax.Array,
+    keys: jax.Array | None,
+) -> samplers.SamplerState:
+    """Takes some steps of a sampler.
+
+    Args:
+      unet: the U-Net's graph.
+      params: its weights.
+      state: the state before the first of these steps.
+      table: these steps' rows.
+      context: the condition, [b, n, d].
+      unconditional: the context of the negative prompt, [1, n, d].
+      keys: keys of the noise that is added on the way, [b], if any is.
+    """
+    unconditional = jnp.broadcast_to(unconditional, context.shape)
+    predict = samplers.guided(networks.build(unet, params), context, unconditional)
+    return jax.lax.scan(samplers.make_step(predict, keys), state, table)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(codec: LatentCodec, params: Tree, audio: jax.Array) -> jax.Array:
+    """Returns scaled latents [b, h, w, c] of waveforms [b, samples], the posterior's means."""
+    return codec.encode(params, audio)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def decode(codec: LatentCodec, params: Tree, latents: jax.Array) -> jax.Array:
+    """Returns log mels [b, frames, n_mels] of scaled latents [b, h, w, c]."""
+    return codec.decode(params, latents)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def vocode(vocoder: nnx.GraphDef, params: Tree, mels: jax.Array) -> jax.Array:
+    """Returns waveforms [b, samples] in [-1, 1] of log mels [b, frames, n_mels]."""
+    return jnp.clip(networks.build(vocoder, params)(mels).astype(jnp.float32), -1, 1)
