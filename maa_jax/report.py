@@ -134,7 +134,7 @@ def _png(draw: Draw, size: tuple[float, float], theme: Mapping[str, str]) -> str
     from matplotlib.figure import Figure
 
     ink = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
-    settings = dict.fromkeys(ink, theme["ink"]) | {"font.size": 8}
+    settings: dict[Any, Any] = dict.fromkeys(ink, theme["ink"]) | {"font.size": 8}
     settings |= dict.fromkeys(("axes.edgecolor", "grid.color"), theme["grid"])
     with matplotlib.rc_context(settings):
         figure = Figure(size, dpi=160, layout="constrained")
@@ -174,11 +174,13 @@ def spectrogram(mel: np.ndarray, config: "MelConfig", about: str) -> Picture:
 
 def sound(title: str, wav: np.ndarray, config: "MelConfig", caption: str) -> Sound:
     """Returns a waveform [samples] as the page shows it."""
+    import jax.numpy as jnp
+
     from maa_jax.audio.io import encode_flac
     from maa_jax.audio.mel import log_mel
 
     about = f"{title}: {caption}"
-    mel = np.asarray(log_mel(wav[None], config))[0]
+    mel = np.asarray(log_mel(jnp.asarray(wav)[None], config))[0]
     flac = encode_flac(wav, config.sample_rate)
     return Sound(title, about, spectrogram(mel, config, about), pages.data_uri(flac, "audio/flac"))
 
@@ -208,7 +210,7 @@ def prompts(workdir: pathlib.Path, config: "MelConfig") -> list[Row]:
 
 def read_samples(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Returns {prompt: its first wav file} of a folder that maa_jax.sample wrote."""
-    files = {}
+    files: dict[str, pathlib.Path] = {}
     for line in read(folder / "samples.jsonl").splitlines():
         entry = json.loads(line)
         files.setdefault(entry["prompt"], folder / entry["file"])
@@ -267,7 +269,7 @@ def longest_of_each_class(examples: Sequence[Mapping[str, Any]]) -> list[int]:
     its own.
     """
     order = sorted(range(len(examples)), key=lambda i: -examples[i]["seconds"])
-    classes = {}
+    classes: dict[Any, int] = {}
     for i in order:
         classes.setdefault(tuple(examples[i]["labels"]) or examples[i]["id"], i)
     return list(classes.values())
@@ -294,8 +296,8 @@ def read_scalars(run: pathlib.Path) -> Scalars:
 
 def curves(stage: str, scalars: Scalars) -> list[Picture]:
     """Returns a picture of each loss, with training and validation in one."""
-    losses = dict.fromkeys(key.split("/", 1)[1] for key in scalars)
-    losses = [key for key in losses if key not in _NOT_LOSSES]
+    names = dict.fromkeys(key.split("/", 1)[1] for key in scalars)
+    losses = [name for name in names if name not in _NOT_LOSSES]
     # The total loss precedes its parts, and what both splits have precedes the rest.
     losses.sort(key=lambda key: (key != "loss", f"validation/{key}" not in scalars))
 

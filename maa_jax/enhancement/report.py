@@ -37,8 +37,8 @@ def summarize(shards: Sequence[Shard], work: epath.PathLike, threshold: float) -
         for row, (_, candidates) in enumerate(read_record(work, shard)):
             source["recordings"] += 1
             chosen = best(candidates, -1)
-            accepted = chosen is not None and chosen.score >= threshold
-            source["accepted"] += accepted
+            accepted = best(candidates, threshold)
+            source["accepted"] += accepted is not None
             if chosen:
                 source["scored"] += 1
                 source["score"] += chosen.score
@@ -53,7 +53,7 @@ def summarize(shards: Sequence[Shard], work: epath.PathLike, threshold: float) -
                 expert["recordings"] += 1
                 expert["score"] += max(values)
                 expert["passes"] += max(values) >= threshold
-                expert["chosen"] += accepted and chosen.expert == name
+                expert["chosen"] += accepted is not None and accepted.expert == name
     order = np.argsort(-np.array(scores, np.float32), kind="stable")
     picked = order[np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).astype(int)]
     shown = collections.defaultdict(list)
@@ -85,12 +85,14 @@ def summarize(shards: Sequence[Shard], work: epath.PathLike, threshold: float) -
 
 def tables(summary: Mapping[str, Any]) -> list[list[tuple[str, ...]]]:
     """Returns two tables, of sources and of experts; the first row of each holds its headings."""
-    sources = [("source", "recordings", "accepted", "", "mean score")]
+    sources: list[tuple[str, ...]] = [("source", "recordings", "accepted", "", "mean score")]
     for name, s in summary["sources"].items():
         share = f"{s['accepted'] / s['recordings']:.1%}"
         score = f"{s['mean_score']:.3f}"
         sources.append((name, f"{s['recordings']:,}", f"{s['accepted']:,}", share, score))
-    experts = [("expert", "candidates", "would be accepted", "", "mean score", "chosen")]
+    experts: list[tuple[str, ...]] = [
+        ("expert", "candidates", "would be accepted", "", "mean score", "chosen")
+    ]
     for name, e in summary["experts"].items():
         share = f"{e['passes'] / summary['recordings']:.1%}"
         score = f"{e['mean_score']:.3f}"
@@ -171,7 +173,10 @@ def page(name: str, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> 
         ticks=ticks,
         threshold=threshold,
         tables=tables(summary),
-        examples=[_example(*example, threshold) for example in summary["examples"]],
+        examples=[
+            _example(shard, index, candidates, threshold)
+            for shard, index, candidates in summary["examples"]
+        ],
         settings=[
             (key.replace("_", " "), ", ".join(map(str, v)) if isinstance(v, list | tuple) else v)
             for key, v in settings.items()
