@@ -217,21 +217,16 @@ def read_samples(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     return files
 
 
-def reconstructions(workdir: pathlib.Path) -> list[Row]:
+def reconstructions(workdir: pathlib.Path, config: "MelConfig") -> list[Row]:
     """Returns a row for each of some held-out recordings.
 
     Each has the recording itself, its reconstruction by autoencoder and vocoder, and a sample for
     its caption.
     """
-    import jax
-
     from maa_jax.data import datasets, input_pipeline
-    from maa_jax.latents import LatentCodec
-    from maa_jax.model_folder import networks
     from maa_jax.pipeline.pipeline import Pipeline
     from maa_jax.training.checkpoint import read_config
 
-    folder = workdir / "models" / "t2a"
     data = read_config(str(workdir / "t2a")).data
     examples = datasets.metadata(data, data.eval_split)
     chosen = longest_of_each_class(examples)[:RECORDINGS]
@@ -239,24 +234,17 @@ def reconstructions(workdir: pathlib.Path) -> list[Row]:
     audio = np.concatenate([batch["audio"] for batch in batches])[chosen]
     captions = [examples[i]["captions"][0] for i in chosen]
 
-    codec, vae = LatentCodec.load(folder)
-    graphdef, vocoder = networks.load_network(folder, "vocoder")
-
-    @jax.jit
-    def reconstruct(vae, vocoder, audio):
-        mels = codec.decode(vae, codec.encode(vae, audio))
-        return networks.build(graphdef, vocoder)(mels).clip(-1, 1)
-
-    sounds = {
+    pipe = Pipeline.from_pretrained(workdir / "models" / "t2a")
+    sounds: dict[str, Any] = {
         "Recording": audio,
-        "Reconstruction": np.asarray(reconstruct(vae, vocoder, audio)),
-        "Sample for its caption": Pipeline.from_pretrained(folder)(captions, seed=0),
+        "Reconstruction": pipe.decode(pipe.encode(audio))[:, : audio.shape[1]],
+        "Sample for its caption": pipe(captions, seed=0),
     }
     return [
         Row(
             captions[i],
             examples[index]["id"],
-            [sound(title, wavs[i], codec.mel, captions[i]) for title, wavs in sounds.items()],
+            [sound(title, wavs[i], config, captions[i]) for title, wavs in sounds.items()],
         )
         for i, index in enumerate(chosen)
     ]
@@ -396,17 +384,19 @@ def read(path: pathlib.Path) -> str:
 def page(workdir: pathlib.Path) -> str:
     """Returns the whole page."""
     from maa_jax.data import datasets
-    from maa_jax.model_folder.index import front_end
+    from maa_jax.model_folder.model import read_model
     from maa_jax.training.checkpoint import read_config
 
+    # First what is quick and fails where the demo did not get to its end.
+    took, runs = times(workdir), training(workdir)
+    mel = read_model(workdir / "models" / "t2a").mel
     return pages.render(
         "demo.html",
-        # First what is quick and fails where the demo did not get to its end.
-        times=times(workdir),
-        runs=training(workdir),
+        times=took,
+        runs=runs,
         recordings=datasets.num_examples(read_config(str(workdir / "t2a")).data),
-        prompts=prompts(workdir, front_end(workdir / "models" / "t2a", "vocoder")),
-        reconstructions=reconstructions(workdir),
+        prompts=prompts(workdir, mel),
+        reconstructions=reconstructions(workdir, mel),
         machine=machine(),
         today=datetime.date.today(),
         workdir=workdir,

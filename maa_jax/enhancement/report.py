@@ -30,7 +30,8 @@ def summarize(shards: Sequence[Shard], work: epath.PathLike, threshold: float) -
       `scores`: float32 [recordings with candidates], the best of each; `examples`: shard, index
       and candidates of up to 50 recordings, evenly over the scores, the highest first.
     """
-    sources, experts = {}, {}
+    sources: dict[str, Any] = {}
+    experts: dict[str, Any] = {}
     scores, places = [], []
     for shard in shards:
         source = sources.setdefault(shard.dataset, collections.Counter())

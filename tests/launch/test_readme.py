@@ -1,6 +1,7 @@
 """What the README and docs/*.md name exists: commands, flags, configs, keys, paths and links."""
 
 import ast
+import dataclasses
 import re
 import tomllib
 
@@ -8,6 +9,9 @@ import pytest
 
 from maa_jax import command
 from maa_jax.configs import common
+from maa_jax.data.builders import BUILDERS
+from maa_jax.evaluators import EVALUATORS
+from maa_jax.pipeline.request import Request
 from tests.launch.documents import ALL, ROOT, TEXTS, blocks, check_flags, commands, flags_of
 
 MAP = TEXTS["docs/architecture.md"].split("## Files")[1]
@@ -75,6 +79,31 @@ def test_extras_exist():
     }
     assert "train" in named
     assert named <= set(project["optional-dependencies"])
+
+
+def listed(document):
+    """The names in the first column of a document's tables."""
+    rows = re.findall(r"^\| (`.*?) \|", TEXTS[document], re.M)
+    return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+
+
+def test_every_option_of_sampling_is_listed():
+    fields = {field.name for field in dataclasses.fields(Request)}
+    assert listed("docs/sample.md") == fields | {"initial_latents", "callback"}
+
+
+def test_every_evaluator_is_listed():
+    assert listed("docs/evaluate.md") == set(EVALUATORS)
+
+
+def test_every_dataset_is_described():
+    text = TEXTS["docs/data.md"]
+    assert [name for name in BUILDERS if f"`{name}`" not in text and f"={name}" not in text] == []
+
+
+def test_every_stage_is_listed():
+    configs = {path.stem for path in (ROOT / "configs").glob("[!_]*.py")} - {"common"}
+    assert configs <= listed("docs/train.md")
 
 
 def test_scripts_exist():
