@@ -2,7 +2,7 @@
 
 import importlib
 
-# Dataset's name, as the module here, and its class. From clotho on: the paper's Table 4.
+# {name of dataset and module: class}. Those from clotho on are in the paper's Table 4.
 BUILDERS = {
     "sonic_sounds": "SonicSounds",
     "audio_folder": "AudioFolder",
@@ -24,8 +24,8 @@ BUILDERS = {
 }
 
 
-def builder_class(name: str):
-    """The builder class of a dataset."""
+def builder_class(name: str) -> type:
+    """Returns the builder class of a dataset."""
     if name not in BUILDERS:
         raise ValueError(f"dataset is {name!r}; the known ones are {', '.join(BUILDERS)}")
     return getattr(importlib.import_module(f"{__name__}.{name}"), BUILDERS[name])
