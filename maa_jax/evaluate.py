@@ -13,9 +13,8 @@ Evaluators:
     recall          how often a retriever, which is then the model, finds recordings and captions
 
 The captions of a folder's sounds are read from its samples.jsonl, as maa_jax.sample writes it, or
-from a CSV file with the columns file, caption and label (--table). A run of several processes
-shares the sounds among them. Scores are printed and written to OUT/scores.json, with what made
-them.
+from a CSV file with the columns file, caption and label (--captions_file). The processes of a run
+share the sounds. Scores are printed and written to OUT/scores.json, with what made them.
 """
 
 import dataclasses
@@ -28,6 +27,7 @@ from maa_jax.checks import nearest
 from maa_jax.evaluators import EVALUATORS, make
 from maa_jax.files import file_names, make_folder, write_json
 from maa_jax.options import FINE, REQUIRED, Options, option
+from maa_jax.pipeline.request import Request
 
 if TYPE_CHECKING:
     from maa_jax.data.config import DataConfig
@@ -42,8 +42,8 @@ def _check_evaluators(names: tuple[str, ...], _: Options) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation(Options):
-    """What is scored, and how."""
+class Evaluation(Request):
+    """What is scored, and how; the fields of `Request` say how a model makes sounds."""
 
     out: str = option(REQUIRED, "Folder for scores.json.", path=True, recorded=False)
     evaluators: tuple[str, ...] = option(
@@ -55,7 +55,7 @@ class Evaluation(Options):
     sounds: str | None = option(
         None, "Folder of wav files to score in the place of a model's sounds.", path=True
     )
-    table: str | None = option(
+    captions_file: str | None = option(
         None, "CSV file with file,caption[,label] of those wav files.", path=True
     )
     dataset: str = option("sonic_sounds", "Dataset whose captions and recordings are taken.")
@@ -67,15 +67,19 @@ class Evaluation(Options):
     captions_per_recording: int = option(
         1, "Captions of a recording that sounds are made of; 0 for all.", least=0
     )
-    steps: int = option(100, "Steps of DDIM.", least=1, most=1000)
-    guidance_scale: float = option(3.0, "1 is none; larger follows the caption more closely.")
-    seed: int = option(0, "Seed of the noise; the same seed makes the same sounds.", least=0)
     clap: str = option("bundled", 'CLAP that hears: model folder, hub id, or "bundled".')
-    batch_size: int = option(8, "Sounds made, read and heard at a time.", least=1)
     keep_wavs: bool = option(False, "Whether the sounds are written to OUT/wavs.", recorded=False)
     cache: str | None = option(
         None, "Folder in which features are kept for later runs.", path=True, recorded=False
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.output, self.num_samples, self.start_index) != ("wav", 1, 0):
+            raise ValueError(
+                f"output={self.output!r}, num_samples={self.num_samples}, start_index="
+                f"{self.start_index}: give 'wav', 1 and 0; one sound is scored for each caption"
+            )
 
 
 def define_flags() -> None:
@@ -118,7 +122,9 @@ def evaluate(request: Evaluation) -> dict[str, float]:
     made_by: dict[str, str] = {}
     if any("sounds" in evaluator.needs for evaluator in evaluators):
         if request.sounds:
-            sounds = sources.folder(request.sounds, request.table, batch_size=request.batch_size)
+            sounds = sources.folder(
+                request.sounds, request.captions_file, batch_size=request.batch_size
+            )
         else:
             sounds, made_by = _generated(request, data)
     elif request.sounds:
@@ -136,9 +142,12 @@ def evaluate(request: Evaluation) -> dict[str, float]:
             references = sources.recordings(data, samples, batch_size=request.batch_size)
         scores |= base.run(group, base.Inputs(sounds, references))
     if jax.process_index() == 0:
+        record = request.record()
+        if not made_by:  # then nothing was sampled
+            record = {k: v for k, v in record.items() if k not in request.keywords()}
         heard = {n.name: n.digest for evaluator in evaluators for n in evaluator.networks}
         result = {
-            **request.record(),
+            **record,
             **made_by,
             "networks": heard,
             "sounds_scored": len(sounds),
@@ -163,7 +172,7 @@ def _generated(request: Evaluation, data: "DataConfig") -> "tuple[Sounds, dict[s
     from maa_jax.audio import io
     from maa_jax.evaluators import sources
     from maa_jax.model_folder.index import content_hash
-    from maa_jax.pipeline.pipeline import Pipeline
+    from maa_jax.pipeline.pipeline import Pipeline, Ranked
 
     several = jax.local_device_count() > 1
     pipe = Pipeline.from_pretrained(request.model, devices=jax.local_devices() if several else None)
@@ -175,12 +184,7 @@ def _generated(request: Evaluation, data: "DataConfig") -> "tuple[Sounds, dict[s
     )
     captions = [caption for _, caption in prompts]
     labels = [recordings[number]["labels"] for number, _ in prompts]
-    how = dict(
-        steps=request.steps,
-        guidance_scale=request.guidance_scale,
-        seed=request.seed,
-        batch_size=request.batch_size,
-    )
+    (seconds,) = request.durations(pipe.max_duration, 1)
     keep = None
     if request.keep_wavs:
         wavs, files = make_folder(f"{request.out}/wavs"), file_names(captions)
@@ -190,13 +194,14 @@ def _generated(request: Evaluation, data: "DataConfig") -> "tuple[Sounds, dict[s
         keep = lambda number, wav: io.write_wav(wavs / files[number], wav, pipe.sample_rate)
 
     def generate(some: list[str], first: int) -> np.ndarray:
-        return np.asarray(pipe(some, start_index=first, **how))
+        made = pipe(some, **request.keywords() | {"start_index": first * request.tries})
+        return np.asarray(made.sounds if isinstance(made, Ranked) else made)
 
     sounds = sources.generated(
         generate,
         captions,
         pipe.sample_rate,
-        round(pipe.max_duration * pipe.sample_rate),
+        round(seconds * pipe.sample_rate),
         labels=labels,
         batch_size=request.batch_size,
         keep=keep,

@@ -46,10 +46,6 @@ class Sampling(Request):
                 "maa_jax.Pipeline"
             )
 
-    def keywords(self) -> dict[str, Any]:
-        """Returns the keywords of `Pipeline.__call__`."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(Request)}
-
 
 def define_flags() -> None:
     """Defines the flags; by this module as a program alone, or two programs' flags would clash."""

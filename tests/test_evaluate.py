@@ -26,13 +26,14 @@ def test_a_models_sounds_are_scored_and_its_wavs_can_be_scored_again(
             model=str(tiny_model),
             num_prompts=2,
             steps=1,
+            num_candidates=2,
             keep_wavs=True,
             cache=tmp_path / "cache",
             **common,
         )
     )
     written = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert written["scores"] == scores and written["steps"] == 1
+    assert written["scores"] == scores and written["steps"] == written["num_candidates"] - 1 == 1
     assert written["sounds_scored"] == scores["prompts"] == 2
     assert written["networks"].keys() == {"clap", "log_mel"} and written["model_sha256"]
     assert -1 <= scores["clap_score"] <= 1
@@ -52,6 +53,7 @@ def test_a_models_sounds_are_scored_and_its_wavs_can_be_scored_again(
         )
     )
     assert again == pytest.approx(scores, abs=1e-3)  # files hold 16 bits a sample
+    assert "steps" not in json.loads((tmp_path / "again" / "scores.json").read_text())
 
 
 def test_bad_settings_are_refused_before_any_work(tiny_model, tmp_path):
@@ -59,6 +61,8 @@ def test_bad_settings_are_refused_before_any_work(tiny_model, tmp_path):
         Evaluation(out=tmp_path, steps=0)
     with pytest.raises(ValueError, match="num_prompts=-1"):
         Evaluation(out=tmp_path, num_prompts=-1)
+    with pytest.raises(ValueError, match=r"num_samples=2.*one sound"):
+        Evaluation(out=tmp_path, num_samples=2)
     with pytest.raises(ValueError, match=r"evaluators=.*give 'clap_score'"):
         Evaluation(out=tmp_path, evaluators=("clapscore",))
     with pytest.raises(ValueError, match="no folder"):

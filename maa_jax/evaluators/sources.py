@@ -26,9 +26,8 @@ def metadata(data: DataConfig | Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Process 0 builds the dataset if it is missing, and the others wait.
     """
-    data = DataConfig.of(data)
-    datasets.open_parts(data, data.parts(), jax.process_index())
-    return datasets.metadata(data)
+    source = datasets.Datasets(data, jax.process_index()).open_split(None)
+    return [datasets.describe(example) for example in source]
 
 
 def choose_prompts(
@@ -143,7 +142,7 @@ def recordings(
 
 def folder(
     path: str | os.PathLike[str],
-    table: str | os.PathLike[str] | None = None,
+    captions_file: str | os.PathLike[str] | None = None,
     *,
     batch_size: int = 8,
 ) -> Sounds:
@@ -154,8 +153,8 @@ def folder(
 
     Args:
       path: the folder.
-      table: a CSV file with the columns `file`, `caption` and, where they are known, `label` (`;`
-        between several); by default the folder's samples.jsonl, as maa_jax.sample and
+      captions_file: a CSV file with the columns `file`, `caption` and, where they are known,
+        `label` (`;` between several); by default the folder's samples.jsonl, as maa_jax.sample and
         maa_jax.evaluate write it, if there is one.
       batch_size: files read at a time.
 
@@ -166,12 +165,12 @@ def folder(
     files = sorted(path.glob("*.wav"))
     if not files:
         raise ValueError(f"sounds={str(path)!r} holds no wav file: name a folder with some")
-    rows = _read_table(path, table)
+    rows = _read_table(path, captions_file)
     missing = [file.name for file in files if file.name not in rows] if rows else []
     if missing:
         raise ValueError(
-            f"{table or path / TABLE} lacks {len(missing)} of the {len(files)} wav files, such as "
-            f"{missing[0]}: add a row for each"
+            f"{captions_file or path / TABLE} lacks {len(missing)} of the {len(files)} wav files, "
+            f"such as {missing[0]}: add a row for each"
         )
     samples = max(len(load(file)) for file in files)
 

@@ -127,6 +127,10 @@ class Request(Options):
         0, "Index of the first sound.", least=0, most=_MAX_UINT32, flag=False, recorded=False
     )
 
+    def keywords(self) -> dict[str, Any]:
+        """Returns the keywords of `Pipeline.__call__`, without the fields of subclasses."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(Request)}
+
     @property
     def ranks(self) -> bool:
         """Whether sounds are chosen among candidates."""
