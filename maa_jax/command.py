@@ -12,11 +12,11 @@ is a bug and keeps its traceback.
 """
 
 import importlib
-import importlib.util
 import logging as python_logging
 import os
 import pathlib
 import re
+import runpy
 import sys
 import warnings
 from collections.abc import Callable
@@ -92,7 +92,7 @@ def define_config_flag() -> None:
     )
     flags.mark_flag_as_required("config")
     # The file's loader of ml_collections reports mistakes as tracebacks, and knows paths alone.
-    flags.FLAGS["config"].parser.parse = read_config
+    setattr(flags.FLAGS["config"].parser, "parse", read_config)  # noqa: B010 (a method)
 
 
 def read_config(argument: str) -> Any:
@@ -104,9 +104,7 @@ def read_config(argument: str) -> Any:
     """
     place, _, argument = argument.partition(":")
     if pathlib.Path(place).is_file():
-        spec = importlib.util.spec_from_file_location("config", place)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        get_config = runpy.run_path(place)["get_config"]
     else:
         known = sorted(p.stem for p in _CONFIGS.glob("[!_]*.py") if p.stem != "common")
         if place not in known:
@@ -114,8 +112,8 @@ def read_config(argument: str) -> Any:
                 f"there is no file {place}, nor a config of that name; did you mean"
                 f" {nearest(pathlib.Path(place).stem, known)!r}? There are {', '.join(known)}"
             )
-        module = importlib.import_module(f"maa_jax.configs.{place}")
-    config = module.get_config(*[argument] if argument else [])
+        get_config = importlib.import_module(f"maa_jax.configs.{place}").get_config
+    config = get_config(*[argument] if argument else [])
     for flag in sys.argv[1:]:
         if match := re.match(r"--?config\.([^=]+)", flag):
             _check_key(config, match[1])

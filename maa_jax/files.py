@@ -140,7 +140,7 @@ def write_array(
       dtype: the rows' on the disk.
     """
     with replace_file(path) as new:
-        rows = None
+        rows: np.memmap | None = None
         for start in range(0, len(texts), batch_size):
             batch = list(texts[start : start + batch_size])
             got = np.asarray(encode(batch))
@@ -148,7 +148,8 @@ def write_array(
                 shape = (len(texts), *got.shape[1:])
                 rows = np.lib.format.open_memmap(new, "w+", dtype, shape)
             rows[start : start + len(batch)] = got
-        rows.flush()
+        if rows is not None:
+            rows.flush()
 
 
 _SLUG_LENGTH = 48  # of the prompt in a file's name; names over 255 bytes cannot be written

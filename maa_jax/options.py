@@ -119,20 +119,22 @@ def define_flags(kind: type[Options]) -> None:
     types_ = typing.get_type_hints(kind)
     for field in _with_flags(kind):
         required = field.default is REQUIRED
-        default = None if required else field.default
+        default: Any = None if required else field.default
         flag_type = field.metadata["flag"]
         base = _base(types_[field.name]) if flag_type is True else flag_type
+        define: Callable[..., Any]
         if field.metadata["repeated"]:
             define, default = flags.DEFINE_multi_string, list(default or ())
         elif base is tuple:
             define, default = flags.DEFINE_list, list(default or ())
         else:
-            define = {
+            kinds: dict[Any, Callable[..., Any]] = {
                 bool: flags.DEFINE_boolean,
                 int: flags.DEFINE_integer,
                 float: flags.DEFINE_float,
                 str: flags.DEFINE_string,
-            }[base]
+            }
+            define = kinds[base]
         define(field.name, default, field.metadata["help"], required=required)
 
 

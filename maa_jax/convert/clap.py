@@ -1,8 +1,8 @@
 """Names of Microsoft's `CLAP_weights_2022.pth`, of PANNs and of BERT checkpoints, to and from ours.
 
-Everything here maps {name: array} to {name: array} in PyTorch's layouts; `torch_layout` does the
-rest. What the released files hold beside weights, or hold and nothing uses, the networks' `UNUSED`
-names; any other name that is not known is an error.
+Everything here maps {name: array} to {name: array} in PyTorch's layouts, which `torch_layout`
+converts. A network's `UNUSED` matches the entries of a released file that are no weights or that
+nothing uses; any other unknown name is an error.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import numpy as np
 from maa_jax.models.bert import Bert
 from maa_jax.models.cnn14 import Cnn14
 
-# Folder of a model -> prefix in CLAP_weights_2022.pth.
+# {network of a model folder: its prefix in CLAP_weights_2022.pth}.
 PREFIXES = {
     "text_encoder": "caption_encoder.base.",
     "text_projection": "caption_encoder.projection.",
@@ -35,18 +35,19 @@ def from_released(
     """Splits a released CLAP into networks.
 
     Args:
-        tensors: `model` of CLAP_weights_2022.pth, or the part of maa1_full.ckpt that begins with
-            `cond_stage_model.` (the text tower alone).
-        prefix: begins every name, and is taken away.
+      tensors: `model` of CLAP_weights_2022.pth, or the part of maa1_full.ckpt that begins with
+        `cond_stage_model.` (the text tower alone).
+      prefix: prefix of every name, which is removed.
 
     Returns:
-        {folder: {name: array}} for the folders that the file holds, and `logit_scale` (the
-        temperature's logarithm) as {"": scalar} where it is there.
+      {folder: {name: array}} for the folders that the file holds, and, if it holds the logarithm of
+      the temperature, {"logit_scale": {"": scalar}}.
 
     Raises:
-        ValueError: listing the names that no rule knows.
+      ValueError: names are unknown; all are listed.
     """
-    networks, unknown = {}, []
+    networks: dict[str, dict[str, np.ndarray]] = {}
+    unknown = []
     for name, value in tensors.items():
         short = name.removeprefix(prefix)
         if short == "logit_scale":
@@ -68,7 +69,7 @@ def from_released(
 
 def to_released(networks: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Undoes `from_released`; what that left out stays out (load it with `strict=False`)."""
-    released = {}
+    released: dict[str, np.ndarray] = {}
     for network, tensors in networks.items():
         start = network if network == "logit_scale" else PREFIXES[network]
         released |= {start + name: value for name, value in tensors.items()}

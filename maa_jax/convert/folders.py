@@ -104,16 +104,16 @@ def released_to_folder(
             f"--vocoder_log={vocoder_log}: the checkpoint's mels are base-10; a vocoder of natural "
             "logarithms does not fit it. Convert it alone, without --checkpoint"
         )
-    tokenizer_found = checkpoint and Tokenizer.from_folder(
-        hub.fetch(tokenizer, ("tokenizer.json",))
-    )
+    tokenizer_found = None
+    if checkpoint:
+        tokenizer_found = Tokenizer.from_folder(hub.fetch(tokenizer, ("tokenizer.json",)))
 
     def save(name: str, config: Any, tensors: dict) -> None:
         params = torch_layout.from_torch(networks.abstract(config), tensors)
         networks.save_network(folder, name, config, params, dtype)
         print(f"Wrote {folder / name}", flush=True)
 
-    if checkpoint:
+    if checkpoint and tokenizer_found:
         content = released.read_pickle(checkpoint)
         state = released.numpy_tensors(content.get("state_dict", content))
         parts = released.from_checkpoint(state)

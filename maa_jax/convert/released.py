@@ -1,9 +1,9 @@
 """Names of the released checkpoint's U-Net and autoencoder to diffusers' names, and back.
 
-The released PyTorch checkpoint holds both networks under latent diffusion's names, the U-Net
-below `model.diffusion_model.` and the autoencoder below `first_stage_model.`; the names here are
-those without that prefix. Names that belong to neither network are passed on unchanged, so that
-the strict loader (`torch_layout.from_torch`) lists them.
+The released PyTorch checkpoint holds both networks under latent diffusion's names, the U-Net with
+the prefix `model.diffusion_model.` and the autoencoder with `first_stage_model.`; the functions
+here take names without the prefix. Names of neither network are passed on unchanged, so that the
+strict loader (`torch_layout.from_torch`) lists them.
 """
 
 import os
@@ -82,7 +82,7 @@ def _rename(tensors: Mapping[str, np.ndarray], modules: Mapping[str, str]) -> Te
 
 
 def _unet(levels: int, layers: int) -> Pairs:
-    """Yields the modules that hold parameters of a U-Net with transformers at every level."""
+    """Yields the modules with parameters of a U-Net that has transformers at every level."""
     yield "time_embed.0", "time_embedding.linear_1"
     yield "time_embed.2", "time_embedding.linear_2"
     yield "input_blocks.0.0", "conv_in"
@@ -127,7 +127,7 @@ def _transformer(ldm: str, theirs: str) -> Pairs:
 
 
 def _autoencoder(levels: int, layers: int) -> Pairs:
-    """Yields the modules that hold parameters of an autoencoder, attention at any level."""
+    """Yields the modules with parameters of an autoencoder that has attention at any level."""
     for name in ("quant_conv", "post_quant_conv"):
         yield name, name
     for half in ("encoder", "decoder"):
@@ -162,8 +162,8 @@ def _attention(ldm: str, theirs: str) -> Pairs:
     yield f"{ldm}.proj_out", f"{theirs}.to_out.0"
 
 
-# What the released checkpoint holds besides the networks that sampling needs: the schedule's
-# buffers, losses with their own networks, and Lightning's moving average of the U-Net.
+# Entries of the released checkpoint that sampling does not need: the schedule's buffers, the losses
+# and their networks, and Lightning's moving average of the U-Net.
 _BUFFERS = re.compile(
     r"(betas|(sqrt_|log_)?(one_minus_)?alphas_cumprod(_prev)?|sqrt_recip(m1)?_alphas_cumprod"
     r"|posterior_.*|lvlb_weights|logvar|scale_factor)|first_stage_model\.loss\..*|model_ema\..*"
@@ -172,11 +172,11 @@ _UNET, _VAE, _TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage
 
 
 def read_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Returns what a PyTorch file holds, its tensors mapped from disk; needs the extra `torch`.
+    """Returns the content of a PyTorch file, its tensors memory-mapped; needs the extra `torch`.
 
     Raises:
-      ValueError: the file is missing, broken, or holds more than tensors and plain values, which
-        opening could run.
+      ValueError: the file is missing, broken, or holds more than tensors and plain values, so that
+        opening it could run code.
     """
     import torch
 
@@ -212,7 +212,7 @@ def from_checkpoint(state_dict: Mapping[str, np.ndarray]) -> dict[str, Tensors]:
       {"unet", "vae", "text_encoder", "text_projection": {name there: array}}.
 
     Raises:
-      ValueError: a network is missing, or names that belong to none; all are listed.
+      ValueError: a network is missing, or names belong to none; all are listed.
     """
     parts: dict[str, Tensors] = {_UNET: {}, _VAE: {}, _TEXT: {}}
     unknown = []
@@ -243,7 +243,7 @@ def to_checkpoint(networks: Mapping[str, Tensors], schedule: Schedule, scale: fl
     """Undoes `from_checkpoint`, and adds the schedule's buffers as latent diffusion has them.
 
     Raises:
-      ValueError: the denoiser does not predict noise; the layout has no place to say so.
+      ValueError: the denoiser does not predict noise, which the layout cannot state.
     """
     if schedule.prediction_type != "epsilon":
         raise ValueError(
@@ -256,7 +256,7 @@ def to_checkpoint(networks: Mapping[str, Tensors], schedule: Schedule, scale: fl
         _VAE: autoencoder_to_ldm(networks["vae"]),
         _TEXT: clap.to_released(text),
     }
-    tensors = _schedule_buffers(schedule) | {"scale_factor": np.float32(scale)}
+    tensors = _schedule_buffers(schedule) | {"scale_factor": np.array(scale, np.float32)}
     return tensors | {p + name: v for p, part in parts.items() for name, v in part.items()}
 
 
@@ -283,7 +283,7 @@ def _schedule_buffers(schedule: Schedule) -> Tensors:
 
 
 def schedule_of(state_dict: Mapping[str, np.ndarray]) -> Schedule:
-    """Returns the schedule of a checkpoint's `betas`, latent diffusion's default without them.
+    """Returns the schedule with a checkpoint's `betas`, or latent diffusion's default.
 
     Raises:
       ValueError: they are not linear in their square root.
@@ -292,7 +292,7 @@ def schedule_of(state_dict: Mapping[str, np.ndarray]) -> Schedule:
         return Schedule()
     betas = np.asarray(state_dict["betas"], np.float64)
     ends = [float(f"{x:.6g}") for x in (betas[0], betas[-1])]  # float32 of 0.00085 and 0.0120
-    schedule = Schedule(len(betas), *ends)
+    schedule = Schedule(len(betas), ends[0], ends[1])
     if not np.allclose(_schedule_buffers(schedule)["betas"], betas, rtol=1e-4, atol=0):
         raise ValueError("betas: not linear in their square root, which is what is supported")
     return schedule

@@ -1,7 +1,7 @@
-"""The released HiFi-GAN and BigVGAN files, to and from the names here.
+"""Released HiFi-GAN and BigVGAN files to the names here, and back; layouts are `torch_layout`'s.
 
-Layouts are `torch_layout`'s business. BigVGAN's generator has its released names already, without
-the filters of its anti-aliased activations, which are computed.
+BigVGAN's generator has its released names here too, without the fixed filters of its anti-aliased
+activations, which are computed.
 """
 
 import json
@@ -20,7 +20,7 @@ from maa_jax.models.bigvgan import BigVGANConfig
 from maa_jax.models.hifigan import HifiGanConfig
 from maa_jax.models.layers1d import fold_weight_norm, split_weight_norm
 
-# Released file of sizes: BigVGAN's as Make-An-Audio ships it, then that of both projects.
+# Files that state a released vocoder's sizes: BigVGAN's from Make-An-Audio, then both projects'.
 _SIZES = ("args.yml", "config.json")
 _WEIGHTS = ("best_netG.pt", "generator*", "g_*")
 _SHARED = (
@@ -67,14 +67,14 @@ def read_vocoder(
     """Reads a released vocoder: sizes in args.yml or config.json, and a generator's weights.
 
     Args:
-      folder: with both files.
-      log: compression of the mels that it was trained on; the files do not say.
+      folder: folder of both files.
+      log: logarithm of the mels that it was trained on, which the files do not state.
 
     Returns:
-      Its configuration, and {name here: array in PyTorch's layout}, weight norm not folded.
+      The configuration, and {name here: array in PyTorch's layout}, with weight norm.
 
     Raises:
-      ValueError: files or sizes that are missing, or a generator of another kind.
+      ValueError: files or sizes are missing, or the generator is of another kind.
     """
     folder = pathlib.Path(folder)
     sizes_files = [folder / name for name in _SIZES if (folder / name).is_file()]
@@ -109,10 +109,10 @@ def folded(network: Any, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns parameters without weight norm for `network`, an abstract module without it.
 
     Args:
-      network: what the parameters are for, made with weight_norm=False.
-      tensors: in PyTorch's names and layouts, with weight norm or without.
+      network: abstract module of the parameters, made with weight_norm=False.
+      tensors: parameters in PyTorch's names and layouts, with weight norm or without.
     """
-    kernels = {}
+    kernels: dict[str, np.ndarray] = {}
     for name, value in tensors.items():
         if name.endswith(".weight_v"):
             stem = name.removesuffix("_v")
@@ -128,14 +128,14 @@ def folded(network: Any, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def write_vocoder(
     folder: str | os.PathLike[str],
     config: HifiGanConfig | BigVGANConfig,
-    params: Mapping[str, Any],
+    params: dict[str, Any],
 ) -> None:
     """Writes a vocoder as it was released: sizes, and `generator` with weight norm.
 
     Args:
-      folder: made if it does not exist.
-      config: of the vocoder.
-      params: without weight norm.
+      folder: folder of the vocoder, made if it does not exist.
+      config: the vocoder's configuration.
+      params: its parameters, without weight norm.
     """
     import torch
 

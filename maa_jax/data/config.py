@@ -16,21 +16,22 @@ class DataConfig:
 
     Attributes:
       dataset: "sonic_sounds", "audio_folder", or "audio_folder/NAME" to give the user's folder a
-        name of its own, under which it is found again without `folder`; any other built dataset by
-        its folder in `data_dir`, "enhanced/NAME"; or several, with splits and weights:
-        "audiocaps:train + enhanced/fsd50k*2.0 + sonic_sounds:train[:50%]". A weight multiplies a
-        dataset's size: with all at 1, the default, each recording is as likely as any other.
-      data_dir: Where TFDS keeps datasets; default $TFDS_DATA_DIR or ~/tensorflow_datasets. All
-        processes must see it.
+        name under which it is found again without `folder`; any other built dataset by its folder
+        in `data_dir`, "enhanced/NAME"; or a mixture with splits and weights, "audiocaps:train +
+        enhanced/fsd50k*2.0 + sonic_sounds:train[:50%]". A weight multiplies a dataset's size: with
+        all weights 1, the default, every recording is equally likely.
+      data_dir: folder where TFDS keeps datasets, by default $TFDS_DATA_DIR or
+        ~/tensorflow_datasets. All processes must see it.
       folder: audio_folder's sound files.
       captions_file: audio_folder's CSV, TSV or JSONL; without it its recordings have no captions.
-      split: Trained on, of parts that name none; TFDS's slices work ("train[:50%]").
-      eval_split: Evaluated on.
-      eval_dataset: Evaluated on; like `dataset` but without weights. Default: its first part's.
-      samples: Clip length at 16 kHz; the default is the paper's 624 mel frames.
-      workers: Processes that decode; 0 for threads in this one.
-      prefetch: Batches made ahead, by as many threads.
-      reprogram: Events that are added to the training pairs.
+      split: training split of the parts that name none; TFDS's slices work ("train[:50%]").
+      eval_split: split of the evaluation data.
+      eval_dataset: evaluation data, like `dataset` but without weights; by default the first part's
+        dataset.
+      samples: length of a clip at 16 kHz, in samples; the default is the paper's 624 mel frames.
+      workers: processes that decode; 0 for threads in this one.
+      prefetch: batches made ahead, by as many threads.
+      reprogram: events that join the training pairs.
     """
 
     dataset: str = "sonic_sounds"
@@ -56,7 +57,7 @@ class DataConfig:
     @classmethod
     def of(cls, config: "DataConfig | Mapping[str, Any]") -> "DataConfig":
         """Reads a ConfigDict; an unknown key is an error that names the nearest known one."""
-        if isinstance(config, cls):
+        if isinstance(config, DataConfig):
             return config
         config = _known("data", cls, config)
         reprogram = config.get("reprogram", ReprogramConfig())
@@ -65,11 +66,11 @@ class DataConfig:
         return cls(**{**config, "reprogram": reprogram})
 
     def parts(self) -> tuple[mixtures.Part, ...]:
-        """What is trained on."""
+        """Returns the training data."""
         return mixtures.parse("data.dataset", self.dataset, self.split)
 
     def eval_parts(self) -> tuple[mixtures.Part, ...]:
-        """What is evaluated on."""
+        """Returns the evaluation data."""
         name = self.eval_dataset or self.parts()[0].dataset
         parts = mixtures.parse("data.eval_dataset", name, self.eval_split)
         if any(part.weight != 1 for part in parts):
@@ -77,7 +78,7 @@ class DataConfig:
         return parts
 
     def event_parts(self) -> tuple[mixtures.Part, ...]:
-        """What events are drawn from; empty without reprogramming."""
+        """Returns the datasets that events are drawn from; empty without reprogramming."""
         events = self.reprogram.events
         return mixtures.parse("data.reprogram.events", events, self.split) if events else ()
 

@@ -234,7 +234,7 @@ def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None]
             f" data.data_dir); did you mean {nearest(name, known)!r}?"
         )
     builder = builder_class(base)
-    arguments = {"config": variant} if variant else {}
+    arguments: dict[str, Any] = {"config": variant} if variant else {}
     if base == "audio_folder":
         if config.folder:
             from maa_jax.data.builders.audio_folder import config_name

@@ -1,7 +1,7 @@
 """Recordings that are in several datasets, found by an index of each split.
 
-An index holds 26 bytes a recording. It is made once from the dataset's files, without decoding a
-sound, and kept in the dataset's folder.
+An index holds 26 bytes per recording. It is made once from the dataset's files, without decoding
+any audio, and kept in the dataset's folder.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import functools
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tqdm
@@ -18,21 +19,22 @@ from etils import epath
 from maa_jax.data.mixtures import EVALUATION_SPLITS, Part, pieces, wait_for
 from maa_jax.files import replace_file
 
-_LISTED = 5  # Dropped recordings that a report names.
+_LISTED = 5  # dropped recordings that a report names
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What is compared of a split's recordings, in their order.
+    """Hashes by which the recordings of a split are compared, in the split's order.
 
     Attributes:
-      audio: uint64 [n], of the hash of the samples.
-      id: uint64 [n], of the dataset's name and the id in it. An enhanced dataset's recordings keep
-        those of the dataset that they are from.
-      source: uint64 [n], of the address that the recording is from; 0 where it has none, such as
-        the name of a file, which says nothing outside its dataset.
-      labels: uint8 [n], their number.
-      held_out: bool [n], whether the recording was in an evaluation split where it is from.
+      audio: hash of the samples, uint64 [n].
+      id: hash of the dataset's name and the id in it, uint64 [n]. Recordings of an enhanced dataset
+        keep the name and id of the dataset that they come from.
+      source: hash of the web address of the recording, uint64 [n]; 0 if it has none. A file's name
+        is not an address: it means nothing outside its dataset.
+      labels: number of labels, uint8 [n].
+      held_out: whether the recording is in an evaluation split of the dataset that it comes from,
+        bool [n].
     """
 
     audio: np.ndarray
@@ -45,9 +47,9 @@ class Index:
         return len(self.id)
 
     def matches(self, other: "Index", same_dataset: bool) -> np.ndarray:
-        """Which recordings are in another index too, bool [n].
+        """Returns which recordings are in another index too, bool [n].
 
-        Excerpts of one source that a dataset holds are different recordings within it.
+        Within one dataset, excerpts of the same source are different recordings.
         """
         found = np.isin(self.audio, other.audio) | np.isin(self.id, other.id)
         if not same_dataset:
@@ -56,12 +58,12 @@ class Index:
 
 
 def index_of(part: Part, folder: epath.Path, process_index: int = 0) -> Index:
-    """The index of a part; process 0 makes it where it is missing, the others wait.
+    """Returns the index of a part; process 0 writes it if it is missing, the others wait.
 
     Args:
-      part: A split, or slices or sums of splits, that the dataset has.
-      folder: Of the built dataset.
-      process_index: This process.
+      part: a split that the dataset has, or slices or sums of its splits.
+      folder: the built dataset.
+      process_index: number of this process.
     """
     import tensorflow_datasets as tfds
 
@@ -77,7 +79,7 @@ _FIELDS = dataclasses.fields(Index)
 
 
 def _index(dataset: str, split: str, folder: epath.Path, process_index: int) -> Index:
-    # In the dataset's own folder: it goes when the dataset is removed or built anew.
+    # In the dataset's own folder, so that it is removed along with the dataset.
     path = folder / f"index-{split}.npz"
     if not path.exists():
         if process_index:
@@ -98,7 +100,7 @@ def _write_index(dataset: str, split: str, folder: epath.Path, path: epath.Path)
         if "audio_hash" not in example:
             raise ValueError(
                 f"the dataset in {folder} has no audio_hash: an earlier version built it; remove"
-                " that folder and build it again"
+                " that folder to build it again"
             )
         origin = Part(dataset, split)
         if "dataset" in example:  # enhanced: "NAME/VERSION:SPLIT"
@@ -116,21 +118,19 @@ def _write_index(dataset: str, split: str, folder: epath.Path, path: epath.Path)
         )
     columns = zip(*rows, strict=True) if rows else [()] * len(_FIELDS)
     kinds = (np.uint64, np.uint64, np.uint64, np.uint8, np.bool_)
+    arrays: dict[str, Any] = {
+        field.name: np.array(column, kind)
+        for field, column, kind in zip(_FIELDS, columns, kinds, strict=True)
+    }
     content = io.BytesIO()
-    np.savez(
-        content,
-        **{
-            field.name: np.array(column, kind)
-            for field, column, kind in zip(_FIELDS, columns, kinds, strict=True)
-        },
-    )
+    np.savez(content, **arrays)
     try:
         with replace_file(path) as new:
             new.write_bytes(content.getvalue())
     except OSError as error:
         raise ValueError(
-            f"{path}, which finds recordings that are in several datasets, cannot be written"
-            f" ({error}); make the folder writable for the first run"
+            f"{path}, the index that finds duplicates, cannot be written ({error}); make the folder"
+            " writable for the first run"
         ) from error
 
 
@@ -144,28 +144,30 @@ def without_duplicates(
     folders: Mapping[str, epath.Path],
     process_index: int = 0,
 ) -> list[np.ndarray]:
-    """Finds the recordings that training may draw, and reports the others once.
+    """Returns the recordings that training may draw, and reports the others once.
 
-    Left out are those that are in an evaluation split or in an earlier part: with the same samples,
-    the same id in the same dataset, or the same address in another dataset.
+    Recordings that are in an evaluation split or in an earlier part are left out: those with the
+    same samples, the same id in the same dataset, or the same address in another dataset.
 
     Args:
-      parts: The mixture.
-      evaluation: Splits evaluated on, of any datasets.
-      folders: The built datasets, by name.
-      process_index: This process.
+      parts: the mixture.
+      evaluation: the splits evaluated on, of any datasets.
+      folders: the built datasets, by name.
+      process_index: number of this process.
 
     Returns:
       For each part the places in it that are left, int64.
 
     Raises:
-      ValueError: Nothing is left of a part.
+      ValueError: nothing is left of a part.
     """
 
     def opened(part: Part) -> tuple[str, Index]:
         return part.dataset, index_of(part, folders[part.dataset], process_index)
 
-    held_out, earlier, kept = list(map(opened, evaluation)), [], []
+    held_out: list[tuple[str, Index]] = list(map(opened, evaluation))
+    earlier: list[tuple[str, Index]] = []
+    kept = []
     for part in parts:
         dataset, index = opened(part)
         evaluated, twice = index.held_out.copy(), np.zeros(len(index), bool)
@@ -190,7 +192,7 @@ def without_duplicates(
     return kept
 
 
-@functools.cache  # Once, however often a run opens its data.
+@functools.cache  # reported once, however often a run opens its data
 def _report(part: Part, folder: epath.Path, what: str, first: tuple[int, ...]) -> None:
     import tensorflow_datasets as tfds
 

@@ -1,4 +1,4 @@
-"""Several datasets as one: the line that names them, and what training must not draw from them.
+"""Mixtures of datasets: the expression that names one, and what training must not draw from it.
 
 audiocaps:train + enhanced/fsd50k*2.0 + sonic_sounds:train[:50%]
 """
@@ -10,15 +10,16 @@ import math
 import re
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from absl import logging
 from etils import epath
 
-# Names of splits that training never draws from.
+# Splits that training never draws from.
 EVALUATION_SPLITS = ("validation", "test", "evaluation", "eval", "valid", "val", "dev")
-# Nor from this one of an enhanced dataset: no caption of its recordings passed.
+# Split of an enhanced dataset that training never draws from: none of its captions was accepted.
 REJECTED = "rejected"
-# How long the other processes wait for what process 0 builds.
+# How long the other processes wait for process 0 to build, in seconds.
 BUILD_TIMEOUT_S = 3600
 
 _PART = re.compile(
@@ -33,13 +34,13 @@ _FORM = (
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A dataset's split and how often it is drawn.
+    """A split of a dataset, and how often it is drawn.
 
     Attributes:
       dataset: "NAME" or "NAME/VARIANT".
-      split: As TFDS writes it, slices and sums included.
-      weight: Times the number of recordings, it is the part's share of the draws: with all weights
-        1, every recording of the mixture is as likely as any other.
+      split: the split as TFDS writes it, with slices and sums.
+      weight: factor of the part's share of the draws, which is proportional to weight times number
+        of recordings: with all weights 1, every recording of the mixture is equally likely.
     """
 
     dataset: str
@@ -51,50 +52,57 @@ class Part:
 
 
 def parse(key: str, expression: str, split: str) -> tuple[Part, ...]:
-    """Reads a mixture.
+    """Parses a mixture.
 
     Args:
-      key: Of the config, for errors.
-      expression: Parts joined by +.
-      split: Of the parts that name none.
+      key: key of the config, for errors.
+      expression: parts joined by +.
+      split: split of the parts that name none.
 
     Raises:
-      ValueError: Naming the part at fault and showing the form.
+      ValueError: a part is malformed; the error names it and shows the form.
     """
     parts = []
     for text in expression.split("+"):
-        match = _PART.fullmatch(text.strip())
-        try:
-            weight = float(match["weight"] or 1) if match else 0.0
-        except ValueError:
-            weight = 0.0
-        if not (0 < weight < math.inf):
-            fault = f"weight {match['weight']} is no positive number" if match else "not understood"
+        match, fault = _PART.fullmatch(text.strip()), "not understood"
+        if match:
+            weight, fault = (
+                _weight(match["weight"]),
+                f"weight {match['weight']} is no positive number",
+            )
+        if not match or not 0 < weight < math.inf:
             raise ValueError(f"{key} is {expression!r}: part {text.strip()!r}: {fault}; {_FORM}")
         parts.append(Part(match["dataset"], match["split"] or split, weight))
     return tuple(parts)
 
 
+def _weight(text: str | None) -> float:
+    try:
+        return float(text or 1)
+    except ValueError:
+        return math.nan
+
+
 def refuse_untrainable(key: str, parts: Sequence[Part], evaluation: Sequence[Part]) -> None:
-    """Checks what a config would train on, by its names alone.
+    """Checks by their names alone that a config's training data may be trained on.
 
     Args:
-      key: Of the config, for errors.
-      parts: What would be trained on.
-      evaluation: What is evaluated on.
+      key: key of the config, for errors.
+      parts: the training data.
+      evaluation: the evaluation data.
 
     Raises:
-      ValueError: A part is evaluation data, or recordings that enhancement found no caption for.
+      ValueError: a part is evaluation data, or holds recordings whose captions were rejected.
     """
     for part in parts:
         for split, name in pieces(part):
             if part.dataset.startswith("enhanced/") and name == REJECTED:
                 raise ValueError(
-                    f"{key}: part '{part}' holds recordings whose captions did not pass the"
-                    f" threshold, and which are not trained on; take {part.dataset}:train, or"
-                    " enhance under another name with a lower threshold"
+                    f"{key}: part '{part}' holds the recordings without an accepted caption,"
+                    f" which are not trained on; take {part.dataset}:train, or enhance again, under"
+                    " another name, with a lower threshold"
                 )
-            # Two slices of one split may be disjoint; what they share is dropped by its id.
+            # Two slices of one split may be disjoint; recordings in both are dropped by their id.
             evaluated = any(
                 (part.dataset, name) == (other.dataset, other_name)
                 and (split == other_split or name == split or other_name == other_split)
@@ -110,32 +118,36 @@ def refuse_untrainable(key: str, parts: Sequence[Part], evaluation: Sequence[Par
 
 
 def pieces(part: Part) -> list[tuple[str, str]]:
-    """The summands of a part's split, each with its name without slice."""
+    """Returns the summands of a part's split, each with the name of the split that it slices."""
     pieces = [piece.strip() for piece in part.split.split("+")]
     return [(piece, piece.split("[")[0]) for piece in pieces]
 
 
-class Joined(Sequence):
-    """Random-access sources, one after another."""
+class Joined(Sequence[dict[str, Any]]):
+    """Random-access sources of examples, one after another.
 
-    def __init__(self, sources: Sequence[Sequence[dict]]):
+    Attributes:
+      offsets: where each source begins.
+    """
+
+    def __init__(self, sources: Sequence[Sequence[dict[str, Any]]]):
         self._sources = sources
         self._ends = list(itertools.accumulate(map(len, sources)))
-        self.offsets = [0, *self._ends[:-1]]  # Where each source begins.
+        self.offsets = [0, *self._ends[:-1]]
 
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: Any) -> Any:
         which = bisect.bisect_right(self._ends, index)
         return self._sources[which][index - self.offsets[which]]
 
 
 def wait_for(path: epath.Path) -> None:
-    """Waits until process 0 has made a file.
+    """Waits until process 0 has written a file.
 
     Raises:
-      TimeoutError: It did not get done, or has another `data_dir`.
+      TimeoutError: process 0 did not finish, or has another `data_dir`.
     """
     logging.info("waiting for process 0 to make %s", path)
     deadline = time.monotonic() + BUILD_TIMEOUT_S
@@ -149,7 +161,7 @@ def wait_for(path: epath.Path) -> None:
 
 
 def has_split(part: Part, folder: epath.Path) -> bool:
-    """Whether a built dataset has the splits of a part."""
+    """Returns whether a built dataset has the splits of a part."""
     import tensorflow_datasets as tfds
 
     splits = tfds.builder_from_directory(folder).info.splits
@@ -157,7 +169,7 @@ def has_split(part: Part, folder: epath.Path) -> bool:
 
 
 def evaluation_splits(dataset: str, folder: epath.Path) -> list[Part]:
-    """The splits of a built dataset that are never trained on."""
+    """Returns the splits of a built dataset that are never trained on."""
     import tensorflow_datasets as tfds
 
     splits = tfds.builder_from_directory(folder).info.splits

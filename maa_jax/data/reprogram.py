@@ -1,7 +1,7 @@
-"""Dynamic reprogramming: new pairs of sound and caption out of old ones (section 3.2.2).
+"""Dynamic reprogramming: new pairs of sound and caption from old ones (paper section 3.2.2).
 
-To a pair come N of {0, 1, 2} events of a database with single labels, one after another: a template
-joins the captions (Appendix F), and the sounds follow each other as the sentence says.
+N of {0, 1, 2} events from datasets with single labels join each pair: a template joins the captions
+(Appendix F), and the sounds follow each other in the order that the sentence states.
 """
 
 import dataclasses
@@ -11,9 +11,9 @@ import numpy as np
 
 from maa_jax.audio.io import SAMPLE_RATE, SILENCE
 
-# Of Appendix F, `x` the pair's caption and `e` (its &) the event's label, each with what it states:
-# whether the pair is heard first. In "e, following x" it is the event that follows, and what
-# happens "in front of" hearing an event happens before it.
+# The templates of Appendix F, each with whether it states that the pair is heard first. `x` is the
+# pair's caption, `e` (there &) the event's label. In "e, following x" the event comes second, and
+# what happens "in front of" hearing an event happens before it.
 TEMPLATES = (
     ("before {v} {q} {a} {n} of {e}, {x}", True),
     ("{x} before {v} {q} {a} {n} of {e},", True),
@@ -35,20 +35,20 @@ WORDS = {
     "q": ("a", "the", "some"),
 }
 
-# What is this much quieter than a sound's peak, at either end of it, is no part of it.
+# Both ends of a sound are cut off where they are this much quieter than its peak.
 _TRIM_DB = -60.0
 
 
 @dataclasses.dataclass(frozen=True)
 class ReprogramConfig:
-    """What comes to a pair; a run's `config.data.reprogram`.
+    """Which events join a pair, and how; a run's `config.data.reprogram`.
 
     Attributes:
-      events: The database, a mixture as in `config.data.dataset`, of which the recordings with
-        exactly one label are drawn; "" turns reprogramming off.
-      n_events: How likely 0, 1 and 2 events are, as weights.
-      gain_db: Range of an event's loudness (RMS) over the pair's, in dB; drawn uniformly.
-      crossfade: Seconds that neighbours overlap, at equal power.
+      events: a mixture as in `config.data.dataset`, whose recordings with exactly one label are
+        drawn; "" turns reprogramming off.
+      n_events: how likely 0, 1 and 2 events are, as weights.
+      gain_db: range of an event's loudness (RMS) relative to the pair's, in dB; drawn uniformly.
+      crossfade: overlap of neighbouring sounds in seconds, at equal power.
     """
 
     events: str = ""
@@ -76,13 +76,13 @@ class ReprogramConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Reprogram:
-    """Transform of examples with `audio`, float32 `[samples]`, and `caption`.
+    """Transform of examples with `audio`, float32 [samples], and `caption`.
 
     Attributes:
-      config: What comes to a pair.
-      draw: Gives an event at random: its label and its sound, float32 `[n]`.
-      samples: Clip length.
-      sample_rate: In Hz.
+      config: which events join a pair, and how.
+      draw: returns a random event, its label and its sound, float32 [n].
+      samples: length of a clip in samples.
+      sample_rate: rate of the sounds in Hz.
     """
 
     config: ReprogramConfig
@@ -91,10 +91,10 @@ class Reprogram:
     sample_rate: int = SAMPLE_RATE
 
     def __call__(self, example: Mapping, rng: np.random.Generator) -> dict:
-        """Returns the example with other `audio` and `caption`.
+        """Returns the example with new `audio` and `caption`.
 
-        It stays as it is where no event is drawn, and where there is no caption to join or nothing
-        to hear; an event that cannot be heard is left out.
+        It is returned unchanged if no event is drawn, or if it is silent or has no caption. Silent
+        events are left out.
         """
         weights = np.array(self.config.n_events, float)
         count = rng.choice(3, p=weights / weights.sum())
@@ -132,31 +132,32 @@ def join_captions(caption: str, label: str, rng: np.random.Generator) -> tuple[s
     """
     template, pair_first = TEMPLATES[rng.integers(len(TEMPLATES))]
     words = {key: choices[rng.integers(len(choices))] for key, choices in WORDS.items()}
-    # One of Appendix F's templates ends in a comma, after which nothing follows.
+    # One of Appendix F's templates ends in a comma.
     return template.format(x=caption, e=label, **words).removesuffix(","), pair_first
 
 
 def vocabulary() -> list[str]:
-    """Sentences that hold all words of the templates."""
+    """Returns sentences that together hold all words of the templates."""
     blank = dict.fromkeys("vaqnxe", "")
     choices = [words for key in WORDS for words in WORDS[key]]
     return [*(template.format(**blank) for template, _ in TEMPLATES), *choices]
 
 
 def join_sounds(sounds: Sequence[np.ndarray], samples: int, crossfade: int) -> np.ndarray:
-    """Puts sounds one after another into a clip in which all of them are heard.
+    """Joins sounds one after another into a clip in which all of them are heard.
 
-    What fits is kept whole. Otherwise the clip is shared out: no sound is cut below an equal share,
-    and what short ones leave of theirs goes to the longer ones, which are cut to one length, each
-    to its loudest stretch. The clip is made quieter as a whole where it would exceed 1.
+    Sounds that fit are kept whole. Otherwise each gets an equal share of the clip; the rest of a
+    short sound's share goes to the longer ones, which are cut to one length, each to its loudest
+    part. A clip that would exceed 1 is attenuated as a whole.
 
     Args:
-      sounds: float32 `[n]` each, none empty.
-      samples: Length of the clip; zeros are put behind what is shorter.
-      crossfade: Samples that neighbours overlap, at equal power; at most half of the shortest.
+      sounds: the sounds, float32 [n] each, none empty.
+      samples: length of the clip; shorter ones are padded with zeros at their end.
+      crossfade: overlap of neighbouring sounds in samples, at equal power; at most half of the
+        shortest sound.
 
     Returns:
-      float32 `[samples]`.
+      float32 [samples].
     """
     lengths = [len(sound) for sound in sounds]
     crossfade = min(crossfade, min(lengths) // 2, samples // (2 * len(sounds)))
@@ -181,7 +182,7 @@ def join_sounds(sounds: Sequence[np.ndarray], samples: int, crossfade: int) -> n
 
 
 def trim(wav: np.ndarray) -> np.ndarray:
-    """Cuts silence off both ends of `[n]`: what is 60 dB below the peak; empty if all is silent."""
+    """Cuts both ends of a sound [n] up to 60 dB below its peak; nothing is left of a silent one."""
     level = np.abs(wav)
     peak = level.max(initial=0)
     if peak < SILENCE:
@@ -191,7 +192,7 @@ def trim(wav: np.ndarray) -> np.ndarray:
 
 
 def _loudest(wav: np.ndarray, samples: int) -> np.ndarray:
-    """The stretch of `samples` with the most energy, a copy."""
+    """Returns a copy of the part of `samples` with the most energy."""
     energy = np.concatenate([[0.0], np.cumsum(np.square(wav, dtype=np.float64))])
     start = np.argmax(energy[samples:] - energy[: len(energy) - samples])
     return wav[start : start + samples].copy()

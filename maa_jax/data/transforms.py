@@ -1,19 +1,19 @@
-"""What happens to an example between the disk and the batch: dict to dict, random by `rng`."""
+"""Transforms of an example between the disk and the batch: dict to dict, random by `rng`."""
 
 import io
 
 import numpy as np
 import soundfile
 
-# The caption of an example that has labels alone.
+# Caption of an example that has labels alone.
 LABEL_CAPTION = "the sound of {}"
 
 
 def clip_audio(example: dict, rng: np.random.Generator, samples: int) -> dict:
-    """Decodes `audio` (FLAC bytes) into float32 `[samples]`.
+    """Decodes `audio` (FLAC bytes) into a clip, float32 [samples].
 
-    Longer recordings are cropped at a random place, and only that part is decoded; shorter ones are
-    padded with zeros behind, never in front: a model trained on leading silence generates it.
+    Longer recordings are cropped at random, and only that part is decoded. Shorter ones are padded
+    with zeros at the end, never at the start: a model trained on leading silence generates it.
     """
     with soundfile.SoundFile(io.BytesIO(example["audio"])) as file:
         start = int(rng.integers(0, max(file.frames - samples, 0) + 1))
@@ -24,14 +24,14 @@ def clip_audio(example: dict, rng: np.random.Generator, samples: int) -> dict:
 
 
 def all_captions(example: dict) -> list[str]:
-    """The example's captions, or one made from its labels; `[""]` where it has neither."""
+    """Returns the example's captions, or one made from its labels; `[""]` if it has neither."""
     captions = [_text(caption) for caption in example["captions"]]
     labels = [_text(label) for label in example["labels"]]
     return captions or [LABEL_CAPTION.format(" and ".join(labels)) if labels else ""]
 
 
 def pick_caption(example: dict, rng: np.random.Generator) -> dict:
-    """Adds `caption`, one of the example's at random."""
+    """Adds `caption`, one of the example's captions at random."""
     captions = all_captions(example)
     return {**example, "caption": captions[rng.integers(len(captions))]}
 

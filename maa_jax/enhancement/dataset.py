@@ -1,8 +1,8 @@
 """Recordings of built datasets with captions that experts proposed and CLAP chose.
 
-`maa_jax.enhance` writes them; they are read by name as any other: "enhanced/NAME". The split
-`train` holds what was accepted, `rejected` the rest, with no caption, which training refuses; both
-hold all candidates.
+`maa_jax.enhance` writes them, and they are read by name, "enhanced/NAME". The split `train` holds
+the recordings with an accepted caption; `rejected` holds the rest, without a caption, and training
+refuses it. Both hold all candidates.
 """
 
 import functools
@@ -23,17 +23,17 @@ ACCEPTED = "train"
 
 
 class Enhanced(BuildsOnce, tfds.core.ShardBasedBuilder, skip_registration=True):
-    """Joins recordings, as they are in their datasets, with what was found for them.
+    """Joins recordings, unchanged, with the captions that were found for them.
 
-    Each shard becomes a file of either split, by one after another in this process or by Beam.
+    Each shard becomes a file of either split, written by this process or by Beam.
 
     Args:
-      config: Name of this dataset among the enhanced ones.
-      shards: Of the datasets, all with their record in `work`.
-      work: Folder of the records.
-      threshold: Score from which on a caption is accepted.
-      withhold_labels: Whether the examples have no labels.
-      settings: What all of it hangs on, kept in the dataset's metadata.json.
+      config: name of this dataset among the enhanced ones.
+      shards: all shards, each with its record in `work`.
+      work: folder of the records.
+      threshold: lowest score of an accepted caption.
+      withhold_labels: whether the examples have no labels.
+      settings: the options that the content depends on, kept in the dataset's metadata.json.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -47,7 +47,7 @@ class Enhanced(BuildsOnce, tfds.core.ShardBasedBuilder, skip_registration=True):
         threshold: float,
         withhold_labels: bool,
         settings: Mapping[str, Any],
-        **kwargs,
+        **kwargs: Any,
     ):
         self._shards, self._work = shards, os.fspath(work)
         self._threshold, self._withhold = threshold, withhold_labels
@@ -65,8 +65,8 @@ class Enhanced(BuildsOnce, tfds.core.ShardBasedBuilder, skip_registration=True):
             features=tfds.features.FeaturesDict(
                 {
                     **source,
-                    "dataset": text,  # Where the recording is from, `id` its name there.
-                    "score": np.float32,  # The best of the candidates'; -1 without any.
+                    "dataset": text,  # that the recording comes from; `id` is its name there
+                    "score": np.float32,  # of the best candidate; -1 without any
                     "candidates": tfds.features.Sequence(text),
                     "candidate_experts": tfds.features.Sequence(text),
                     "candidate_scores": tfds.features.Sequence(np.float32),
@@ -75,8 +75,10 @@ class Enhanced(BuildsOnce, tfds.core.ShardBasedBuilder, skip_registration=True):
             metadata=tfds.core.MetadataDict(self._settings),
         )
 
-    def _shard_iterators_per_split(self, dl_manager) -> Mapping[str, list[Callable]]:
-        splits = {ACCEPTED: [], REJECTED: []}
+    def _shard_iterators_per_split(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> Mapping[str, list[Callable]]:
+        splits: dict[str, list[Callable]] = {ACCEPTED: [], REJECTED: []}
         for shard in self._shards:
             found = [candidates for _, candidates in read_record(self._work, shard)]
             accepted = {best(candidates, self._threshold) is not None for candidates in found}
@@ -92,7 +94,7 @@ class Enhanced(BuildsOnce, tfds.core.ShardBasedBuilder, skip_registration=True):
 def _examples(
     shard: Shard, work: str, threshold: float, withhold_labels: bool, accepted: bool
 ) -> Iterator[tuple[str, dict]]:
-    """Yields those of a shard's examples that were accepted, or those that were not."""
+    """Yields the examples of a shard that were accepted, or those that were rejected."""
     source = open_split(shard.folder, shard.split)
     for index, (id, candidates) in enumerate(read_record(work, shard), shard.start):
         chosen = best(candidates, threshold)

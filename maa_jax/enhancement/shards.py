@@ -1,4 +1,4 @@
-"""Parts of a dataset that are enhanced in one go, and what was found for each."""
+"""Shards of a dataset, the units of work of an enhancement, and the candidates of each."""
 
 import dataclasses
 import functools
@@ -14,15 +14,15 @@ from maa_jax.files import replace_file
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A part of a built dataset that is enhanced in one go.
+    """Consecutive recordings of a built dataset whose candidates are written at once.
 
     Attributes:
-      index: Its number among all shards of a build.
-      dataset: Name, version and split of the dataset: "esc50/1.0.0:train".
-      folder: Where that dataset is; also the workers of a Beam runner must see it.
-      split: As TFDS slices it.
-      start: Its first recording in the split.
-      stop: The first one that is no longer its own.
+      index: number among all shards of a run.
+      dataset: name, version and split of the dataset, "esc50/1.0.0:train".
+      folder: the dataset's folder, which a Beam runner's workers must see too.
+      split: the split, as TFDS slices it.
+      start: the first recording's place in the split.
+      stop: the place behind the last recording.
     """
 
     index: int
@@ -42,10 +42,12 @@ def open_split(folder: str, split: str) -> Sequence[dict]:
     return tfds.builder_from_directory(folder).as_data_source(split)
 
 
-def write_record(work: epath.PathLike, shard: Shard, rows: Sequence[tuple[str, list[Candidate]]]):
-    """Writes what was found for a shard, (id, candidates) of each recording, whole or not at all.
+def write_record(
+    work: epath.PathLike, shard: Shard, rows: Sequence[tuple[str, list[Candidate]]]
+) -> None:
+    """Writes the (id, candidates) of a shard's recordings, whole or not at all.
 
-    As lines of JSON; restarting a build, a shard is taken as done where its file is.
+    A resumed run takes a shard as done if its file, lines of JSON, exists.
     """
     lines = [json.dumps([id, [dataclasses.astuple(c) for c in found]]) for id, found in rows]
     with replace_file(_record_path(work, shard)) as new:
@@ -53,7 +55,7 @@ def write_record(work: epath.PathLike, shard: Shard, rows: Sequence[tuple[str, l
 
 
 def has_record(work: epath.PathLike, shard: Shard) -> bool:
-    """Whether a shard is done."""
+    """Returns whether a shard is done."""
     return _record_path(work, shard).exists()
 
 

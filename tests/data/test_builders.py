@@ -100,7 +100,7 @@ def test_stored_audio_is_the_recording(data):
 
 BUILD = """
 import os, pathlib, signal, sys, time
-from maa_jax.data import input_pipeline
+from maa_jax.data import datasets
 from maa_jax.data.builders.sonic_sounds import SonicSounds
 
 root, me = pathlib.Path(sys.argv[1]), os.getpid()
@@ -119,7 +119,7 @@ while len(list(root.glob("ready-*"))) < 3:
     time.sleep(0.01)
 builder = SonicSounds(data_dir=root)
 builder.download_and_prepare()
-folder = input_pipeline.prepare({"data_dir": str(root)})
+folder = datasets.prepare({"data_dir": str(root)})
 print("RESULT", len(builder.as_data_source("test")), folder)
 """
 

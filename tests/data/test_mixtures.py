@@ -193,7 +193,7 @@ def test_training_refuses_evaluation_data(mixed, change, part):
     ],
 )
 def test_training_refuses_recordings_whose_captions_were_rejected(mixed, change, key, part):
-    message = rf"data\.{key}: part 'enhanced/mine:{part}' .*did not pass.*take enhanced/mine:train"
+    message = rf"data\.{key}: part 'enhanced/mine:{part}' .*accepted.*take enhanced/mine:train"
     for start in (
         lambda config: datasets.prepare(config),
         lambda config: train_iterator(config, batch_size=1, seed=0),

@@ -1,6 +1,7 @@
 """TFDS builders of the audio datasets, one module each; imported when one is built."""
 
 import importlib
+from typing import Any
 
 # {name of dataset and module: class}. Those from clotho on are in the paper's Table 4.
 BUILDERS = {
@@ -24,7 +25,7 @@ BUILDERS = {
 }
 
 
-def builder_class(name: str) -> type:
+def builder_class(name: str) -> Any:
     """Returns the builder class of a dataset."""
     if name not in BUILDERS:
         raise ValueError(f"dataset is {name!r}; the known ones are {', '.join(BUILDERS)}")

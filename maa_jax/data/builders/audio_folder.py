@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -44,7 +46,7 @@ class AudioFolder(AudioBuilder):
         folder: epath.PathLike,
         captions_file: epath.PathLike | None = None,
         config: str | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         self._folder = epath.Path(folder)
         self._captions_file = captions_file and epath.Path(captions_file)
@@ -52,7 +54,7 @@ class AudioFolder(AudioBuilder):
             config = config_name(folder, captions_file)
         super().__init__(config=tfds.core.BuilderConfig(name=config), **kwargs)
 
-    def recordings(self, dl_manager):
+    def recordings(self, dl_manager: tfds.download.DownloadManager) -> Sequence[Recording]:
         """Reads and checks the whole table, without reading audio."""
         if self._captions_file:
             return read_table(self._folder, self._captions_file)
@@ -92,7 +94,7 @@ def read_table(folder: epath.Path, captions_file: epath.Path) -> list[Recording]
       ValueError: a line has no `file`, neither caption nor label, over five captions, an unknown
         split, or another split than an earlier line of the same file; the message names the line.
     """
-    recordings = {}
+    recordings: dict[str, Recording] = {}
     for line, row in _rows(captions_file):
         where = f"audio_folder: {captions_file}, line {line}"
         name = str(row.get("file") or "").strip()
@@ -130,7 +132,7 @@ def read_table(folder: epath.Path, captions_file: epath.Path) -> list[Recording]
     return list(recordings.values())
 
 
-def _rows(path: epath.Path):
+def _rows(path: epath.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number, row) of a CSV, TSV or JSONL file."""
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".tsv", ".jsonl"):

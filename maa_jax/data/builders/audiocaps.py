@@ -1,6 +1,9 @@
 """AudioCaps: 10 s clips of AudioSet with captions written by people."""
 
+from collections.abc import Iterator
+
 import tensorflow_datasets as tfds
+from etils import epath
 
 from maa_jax.data.builders.base import Recording
 from maa_jax.data.builders.published import PublishedAudio, table, youtube, youtube_files
@@ -25,11 +28,11 @@ class AudioCaps(PublishedAudio):
     )
     FILES = ("train.csv", "val.csv", "test.csv", "audio")
 
-    def read(self, folder):
+    def read(self, folder: epath.Path) -> Iterator[Recording]:
         """Joins the rows of each clip, which hold a caption each."""
         files = youtube_files(folder / "audio")
         for part, split in _SPLITS.items():
-            clips = {}
+            clips: dict[str, tuple[str, list[str]]] = {}
             for row in table(folder / f"{part}.csv", "youtube_id", "start_time", "caption"):
                 start, captions = clips.setdefault(row["youtube_id"], (row["start_time"], []))
                 captions.append(row["caption"].strip())

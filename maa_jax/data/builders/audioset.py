@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -36,7 +37,7 @@ class AudioSet(PublishedAudio):
     )
     FILES = (*(f"{part}_segments.csv" for part in _SPLITS), "ontology.json", "audio")
 
-    def read(self, folder):
+    def read(self, folder: epath.Path) -> Iterator[Recording]:
         """Reads the tables of segments."""
         names, dropped = read_ontology(folder / "ontology.json")
         files = youtube_files(folder / "audio")

@@ -1,6 +1,9 @@
 """Audiostock: sound effects bought from the shop, with their titles."""
 
+from collections.abc import Iterator
+
 import tensorflow_datasets as tfds
+from etils import epath
 
 from maa_jax.data.builders.base import Recording
 from maa_jax.data.builders.published import PublishedAudio, by_stem, table
@@ -23,7 +26,7 @@ class Audiostock(PublishedAudio):
     )
     FILES = ("audiostock.csv", "audio")
 
-    def read(self, folder):
+    def read(self, folder: epath.Path) -> Iterator[Recording]:
         """Reads the table of recordings."""
         files = by_stem(folder / "audio")
         for row in table(folder / "audiostock.csv", "id", "title", "tags"):

@@ -6,7 +6,7 @@ A dataset is a subclass that lists its recordings:
         VERSION = tfds.core.Version("1.0.0")
         DESCRIPTION = "Bird calls."
 
-        def recordings(self, dl_manager):
+        def recordings(self, dl_manager: tfds.download.DownloadManager) -> Sequence[Recording]:
             return [Recording(id="wren", audio=path, captions=("a wren sings",), source="...")]
 
 Examples hold 16 kHz mono FLAC: reading them needs no resampling and little disk space.
@@ -23,6 +23,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -70,7 +71,7 @@ class BuildsOnce:
     across machines. Buckets have no locks: start one build at a time there.
     """
 
-    def download_and_prepare(self, **kwargs):
+    def download_and_prepare(self, **kwargs: Any) -> None:
         """Builds the dataset unless it exists; see TFDS."""
         # While it builds, TFDS points `data_path` to a temporary folder.
         self._final_path = epath.Path(self.data_path)
@@ -143,7 +144,7 @@ class AudioBuilder(BuildsOnce, tfds.core.GeneratorBasedBuilder, skip_registratio
             ),
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         recordings = self.recordings(dl_manager)
         twice = [i for i, n in collections.Counter(r.id for r in recordings).items() if n > 1]
         if twice:
@@ -204,7 +205,7 @@ def _read_ahead(recordings: Iterable[Recording]) -> Iterator[concurrent.futures.
     Finished examples wait as FLAC, so memory depends only on the number of threads.
     """
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
-        waiting = collections.deque()
+        waiting: collections.deque[concurrent.futures.Future] = collections.deque()
         for recording in recordings:
             waiting.append(threads.submit(_read, recording))
             if len(waiting) > 2 * _THREADS:
@@ -214,6 +215,8 @@ def _read_ahead(recordings: Iterable[Recording]) -> Iterator[concurrent.futures.
 
 def _read(recording: Recording) -> dict:
     """Reads a recording into an example; raises AudioError where it is unusable."""
+    if recording.audio is None:
+        raise AudioError("the file is missing")
     if isinstance(recording.audio, bytes):
         wav = decode(recording.audio, SAMPLE_RATE)
     else:
@@ -242,8 +245,8 @@ def split_by_recording(recordings: Sequence[Recording]) -> dict[str, list[Record
     than that, or there are none, all recordings form one group, and validation gets at least one
     recording of three or more.
     """
-    splits = {"train": [], "validation": [], "test": []}
-    strata = collections.defaultdict(list)
+    splits: dict[str, list[Recording]] = {"train": [], "validation": [], "test": []}
+    strata: dict[tuple[str, ...], list[Recording]] = collections.defaultdict(list)
     for recording in sorted(recordings, key=lambda r: hashlib.sha256(r.id.encode()).digest()):
         if recording.split is not None:
             splits[recording.split].append(recording)

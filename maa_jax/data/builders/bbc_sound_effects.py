@@ -1,6 +1,9 @@
 """BBC Sound Effects: recordings of the archive, minutes long, with a description each."""
 
+from collections.abc import Iterator
+
 import tensorflow_datasets as tfds
+from etils import epath
 
 from maa_jax.data.builders.base import Recording
 from maa_jax.data.builders.published import PublishedAudio, by_stem, table
@@ -21,7 +24,7 @@ class BbcSoundEffects(PublishedAudio):
     )
     FILES = ("BBCSoundEffects.csv", "audio")
 
-    def read(self, folder):
+    def read(self, folder: epath.Path) -> Iterator[Recording]:
         """Reads the table of recordings; the first row of a recording counts."""
         files, seen = by_stem(folder / "audio"), set()
         for row in table(folder / "BBCSoundEffects.csv", "location", "description", "category"):

@@ -1,6 +1,9 @@
 """Clotho 2.1: recordings of 15 to 30 s from Freesound with five captions each."""
 
+from collections.abc import Iterator
+
 import tensorflow_datasets as tfds
+from etils import epath
 
 from maa_jax.data.builders.base import Recording
 from maa_jax.data.builders.published import PublishedAudio, freesound, table
@@ -25,7 +28,7 @@ class Clotho(PublishedAudio):
         for name in (f"clotho_captions_{part}.csv", f"clotho_metadata_{part}.csv", part)
     )
 
-    def read(self, folder):
+    def read(self, folder: epath.Path) -> Iterator[Recording]:
         """Joins captions and metadata, whose licence is that of each recording on Freesound."""
         for part, split in _SPLITS.items():
             columns = ("file_name", "sound_id", "sound_link", "license")

@@ -1,8 +1,10 @@
 """Epidemic Sound: sound effects of the subscription service, whose titles describe the sound."""
 
 import re
+from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
+from etils import epath
 
 from maa_jax.data.builders.base import Recording
 from maa_jax.data.builders.published import PublishedAudio, name_labels, sound_files
@@ -24,7 +26,7 @@ class EpidemicSound(PublishedAudio):
     )
     FILES = (".",)
 
-    def read(self, folder):
+    def read(self, folder: epath.Path) -> Iterator[Recording]:
         """Lists every sound file."""
         for name, path in sound_files(folder).items():
             yield Recording(

@@ -1,6 +1,9 @@
 """ESC-50: environmental sounds of 5 s in 50 classes."""
 
+from collections.abc import Iterator
+
 import tensorflow_datasets as tfds
+from etils import epath
 
 from maa_jax.data.builders.base import Recording
 from maa_jax.data.builders.published import PublishedAudio, freesound, table
@@ -23,7 +26,7 @@ class Esc50(PublishedAudio):
     )
     FILES = ("ESC-50-master/meta/esc50.csv", "ESC-50-master/audio")
 
-    def read(self, folder):
+    def read(self, folder: epath.Path) -> Iterator[Recording]:
         """Reads the table of clips."""
         root = folder / "ESC-50-master"
         columns = ("filename", "fold", "category", "esc10", "src_file")

@@ -1,8 +1,10 @@
 """FSD50K: Freesound recordings of up to 30 s with labels of AudioSet's ontology."""
 
 import json
+from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
+from etils import epath
 
 from maa_jax.data.builders.base import Recording
 from maa_jax.data.builders.published import PublishedAudio, freesound, table
@@ -33,7 +35,7 @@ class Fsd50k(PublishedAudio):
         )
     )
 
-    def read(self, folder):
+    def read(self, folder: epath.Path) -> Iterator[Recording]:
         """Joins labels and metadata, which state the licence of each recording."""
         for part in ("dev", "eval"):
             path = folder / f"FSD50K.metadata/{part}_clips_info_FSD50K.json"

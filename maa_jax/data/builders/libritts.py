@@ -1,6 +1,9 @@
 """LibriTTS: read English speech, used without its transcripts."""
 
+from collections.abc import Iterator
+
 import tensorflow_datasets as tfds
+from etils import epath
 
 from maa_jax.data.builders.base import Recording
 from maa_jax.data.builders.published import PublishedAudio, sound_files
@@ -31,7 +34,7 @@ class LibriTts(PublishedAudio):
     )
     FILES = ("LibriTTS",)
 
-    def read(self, folder):
+    def read(self, folder: epath.Path) -> Iterator[Recording]:
         """Lists the sound files of each subset that exists."""
         for part, split in _SPLITS.items():
             if not (folder / "LibriTTS" / part).exists():

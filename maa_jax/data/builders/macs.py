@@ -1,7 +1,10 @@
 """MACS: soundscapes of TAU Urban Acoustic Scenes 2019 with two to five captions each."""
 
+from collections.abc import Iterator
+
 import tensorflow_datasets as tfds
 import yaml
+from etils import epath
 
 from maa_jax.data.builders.base import Recording
 from maa_jax.data.builders.published import PublishedAudio, group_split
@@ -26,7 +29,7 @@ class Macs(PublishedAudio):
     )
     FILES = ("MACS.yaml", _AUDIO)
 
-    def read(self, folder):
+    def read(self, folder: epath.Path) -> Iterator[Recording]:
         """Joins the sentences and tags of all annotators of a file."""
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         for entry in yaml.load((folder / "MACS.yaml").read_bytes(), loader)["files"]:

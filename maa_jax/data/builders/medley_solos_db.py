@@ -1,6 +1,9 @@
 """Medley-solos-DB: solo clips of 3 s of eight instruments."""
 
+from collections.abc import Iterator
+
 import tensorflow_datasets as tfds
+from etils import epath
 
 from maa_jax.data.builders.base import Recording
 from maa_jax.data.builders.published import PublishedAudio, table
@@ -23,7 +26,7 @@ class MedleySolosDb(PublishedAudio):
     )
     FILES = ("Medley-solos-DB_metadata.csv", "audio")
 
-    def read(self, folder):
+    def read(self, folder: epath.Path) -> Iterator[Recording]:
         """Reads the table of clips, which determines the file names."""
         columns = ("subset", "instrument", "instrument_id", "uuid4")
         for row in table(folder / "Medley-solos-DB_metadata.csv", *columns):

@@ -9,9 +9,10 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
+import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
@@ -33,7 +34,7 @@ class PublishedAudio(AudioBuilder, skip_registration=True):
     def read(self, folder: epath.Path) -> Iterator[Recording]:
         """Yields the recordings that the tables in `folder` name, without reading their audio."""
 
-    def recordings(self, dl_manager):
+    def recordings(self, dl_manager: tfds.download.DownloadManager) -> Sequence[Recording]:
         """Lists what `read` yields, without the recordings whose file is missing."""
         try:
             folder = dl_manager.manual_dir / self.name

@@ -1,6 +1,9 @@
 """Sonniss game effects: collections of sound effects whose file names describe the sound."""
 
+from collections.abc import Iterator
+
 import tensorflow_datasets as tfds
+from etils import epath
 
 from maa_jax.data.builders.base import Recording
 from maa_jax.data.builders.published import PublishedAudio, name_labels, sound_files
@@ -19,7 +22,7 @@ class Sonniss(PublishedAudio):
     MANUAL_DOWNLOAD_INSTRUCTIONS = "the bundles of https://sonniss.com/gameaudiogdc, unpacked"
     FILES = (".",)
 
-    def read(self, folder):
+    def read(self, folder: epath.Path) -> Iterator[Recording]:
         """Lists every sound file."""
         for name, path in sound_files(folder).items():
             yield Recording(

@@ -1,6 +1,9 @@
 """UrbanSound8K: city sounds of up to 4 s in ten classes."""
 
+from collections.abc import Iterator
+
 import tensorflow_datasets as tfds
+from etils import epath
 
 from maa_jax.data.builders.base import Recording
 from maa_jax.data.builders.published import PublishedAudio, freesound, table
@@ -22,7 +25,7 @@ class UrbanSound8k(PublishedAudio):
     )
     FILES = ("UrbanSound8K/metadata/UrbanSound8K.csv", "UrbanSound8K/audio")
 
-    def read(self, folder):
+    def read(self, folder: epath.Path) -> Iterator[Recording]:
         """Reads the table of slices."""
         root = folder / "UrbanSound8K"
         columns = ("slice_file_name", "fsID", "fold", "class")

@@ -1,8 +1,10 @@
 """WavText5K: recordings from two sound effect sites with their descriptions."""
 
 import re
+from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
+from etils import epath
 
 from maa_jax.data.builders.base import Recording
 from maa_jax.data.builders.published import PublishedAudio, table
@@ -25,7 +27,7 @@ class WavText5k(PublishedAudio):
     )
     FILES = ("WavText5K.csv", "WavText5K/download")
 
-    def read(self, folder):
+    def read(self, folder: epath.Path) -> Iterator[Recording]:
         """Reads the table of recordings."""
         audio = folder / "WavText5K/download"
         there = {path.name for path in audio.iterdir()}

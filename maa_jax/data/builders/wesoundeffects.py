@@ -1,6 +1,9 @@
 """WeSoundEffects: sound effect libraries whose file names describe the sound."""
 
+from collections.abc import Iterator
+
 import tensorflow_datasets as tfds
+from etils import epath
 
 from maa_jax.data.builders.base import Recording
 from maa_jax.data.builders.published import PublishedAudio, name_labels, sound_files
@@ -20,7 +23,7 @@ class WeSoundEffects(PublishedAudio):
     )
     FILES = (".",)
 
-    def read(self, folder):
+    def read(self, folder: epath.Path) -> Iterator[Recording]:
         """Lists every sound file."""
         for name, path in sound_files(folder).items():
             yield Recording(

@@ -1,6 +1,7 @@
 """The bundled dataset: 130 short CC0 recordings from Sonic Pi; see README.md beside this file."""
 
 import csv
+from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -16,7 +17,7 @@ class SonicSounds(AudioBuilder):
     VERSION = tfds.core.Version("1.1.0")
     DESCRIPTION = "130 short CC0 recordings of Sonic Pi with a label and three captions each."
 
-    def recordings(self, dl_manager):
+    def recordings(self, dl_manager: tfds.download.DownloadManager) -> Sequence[Recording]:
         """Reads the table of recordings inside the package."""
         with (FOLDER / "recordings.csv").open() as file:
             return [
