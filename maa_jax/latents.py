@@ -66,15 +66,17 @@ class LatentCodec:
         """
         folder = hub.resolve(model)
         own = front_end(folder, "vae")
-        if mel is None and own is None:
+        if mel is not None:
+            check_front_end(mel, {f"the autoencoder in {model}": own})
+        elif own is not None:
+            mel = own
+        else:
             raise FolderError(
                 f"{folder} has no {hub.INDEX}, which states the mel front end of its autoencoder: "
                 "write the folder with `python -m maa_jax.convert`, or bring that file"
             )
-        if mel is not None:
-            check_front_end(mel, {f"the autoencoder in {model}": own})
         config = networks.load_config(folder, "vae")
-        return cls(mel or own, config, networks.define(config, dtype)[0])
+        return cls(mel, config, networks.define(config, dtype)[0])
 
     @classmethod
     def load(

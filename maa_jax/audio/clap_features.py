@@ -1,7 +1,8 @@
-"""What LAION's CLAP hears: log-mels at 48 kHz, by the rules of transformers' ClapFeatureExtractor.
+"""The front end of LAION's CLAP: log mels at 48 kHz, as of transformers' ClapFeatureExtractor.
 
-Those cut long recordings at random; here a seed decides, and a recording's features do not depend
-on others of its batch. (Microsoft's CLAP takes waveforms at 44.1 kHz: `maa_jax.models.cnn14`.)
+That class crops long recordings at random. Here a seed decides, and a recording's features do not
+depend on the others in its batch. (Microsoft's CLAP takes waveforms at 44.1 kHz: see
+`maa_jax.models.cnn14`.)
 """
 
 import dataclasses
@@ -20,10 +21,18 @@ _PADDINGS = ("repeatpad", "repeat", "pad")
 class ClapFeatures:
     """Settings of the front end, named as in preprocessor_config.json, and the front end itself.
 
-    `truncation` says what becomes of recordings longer than `max_length_s` seconds: "fusion" (the
-    whole of it shrunk in time, and three crops) or "rand_trunc" (one crop). `padding` says what
-    becomes of shorter ones: "repeatpad" (repeated as often as it fits, then silence), "repeat"
-    (repeated and cut) or "pad" (silence).
+    Attributes:
+      feature_size: number of mel bands.
+      sampling_rate: sample rate in Hz.
+      hop_length: samples from one frame to the next.
+      max_length_s: length of a clip in seconds.
+      fft_window_size: length of the transform and of its window, in samples.
+      frequency_min: lower edge of the lowest mel band, in Hz.
+      frequency_max: upper edge of the highest mel band, in Hz.
+      truncation: how a recording longer than a clip is shortened: "fusion" gives all of it, shrunk
+        in time, and three crops; "rand_trunc" gives one crop.
+      padding: how a shorter recording is filled up: "repeatpad" repeats it as often as it fits and
+        adds silence, "repeat" repeats and cuts it, "pad" adds silence.
     """
 
     feature_size: int = 64
@@ -51,24 +60,27 @@ class ClapFeatures:
 
     @property
     def samples(self) -> int:
-        """Samples of a clip."""
+        """Number of samples in a clip."""
         return self.max_length_s * self.sampling_rate
 
     @property
     def frames(self) -> int:
-        """Frames of a clip."""
+        """Number of frames in a clip."""
         return self.samples // self.hop_length + 1
 
     def __call__(self, wav: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, bool]:
         """Returns the spectrograms of one recording, and whether it is longer than a clip.
 
         Args:
-            wav: [samples], mono, at `sampling_rate`, of at least one sample.
-            seed: of the crops; the same one gives the same crops.
+          wav: mono samples [samples] at `sampling_rate`, at least one.
+          seed: seed of the crops; the same seed gives the same crops.
 
         Returns:
-            Decibels, float32 [4, frames, feature_size] with "fusion", else [1, frames,
-            feature_size]; and what `Htsat` takes as `is_longer`.
+          Decibels, float32 [4, frames, feature_size] with "fusion", else [1, frames,
+          feature_size]; and what `Htsat` takes as `is_longer`.
+
+        Raises:
+          ValueError: the recording has another shape.
         """
         wav = np.asarray(wav)
         if wav.ndim != 1 or not len(wav):
@@ -79,18 +91,18 @@ class ClapFeatures:
             longer = len(wav) > self.samples
             return self._decibels(self._padded(wav[start : start + self.samples]))[None], longer
         mel = self._decibels(self._padded(wav))
-        if len(mel) == self.frames:  # also of a recording less than a hop longer than a clip
+        if len(mel) == self.frames:  # also where a recording is less than a hop longer than a clip
             return np.stack([mel] * 4), False
         crops = [mel[start : start + self.frames] for start in self._starts(len(mel), rng)]
         return np.stack([_shrink(mel, self.frames), *crops]), True
 
     def _starts(self, total: int, rng: np.random.Generator) -> list[int]:
-        """Returns the first frames of the crops: one each in three thirds of all places."""
+        """Returns the first frames of three crops, one in each third of the possible positions."""
         thirds = np.array_split(np.arange(total - self.frames + 1), 3)
         return [rng.choice(third) if len(third) else 0 for third in thirds]
 
     def _padded(self, wav: np.ndarray) -> np.ndarray:
-        """Returns a recording of a clip's length or more."""
+        """Returns a recording that is at least as long as a clip."""
         if len(wav) >= self.samples:
             return wav
         if self.padding == "repeat":
@@ -105,7 +117,7 @@ class ClapFeatures:
         padded = np.pad(wav.astype(np.float64), n_fft // 2, mode="reflect")
         frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[:: self.hop_length]
         spectrum = np.fft.rfft(frames * np.hanning(n_fft + 1)[:-1])
-        # The two kinds of the released models were trained with different filters.
+        # The released models of the two kinds were trained with different filters.
         power = np.square(np.abs(spectrum)) @ _filters(self, self.truncation == "fusion")
         return (10 * np.log10(np.maximum(power, 1e-10))).astype(np.float32)
 
@@ -124,7 +136,7 @@ def _filters(config: ClapFeatures, htk: bool) -> np.ndarray:
 
 
 def _shrink(mel: np.ndarray, frames: int) -> np.ndarray:
-    """Interpolates [n, mels] linearly to [frames, mels], as PyTorch does without aligned ends."""
+    """Interpolates [n, mels] linearly to [frames, mels], as PyTorch with align_corners=False."""
     position = np.maximum((np.arange(frames) + 0.5) * (len(mel) / frames) - 0.5, 0)
     first = np.floor(position).astype(int)
     share = (position - first).astype(np.float32)[:, None]

@@ -1,4 +1,4 @@
-"""Sound files in and out: decode anything common to mono at one rate, write wav and FLAC.
+"""Sound files in and out: decodes any common format to mono at one rate, writes wav and FLAC.
 
 libsndfile decodes (wav, flac, ogg, mp3 and its other formats), soxr resamples.
 """
@@ -11,9 +11,9 @@ import numpy as np
 
 from maa_jax.files import replace_file
 
-# Rate, in Hz, of every recording from the data sets on: what is decoded comes at it.
+# Sample rate in Hz of all recordings: every dataset, stage and encoder gets them at this rate.
 SAMPLE_RATE = 16_000
-# Peak under which a recording counts as silent: -80 dBFS, three steps of 16-bit PCM.
+# A recording with a lower peak counts as silent: -80 dBFS, three steps of 16-bit PCM.
 SILENCE = 1e-4
 
 
@@ -22,7 +22,7 @@ class AudioError(ValueError):
 
 
 def load(path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Reads a sound file (local or on a bucket) as float32 mono `[samples]`; see `decode`."""
+    """Reads a sound file, local or in a bucket, as float32 mono [samples]; see `decode`."""
     from etils import epath
 
     try:
@@ -39,14 +39,14 @@ def decode(data: bytes, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """Decodes the content of a sound file: channels averaged, resampled, nothing normalised.
 
     Args:
-      data: The file's bytes: wav, flac, ogg, mp3 or another format of libsndfile.
-      sample_rate: Of the result, in Hz.
+      data: the file's bytes: wav, flac, ogg, mp3 or another format of libsndfile.
+      sample_rate: sample rate of the result, in Hz.
 
     Returns:
-      float32 `[samples]`, in [-1, 1] up to what resampling overshoots.
+      float32 [samples] in [-1, 1], apart from what resampling overshoots.
 
     Raises:
-      AudioError: Unreadable, truncated, empty, or holding NaN or infinity.
+      AudioError: the file cannot be read, is truncated or empty, or holds NaN or infinity.
     """
     import soundfile
 
@@ -56,7 +56,7 @@ def decode(data: bytes, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             expected, rate = file.frames, file.samplerate
-            if file.format == "MP3":  # Its header may count up to two frames that hold no sound.
+            if file.format == "MP3":  # its header may count up to two frames without sound
                 expected -= 2 * 1152
             wav = file.read(dtype="float32", always_2d=True)  # [frames, channels]
     except soundfile.LibsndfileError as error:
@@ -70,28 +70,28 @@ def decode(data: bytes, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     return resample(wav.mean(axis=1), rate, sample_rate)
 
 
-def _check_complete(data: bytes):
-    """Raises for cut wav and Ogg files, which libsndfile reads as if they were merely shorter."""
+def _check_complete(data: bytes) -> None:
+    """Raises for truncated wav and Ogg files, which libsndfile reads as if they were shorter."""
     if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
         position = 12
         while position + 8 <= len(data):
             name = data[position : position + 4]
             size = int.from_bytes(data[position + 4 : position + 8], "little")
             left = len(data) - position - 8
-            # Programs that write into a pipe leave the size open: 0 or all ones.
+            # Programs that write into a pipe leave the size open, as 0 or all ones.
             if name == b"data" and left < size < 0xFFFF0000:
                 raise AudioError(f"truncated: {left} of {size} bytes of samples are there")
             position += 8 + size + size % 2
     elif data[:4] == b"OggS":
         last = data[data.rfind(b"OggS") :]
-        lacing = last[27 : 27 + last[26]] if len(last) > 26 else b""  # Bytes of each segment.
+        lacing = last[27 : 27 + last[26]] if len(last) > 26 else b""  # bytes of each segment
         whole = len(last) >= 27 + len(lacing) + sum(lacing) and len(lacing) == last[26]
         if not (lacing and whole and last[5] & 4):
             raise AudioError("truncated: the Ogg stream's last page is missing or cut")
 
 
 def resample(wav: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
-    """Resamples `[samples]` or `[samples, channels]` from one rate in Hz to another."""
+    """Resamples [samples] or [samples, channels] from one rate in Hz to another."""
     if from_rate == to_rate:
         return wav
     import soxr
@@ -100,25 +100,25 @@ def resample(wav: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 
 def is_silent(wav: np.ndarray) -> bool:
-    """Whether nothing in `[samples]` can be heard: no sample reaches `SILENCE`."""
+    """Whether a recording [samples] is silent: no sample reaches `SILENCE`."""
     return not len(wav) or float(np.abs(wav).max()) < SILENCE
 
 
 def encode_flac(wav: np.ndarray, sample_rate: int = SAMPLE_RATE) -> bytes:
-    """Encodes float `[samples]` as 16-bit FLAC; values beyond [-1, 1] are clipped."""
+    """Encodes float [samples] as 16-bit FLAC; values beyond [-1, 1] are clipped."""
     return _encode(wav, sample_rate, "FLAC")
 
 
 def pcm16(wav: np.ndarray) -> np.ndarray:
-    """Rounds float `[samples]` to the int16 of FLAC and wav files; clips beyond [-1, 1]."""
-    # Rounded here: libsndfile truncates, which makes the quietest sounds louder or gone.
+    """Rounds float [samples] to the int16 of FLAC and wav files; clips beyond [-1, 1]."""
+    # libsndfile would truncate, which distorts the quietest sounds.
     return np.round(np.clip(wav, -1, 1) * 32767).astype(np.int16)
 
 
 def write_wav(
     path: str | os.PathLike[str], wav: np.ndarray, sample_rate: int = SAMPLE_RATE
 ) -> None:
-    """Writes float `[samples]` as 16-bit PCM, whole or not at all; clips beyond [-1, 1]."""
+    """Writes float [samples] as a 16-bit PCM file, whole or not at all; clips beyond [-1, 1]."""
     data = _encode(wav, sample_rate, "WAV")
     with replace_file(pathlib.Path(path)) as new:
         new.write_bytes(data)

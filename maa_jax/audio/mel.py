@@ -1,7 +1,7 @@
-"""The log-mel front end: one for training, evaluation and parity, in JAX.
+"""The log-mel front end in JAX, the same for training, evaluation and parity tests.
 
-Frames are cut without centring: reflect padding of (n_fft - hop) / 2 samples on each side gives
-exactly `samples // hop` frames, so that a vocoder of total stride `hop` lines up with them. This is
+Frames are not centred: reflect padding of (n_fft - hop) / 2 samples on each side gives exactly
+`samples // hop` frames, so that a vocoder of total stride `hop` lines up with them. This is
 HiFi-GAN's `mel_spectrogram` (Kong et al., 2020) with the paper's decimal logarithm.
 """
 
@@ -12,26 +12,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Added to the power before the root, as in HiFi-GAN: the root's gradient at silence stays finite.
+from maa_jax.audio.io import SAMPLE_RATE
+
+# Added to the power before the root, as in HiFi-GAN, so that the gradient at silence is finite.
 _POWER_FLOOR = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
 class MelConfig:
-    """Front end's settings; the defaults are the paper's.
+    """Settings of the front end; the defaults are the paper's.
 
     Attributes:
-      sample_rate: Of the waveform, in Hz.
-      n_fft: Length of the transform and of its periodic Hann window, in samples.
-      hop_length: Samples from one frame to the next.
-      n_mels: Number of mel filters (Slaney's scale and area normalisation).
-      fmin: Lower edge of the lowest filter, in Hz.
-      fmax: Upper edge of the highest filter, in Hz.
-      log: "log10" (the paper) or "log" (HiFi-GAN's own recipe: the natural logarithm).
-      floor: Smallest mel magnitude; smaller ones, silence among them, are raised to it.
+      sample_rate: sample rate of the waveform, in Hz.
+      n_fft: length of the transform and of its periodic Hann window, in samples.
+      hop_length: samples from one frame to the next.
+      n_mels: number of mel filters (Slaney's scale and area normalisation).
+      fmin: lower edge of the lowest filter, in Hz.
+      fmax: upper edge of the highest filter, in Hz.
+      log: "log10", the paper's, or "log", HiFi-GAN's natural logarithm.
+      floor: smallest mel magnitude; smaller ones, as in silence, are raised to it.
     """
 
-    sample_rate: int = 16000
+    sample_rate: int = SAMPLE_RATE
     n_fft: int = 1024
     hop_length: int = 256
     n_mels: int = 80
@@ -55,7 +57,7 @@ class MelConfig:
 
 
 def mel_frequencies(count: int, fmin: float, fmax: float, *, htk: bool = False) -> np.ndarray:
-    """Returns frequencies in Hz, float64 `[count]`, evenly spaced in mels from fmin to fmax.
+    """Returns frequencies in Hz, float64 [count], evenly spaced in mels from fmin to fmax.
 
     Args:
       count: number of frequencies.
@@ -79,7 +81,7 @@ def mel_frequencies(count: int, fmin: float, fmax: float, *, htk: bool = False) 
 def triangular_filters(
     sample_rate: int, n_fft: int, n_mels: int, fmin: float, fmax: float, *, htk: bool = False
 ) -> np.ndarray:
-    """Returns a mel filter bank, float64 `[n_fft // 2 + 1, n_mels]`, as librosa computes it.
+    """Returns a mel filter bank, float64 [n_fft // 2 + 1, n_mels], as librosa computes it.
 
     Args:
       sample_rate: rate of the waveform, in Hz.
@@ -101,28 +103,25 @@ def triangular_filters(
 
 @functools.lru_cache(maxsize=32)
 def mel_filters(config: MelConfig = MelConfig()) -> np.ndarray:
-    """Returns the front end's filters, float32 `[n_fft // 2 + 1, n_mels]`, on Slaney's scale."""
+    """Returns the front end's filters, float32 [n_fft // 2 + 1, n_mels], on Slaney's scale."""
     c = config
     bank = triangular_filters(c.sample_rate, c.n_fft, c.n_mels, c.fmin, c.fmax)
     return np.ascontiguousarray(bank, np.float32)
 
 
 def stft_magnitude(wav: jax.Array, n_fft: int = 1024, hop_length: int = 256) -> jax.Array:
-    """Magnitudes of the short-time Fourier transform (periodic Hann window, uncentred).
-
-    An FFT over gathered frames: on a CPU it and its gradient ran about four times faster than a
-    product with the DFT matrix.
+    """Returns magnitudes of the short-time Fourier transform (periodic Hann window, uncentred).
 
     Args:
-      wav: `[b, samples]`, more than (n_fft - hop_length) / 2 samples.
-      n_fft: Length of the transform and of its window, in samples.
-      hop_length: Samples from one frame to the next.
+      wav: [b, samples], more than (n_fft - hop_length) / 2 samples.
+      n_fft: length of the transform and of its window, in samples.
+      hop_length: samples from one frame to the next.
 
     Returns:
-      `[b, frames, n_fft // 2 + 1]`, frames = samples // hop_length where hop_length divides n_fft.
+      [b, frames, n_fft // 2 + 1], frames = samples // hop_length where hop_length divides n_fft.
 
     Raises:
-      ValueError: The waveform is not `[b, samples]`, or too short to be reflected.
+      ValueError: the waveform is not [b, samples], or too short to be reflected.
     """
     padding = (n_fft - hop_length) // 2
     if wav.ndim != 2 or wav.shape[1] <= padding or wav.shape[1] < hop_length:
@@ -139,19 +138,19 @@ def stft_magnitude(wav: jax.Array, n_fft: int = 1024, hop_length: int = 256) -> 
 
 
 def log_mel(wav: jax.Array, config: MelConfig = MelConfig()) -> jax.Array:
-    """Log-mel spectrogram of a batch of waveforms; pure, jittable and differentiable.
+    """Returns the log-mel spectrograms of waveforms; pure and differentiable.
 
     Args:
-      wav: `[b, samples]` in [-1, 1], any float type (computed in float32).
-      config: The front end's settings.
+      wav: [b, samples] in [-1, 1], of any float type; the computation is in float32.
+      config: settings of the front end.
 
     Returns:
-      float32 `[b, samples // hop_length, n_mels]`; about -5 to 1.5 with the default settings.
+      float32 [b, samples // hop_length, n_mels]; about -5 to 1.5 with the default settings.
 
     Raises:
-      ValueError: The waveform is not `[b, samples]`, or shorter than the padding.
+      ValueError: the waveform is not [b, samples], or shorter than the padding.
     """
     magnitude = stft_magnitude(wav.astype(jnp.float32), config.n_fft, config.hop_length)
-    # An accelerator's default product would round to about three digits here.
+    # Accelerators multiply float32 in lower precision by default, to about three digits.
     mel = jnp.matmul(magnitude, mel_filters(config), precision=jax.lax.Precision.HIGHEST)
     return getattr(jnp, config.log)(jnp.maximum(mel, config.floor))

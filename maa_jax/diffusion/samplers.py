@@ -20,6 +20,7 @@ from maa_jax.diffusion import SAMPLERS
 from maa_jax.diffusion.schedule import Schedule
 
 Tree = Any
+Array = Any  # numpy's where tables are made, JAX's inside the scan
 # (latents [b, h, w, c], timestep [], guidance scale []) -> what the network predicts of them,
 # [b, h, w, c]: noise, clean latents or v, as the schedule's `prediction_type` says.
 Predict = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -50,17 +51,17 @@ class Table:
       alpha: the level that the next latents are at, as the schedule's alphas_cumprod, [n].
     """
 
-    timestep: np.ndarray
-    guidance_scale: np.ndarray
-    pred_x0: np.ndarray
-    pred_noise: np.ndarray
-    uses_x0: np.ndarray
-    kept: np.ndarray
-    latents: np.ndarray
-    previous: np.ndarray
-    estimates: np.ndarray
-    noise: np.ndarray
-    alpha: np.ndarray
+    timestep: Array
+    guidance_scale: Array
+    pred_x0: Array
+    pred_noise: Array
+    uses_x0: Array
+    kept: Array
+    latents: Array
+    previous: Array
+    estimates: Array
+    noise: Array
+    alpha: Array
 
     def __len__(self) -> int:
         return len(self.timestep)
@@ -154,13 +155,12 @@ def coefficients(
     if eta and sampler != "ddim":
         raise ValueError(f"eta={eta}: sampler={sampler!r} adds no noise; use sampler='ddim'")
     guidance = np.broadcast_to(np.asarray(guidance_scale, np.float32), steps)[start:]
-    match sampler:
-        case "ddim":
-            return _ddim(schedule, *_path(schedule, steps, spacing, start), guidance, eta)
-        case "plms":
-            return _plms(schedule, *_path(schedule, steps, spacing, start), guidance)
-        case "dpmpp_2m":
-            return _dpmpp_2m(schedule, _points(schedule, steps, spacing)[start:], guidance)
+    if sampler == "dpmpp_2m":
+        return _dpmpp_2m(schedule, _points(schedule, steps, spacing)[start:], guidance)
+    times, following = _path(schedule, steps, spacing, start)
+    if sampler == "plms":
+        return _plms(schedule, times, following, guidance)
+    return _ddim(schedule, times, following, guidance, eta)
 
 
 def _ddim(

@@ -63,8 +63,8 @@ class Schedule:
     def betas(self) -> np.ndarray:
         """Variance of the noise added at each timestep, float64 [num_train_timesteps]."""
         power = 2 if self.beta_schedule == "scaled_linear" else 1
-        ends = np.array([self.beta_start, self.beta_end]) ** (1 / power)
-        betas = np.linspace(*ends, self.num_train_timesteps) ** power
+        start, end = np.array([self.beta_start, self.beta_end]) ** (1 / power)
+        betas = np.linspace(start, end, self.num_train_timesteps) ** power
         if not self.rescale_betas_zero_snr:
             return betas
         root = np.sqrt(np.cumprod(1 - betas))

@@ -7,20 +7,13 @@ import re
 from maa_jax.files import FolderError, read_json, user_path
 
 INDEX = "model_index.json"
-
-
 BUNDLED = pathlib.Path(__file__).parents[1] / "bundled_model"
 
-
-# Files of a model on the Hugging Face hub that are read here; its other formats are left there.
+# Files that are downloaded of one network, and of a whole model; other formats stay on the hub.
 _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")
-
-
 _MODEL_FILES = (INDEX, "*/*.json", "*/*.safetensors", "*/vocab.txt")
-
-
-# Not "models/...": there the documentation writes folders, and one that is missing must never be
-# looked for, and found, under somebody's name on the hub.
+# Not "models/...", where the documentation writes model folders: if one is missing, a stranger's
+# model of that name must not be downloaded.
 _HUB_ID = re.compile(r"(?!models/)[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -28,7 +21,7 @@ def resolve(model: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the path of a model folder; "bundled" is the one inside this package.
 
     Raises:
-      FolderError: there is no such folder, or it is not a model folder.
+      FolderError: there is no such folder.
     """
     path = BUNDLED if str(model) == "bundled" else pathlib.Path(user_path(model))
     if not path.is_dir():
@@ -46,11 +39,11 @@ def fetch(model: str | os.PathLike[str], files: tuple[str, ...] = ()) -> pathlib
 
     Args:
       model: the folder's path, "bundled" or a hub id.
-      files: that a hub id's folder must have besides config.json and the weights.
+      files: names of files that a model of the hub must have besides config.json and the weights.
 
     Raises:
-      FolderError: no such folder or model; or, where the hub cannot be reached, files that the
-        cache lacks: all are named, with how to bring them.
+      FolderError: there is no such folder or model; or the hub cannot be reached and the cache
+        lacks files, all of which are named, with how to get them.
     """
     if pathlib.Path(user_path(model)).is_dir() or not _HUB_ID.fullmatch(str(model)):
         return resolve(model)
@@ -62,7 +55,7 @@ def fetch(model: str | os.PathLike[str], files: tuple[str, ...] = ()) -> pathlib
         missing = [f for f in ("config.json", *files) if not (folder / f).exists()]
         missing += missing_weights(folder, "transformers")
         where = str(folder)
-    if missing:
+    if folder is None or missing:
         included = " ".join(f"--include {pattern!r}" for pattern in _HUB_FILES)
         raise FolderError(
             f"model={str(model)!r}: {where} lacks {', '.join(missing)}. To bring them: where there "

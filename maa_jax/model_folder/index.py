@@ -1,4 +1,4 @@
-"""model_index.json: the parts of a model folder and what holds for all of them."""
+"""model_index.json: the parts of a model folder, and what they have in common."""
 
 import hashlib
 import os
@@ -59,8 +59,8 @@ def load_scheduler(folder: str | os.PathLike[str]) -> Schedule:
 def save_index(folder: str | os.PathLike[str], **meta: Any) -> None:
     """Writes model_index.json: every part found in the folder, and `meta` beside them.
 
-    Entries of an index already there are kept unless `meta` names them, so stages may export
-    into one folder one after another.
+    Entries of an index that is there already are kept unless `meta` names them, so that stages can
+    be exported into one folder, one after another.
     """
     folder = pathlib.Path(folder)
     index = read_json(folder / INDEX) if (folder / INDEX).exists() else {}
@@ -96,9 +96,9 @@ def copy_folder(source: pathlib.Path, target: pathlib.Path) -> None:
     parts = {k for k, v in read_json(target / INDEX).items() if _is_part(v)} if has_index else set()
     # The index goes first and comes last, so that a copy cut short is no model.
     (target / INDEX).unlink(missing_ok=True)
-    for name in parts - {path.name for path in source.iterdir()}:
-        if (target / name).is_dir():
-            remove_part_files(target / name)
+    for path in target.iterdir():
+        if path.is_dir() and path.name in parts and not (source / path.name).exists():
+            remove_part_files(path)
     for path in source.glob("[!.]*"):
         if path.is_dir():
             with replace_folder(target / path.name) as new:
@@ -150,8 +150,16 @@ def load_index(
 def front_end(folder: str | os.PathLike[str], network: str) -> MelConfig | None:
     """Returns the mel front end that a network of a model folder was trained with.
 
-    It is what model_index.json states under `mel`; None where a folder has no index (a network of
-    Hugging Face's alone).
+    Args:
+      folder: the model folder.
+      network: name of the network, for errors.
+
+    Returns:
+      What model_index.json states under `mel`; None where the folder has no such file, as with a
+      single network from Hugging Face.
+
+    Raises:
+      FolderError: model_index.json states no front end, or one that cannot be.
     """
     folder = pathlib.Path(folder)
     if not (folder / INDEX).exists():

@@ -56,15 +56,17 @@ def read_model(folder: str | os.PathLike[str]) -> Model:
             "maa_jax.convert writes it"
         )
     index = load_index(path, parts=_PARTS, meta=("sample_rate", "max_duration", "mel"))
+    mel = front_end(path, "vae")
+    assert mel is not None  # as there is an index
     model = Model(
         path,
         int(index["sample_rate"]),
         float(index["max_duration"]),
-        front_end(path, "vae"),
+        mel,
         load_scheduler(path),
         *(networks.load_config(path, name) for name in ("unet", "vae", "vocoder")),
     )
-    unet, vae, vocoder, mel = model.unet, model.vae, model.vocoder, model.mel
+    unet, vae, vocoder = model.unet, model.vae, model.vocoder
     for here, value, there, other in (
         ("vocoder: model_in_dim", vocoder.model_in_dim, "mel: n_mels", mel.n_mels),
         ("vocoder: hop_length", vocoder.hop_length, "mel: hop_length", mel.hop_length),

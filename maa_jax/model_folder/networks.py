@@ -40,7 +40,7 @@ def _read_weights(where: pathlib.Path, library: str) -> dict[str, np.ndarray]:
     if not (where / name).exists():
         index = read_json(where / f"{name}.index.json")
         files = sorted(set(index.get("weight_map", {}).values()))
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for file in files:
         try:
             tensors |= load_file(where / file)
@@ -60,7 +60,7 @@ def save_network(
 
     Args:
       folder: the model folder; made if it does not exist.
-      name: the network's place, such as "unet".
+      name: the network's subfolder, such as "unet".
       config: the network's configuration, with `to_hf`.
       params: nested dict of all arrays, batch statistics included.
       dtype: how floating-point arrays are stored, float32 or float16.
@@ -87,12 +87,12 @@ def save_network(
 
 @functools.lru_cache(maxsize=64)
 def define(config: Any, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef, nnx.State]:
-    """Returns the graph of a configuration's network, and its state with shapes for arrays."""
+    """Returns the graph of `abstract(config)` and its state, with shapes instead of arrays."""
     return nnx.split(abstract(config, dtype))
 
 
 def abstract(config: Any, dtype: Any = jnp.float32) -> nnx.Module:
-    """Returns the network of a configuration, with shapes in the place of arrays."""
+    """Returns the network of a configuration, with shapes instead of arrays."""
     network = lookup(config.to_hf(), pathlib.Path("config.json"))[2]
     return nnx.eval_shape(lambda: network(config, dtype=dtype, rngs=InitRngs(0)))
 
@@ -108,18 +108,18 @@ def load_network(
 
     Args:
       folder: the model folder.
-      name: the network's place, such as "unet"; "." where it is the folder itself.
+      name: the network's subfolder, such as "unet", or "." for the folder itself.
       dtype: the compute dtype; parameters are float32 however they are stored.
-      kind: the class to read, by default the one that config.json states: "CLIPTextModel" is the
-        text tower out of a folder with a whole CLIP.
+      kind: name of the class to read, by default the one that config.json states. With
+        "CLIPTextModel" the text tower is read from the folder of a whole CLIP.
 
     Returns:
       (graphdef, params): `build(graphdef, params)` is the module, and params a nested dict of
       numpy arrays, batch statistics included.
 
     Raises:
-      FolderError: missing or broken files, an unknown class.
-      ValueError: a configuration or names and shapes that do not fit; all are listed.
+      FolderError: files are missing or broken, or the class is unknown.
+      ValueError: the configuration, or names and shapes of weights, do not fit; all are listed.
     """
     where = pathlib.Path(folder, name)
     config = read_json(where / "config.json")
@@ -147,8 +147,8 @@ def load_pretrained(
 
     Args:
       model: the folder's path or a hub id, such as "laion/clap-htsat-unfused"; see `fetch`.
-      dtype: as in `load_network`.
-      kind: as in `load_network`.
+      dtype: the compute dtype, as in `load_network`.
+      kind: name of the class to read, as in `load_network`.
 
     Returns:
       (graphdef, params) as `load_network` does; the module's `config` is its configuration.
@@ -171,14 +171,14 @@ def start_weights(
     key: str = "init_from",
     free: tuple[str, ...] = ("scaling_factor",),
 ) -> dict[str, dict[str, Any]]:
-    """Returns {name: weights in `folder/name/`} for training to go on from; {} without a folder.
+    """Returns {name: weights in `folder/name/`} that training starts from; {} without a folder.
 
     Args:
       folder: the model folder, "bundled", a hub id, or "" for none.
-      name: the network's place, "." where it is the folder itself.
-      config: what its configuration must be.
-      key: of the run's config that names the folder, for errors.
-      free: the fields of `config` in which it may differ.
+      name: the network's subfolder, or "." for the folder itself.
+      config: the configuration that the network must have.
+      key: key of the run's config that names the folder, for errors.
+      free: fields of `config` that may differ.
 
     Raises:
       ValueError: there is no such folder, or its network has other sizes; all are listed.
@@ -200,5 +200,5 @@ def start_weights(
 
 
 def build(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
-    """Returns the module of `load_network`'s two parts; cheap, and may be called under jit."""
+    """Returns the module that a graph and weights make up; cheap, also under `jax.jit`."""
     return nnx.merge(graphdef, params)

@@ -8,7 +8,7 @@ from typing import Any
 from maa_jax.files import FolderError
 
 # Class name in config.json -> (library of that class, module here, configuration, network).
-# Modules are imported when a folder asks for them, so that sampling never loads what it lacks.
+# Modules are imported when a folder needs them, so that sampling does not import all networks.
 NETWORKS = {
     "UNet2DConditionModel": ("diffusers", "maa_jax.models.unet", "UNetConfig", "UNet"),
     "AutoencoderKL": (
@@ -38,7 +38,7 @@ NETWORKS = {
 }
 
 
-# Classes whose files hold one of these networks and more, which is left out.
+# Classes whose files hold one of these networks and more; the rest is not read.
 _ALIASES = {
     "BertForMaskedLM": "BertModel",
     "BertForPreTraining": "BertModel",
@@ -51,9 +51,9 @@ _ALIASES = {
 
 
 def class_of(config: Mapping[str, Any]) -> str:
-    """Returns the class name that a config.json states, in diffusers' or transformers' way.
+    """Returns the class name that a config.json of diffusers or transformers states.
 
-    Of a class that only adds heads to a network known here, that network's.
+    For a class that only adds heads to a network known here, it is that network's name.
     """
     name = config.get("_class_name") or (config.get("architectures") or ["(none)"])[0]
     return _ALIASES.get(name, name)
@@ -61,13 +61,22 @@ def class_of(config: Mapping[str, Any]) -> str:
 
 def lookup(
     config: Mapping[str, Any], where: pathlib.Path, kind: str | None = None
-) -> tuple[str, type, type]:
-    """Returns (library, configuration class, module class) for a config.json's content."""
+) -> tuple[str, Any, Any]:
+    """Returns (library, configuration class, module class) for a config.json's content.
+
+    Args:
+      config: content of config.json.
+      where: the network's folder, for errors.
+      kind: name of the class, by default the one that `config` states.
+
+    Raises:
+      FolderError: the class is unknown.
+    """
     name = kind or class_of(config)
     if name not in NETWORKS:
         raise FolderError(
             f"{where}: class {name!r} is not known here; known: {', '.join(NETWORKS)}"
         )
-    library, module, config_class, network = NETWORKS[name]
-    module = importlib.import_module(module)
+    library, place, config_class, network = NETWORKS[name]
+    module = importlib.import_module(place)
     return library, getattr(module, config_class), getattr(module, network)

@@ -79,7 +79,9 @@ def from_torch(
         module = nnx.state(module)
     if isinstance(module, nnx.State):
         module = nnx.to_pure_dict(module)
-    given, origin, problems = {}, {}, []
+    given: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    problems = []
     for name, value in tensors.items():
         if name.rsplit(".", 1)[-1] in _IGNORED:
             continue

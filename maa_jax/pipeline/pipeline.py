@@ -90,7 +90,7 @@ class Pipeline:
         self._text = devices.replicate(self._conditioner.params)
         self._encode_text = jax.jit(self._conditioner.encode)
         self._score: clap.ClapScore | None = None
-        self._seconds: collections.Counter[str] | None = None
+        self._seconds: dict[str, float] | None = None
 
     @classmethod
     def from_pretrained(
@@ -137,7 +137,7 @@ class Pipeline:
 
         Compilation is included. Each part then waits for the one before.
         """
-        self._seconds = collections.Counter()
+        self._seconds = collections.defaultdict(float)
         try:
             yield self._seconds
         finally:
@@ -254,8 +254,13 @@ class Pipeline:
     ) -> Iterator[tuple[int, samplers.SamplerState]]:
         """Goes through a table, and yields how many rows are done and the state they lead to."""
         state = samplers.initial_state(jnp.asarray(latents))
-        axes = samplers.SamplerState(latents=0, previous=0, history=1, pred_x0=0)
-        state = samplers.SamplerState(*map(self._devices.split, state, axes))
+        split = self._devices.split
+        state = samplers.SamplerState(
+            latents=split(state.latents),
+            previous=split(state.previous),
+            history=split(state.history, axis=1),
+            pred_x0=split(state.pred_x0),
+        )
         unet, params = self._networks["unet"]
         done = 0
         for size in segments(len(table)):
@@ -361,12 +366,10 @@ def _sentences(prompts: str | Sequence[str]) -> list[str]:
     return sentences
 
 
-def _check_latents(latents: Any, shapes: list[tuple[int, ...]], listed: bool) -> None:
+def _check_latents(latents: Any, shapes: Sequence[tuple[int, ...]], listed: bool) -> None:
     """Raises a ValueError unless there is an entry of the right shape for each sound."""
-    if not listed:
-        got, want = np.shape(latents), (len(shapes), *shapes[0])
-    else:
-        got, want = [np.shape(x) for x in latents], shapes
+    got: Any = [np.shape(x) for x in latents] if listed else np.shape(latents)
+    want: Any = shapes if listed else (len(shapes), *shapes[0])
     if got != want:
         raise ValueError(
             f"initial_latents has shape {got}: give {want}, [n, height, width, channels]"

@@ -43,7 +43,7 @@ def _check_guidance(value: Any, request: Any) -> str:
     )
 
 
-def _by_step(scale: Guidance, steps: int) -> Sequence[float]:
+def _by_step(scale: Any, steps: int) -> Sequence[float]:
     if callable(scale):
         return [scale(step / max(1, steps - 1)) for step in range(steps)]
     return scale if is_list(scale) else [scale] * steps
@@ -168,7 +168,7 @@ class Request(Options):
         Raises:
           ValueError: a duration is over the limit, or there are not as many as prompts.
         """
-        given = max_duration if self.duration is None else self.duration
+        given: Any = max_duration if self.duration is None else self.duration
         seconds = [float(x) for x in given] if is_list(given) else [float(given)] * prompts
         if len(seconds) != prompts:
             raise ValueError(
