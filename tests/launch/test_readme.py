@@ -3,6 +3,8 @@
 import ast
 import dataclasses
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -32,6 +34,25 @@ def test_the_documents_show_every_program():
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_flags_of_the_commands_exist(program):
     check_flags(program, flags_of(program))
+
+
+@pytest.fixture(scope="module")
+def known_flags():
+    """The flags of all programs."""
+    help_texts = [
+        subprocess.run(
+            [sys.executable, "-m", name, "--help"], capture_output=True, text=True, cwd=ROOT
+        ).stdout
+        for name in [program for program in PROGRAMS if program.startswith("maa_jax.")]
+    ]
+    flags = re.findall(r"^  --(\[no\])?(\w+)$", "\n".join(help_texts), re.M)
+    return {no.strip("[]") + name for no, name in flags} | {name for _, name in flags}
+
+
+@pytest.mark.parametrize("document", TEXTS)
+def test_flags_in_the_text_exist(document, known_flags):
+    named = set(re.findall(r"`--(\w+)", TEXTS[document])) - {"config"}  # keys are checked below
+    assert named <= known_flags
 
 
 def train_lines():
