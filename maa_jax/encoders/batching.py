@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from maa_jax.devices import batch_sharding, create_local_mesh, replicated
+from maa_jax.devices import LocalDevices
 
 Tree = Any
 
@@ -48,13 +48,13 @@ class Batches:
           batch_size: rows in a batch, rounded up to a multiple of the number of devices.
           devices: what every batch is spread over, by default all devices of this process.
         """
-        mesh = create_local_mesh(devices or jax.local_devices())
-        self._whole, self._split = replicated(mesh), batch_sharding(mesh)
-        self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        devices = devices or jax.local_devices()
+        self._devices = LocalDevices(devices)
+        self.batch_size = -(-batch_size // len(devices)) * len(devices)
 
     def put(self, params: Tree) -> Tree:
         """Returns weights on the devices, whole on each."""
-        return jax.device_put(params, self._whole)
+        return self._devices.replicate(params)
 
     def run(self, function: Callable[..., Tree], params: Tree, *rows: Tree) -> Tree:
         """Returns `function(params, *rows)` for any number of rows, as numpy arrays.
@@ -66,7 +66,7 @@ class Batches:
         """
 
         def on_devices(batch: tuple[Tree, ...]) -> Tree:
-            return function(params, *jax.device_put(batch, self._split))
+            return function(params, *self._devices.split(batch))
 
         return in_batches(on_devices, rows, self.batch_size)
 
