@@ -3,17 +3,17 @@
     python -m maa_jax.train --config=configs/captioner.py --workdir=runs/captioner \
         --config.tokenizer=models/bert-base-uncased
 
-Then by self-critical CIDEr, from the exported captioner:
+Then with CIDEr as the reward (self-critical training), starting from the exported captioner:
 
     python -m maa_jax.convert --from=workdir --workdir=runs/captioner --out=models/captioner
     python -m maa_jax.train --config=configs/captioner.py:self_critical \
         --workdir=runs/self_critical --config.tokenizer=models/captioner/tokenizer \
         --config.init_from.captioner=models/captioner
 
-Arguments: none, PANNs' Cnn10 with its front end at 16 kHz and a GRU of 512 states; `self_critical`;
+Arguments: none, PANNs' Cnn10 with its front end at 16 kHz and a GRU of 512 units; `self_critical`;
 `demo` and `runlocal` as in common.py; `bundled`, sizes for the recordings inside the package, with
-a vocabulary made from their captions. To begin with PANNs' weights name a folder with config.json
-and model.safetensors in `config.init_from.audio_encoder`; for the released Cnn10, which hears
+a vocabulary built from their captions. To start from PANNs' weights, give a folder with config.json
+and model.safetensors in `config.init_from.audio_encoder`; for the released Cnn10, whose input is at
 32 kHz, set `config.captioner.encoder` to sample_rate 32000, n_fft 1024, hop_length 320, fmax 14000.
 """
 
@@ -21,7 +21,7 @@ from maa_jax.configs import common
 
 
 def get_config(arg: str | None = None):
-    """Returns the configuration of an argument of those above."""
+    """Returns the config of an argument: see the head of this file."""
     return common.pick(
         arg, full=full, self_critical=self_critical, demo=demo, runlocal=runlocal, bundled=bundled
     )()
@@ -32,7 +32,7 @@ def full():
     config.batch_size = 64
     config.total_steps = 50_000
     config.tokenizer = "models/bert-base-uncased"  # a folder, or "captions"
-    with config.ignore_type():  # here a folder for the whole, or for the encoder
+    with config.ignore_type():  # a folder for the captioner, or for its encoder
         config.init_from = common.block(captioner="", audio_encoder="")
     config.loss = "cross_entropy"  # or self_critical
     config.label_smoothing = 0.1
@@ -54,11 +54,11 @@ def full():
 
 
 def self_critical():
-    """Rewards: five captions of a recording are drawn, each is compared with the other four.
+    """Self-critical training: of five sampled captions, each is compared with the other four.
 
-    From the captioner of `demo`, 150 steps with its sizes, `loss="self_critical"` and a base_lr of
-    4e-4 raised the CIDEr-D of captions drawn for training recordings from 0.48 to 0.69 of 10 (one
-    minute on two cores of an AMD EPYC).
+    Starting from the captioner of `demo`, with its sizes, 150 steps with `loss="self_critical"` and
+    a base_lr of 4e-4 raised the CIDEr-D of captions sampled for training recordings from 0.48 to
+    0.69, of at most 10, in one minute on two cores of an AMD EPYC.
     """
     config = full()
     config.loss = "self_critical"
@@ -76,7 +76,7 @@ def bundled():
     config.augment = common.block(gain_db=6.0, shift=0.05)
     config.captioner.vocab_size = 1024
     config.captioner.embedding_size = config.captioner.hidden_size = 128
-    config.captioner.dropout = 0.0  # 104 recordings are learnt by heart: dropout slows that down
+    config.captioner.dropout = 0.0  # it overfits to 104 recordings, and dropout only slows that
     config.captioner.max_length = 20
     common.shrink_panns(config.captioner.encoder)
     config.optimizer.base_lr = 4e-3
@@ -86,12 +86,12 @@ def bundled():
 
 
 def demo():
-    """The same for 500 steps: two and a half minutes of one shared core of an AMD EPYC.
+    """The same for 500 steps, in two and a half minutes on one shared core of an AMD EPYC.
 
-    It learns the training captions by heart (0.60 a token; a recording has three captions, of which
-    one is drawn), but only in part which recording each is of: greedy captions of training
-    recordings reach a CIDEr-D of about 1.4 of 10, those of the 13 validation recordings 0.17, at a
-    loss of 6.1 there.
+    It memorises the training captions (a loss of 0.60 a token; one of a recording's three captions
+    is drawn), but only partly which recording each describes: greedy captions of training
+    recordings reach a CIDEr-D of about 1.4, of at most 10, and those of the 13 validation
+    recordings 0.17, at a loss of 6.1.
     """
     config = common.small_run(bundled(), steps=500)
     config.optimizer.cosine_steps = config.total_steps

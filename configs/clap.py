@@ -1,11 +1,13 @@
-"""CLAP: one space for sounds and sentences (paper sections 3.3 and 5.2); its text side conditions.
+"""CLAP: one space for sounds and sentences (paper sections 3.3 and 5.2).
+
+Its text tower conditions the denoiser.
 
     python -m maa_jax.train --config=configs/clap.py --workdir=runs/clap \
         --config.tokenizer=models/bert-base-uncased
 
-Arguments: none, BERT-base and PANNs' Cnn14 at 16 kHz with a shared space of 1024; `demo` and
-`runlocal` as in common.py; `bundled`, the CLAP inside the package, with a vocabulary made from the
-training captions. To begin from published weights name folders with config.json and
+Arguments: none, BERT-base and PANNs' Cnn14 at 16 kHz with a shared space of 1024 dimensions; `demo`
+and `runlocal` as in common.py; `bundled`, the CLAP inside the package, with a vocabulary built from
+the training captions. To start from published weights, give folders with config.json and
 model.safetensors in `config.init_from.text_encoder` and `config.init_from.audio_encoder`.
 """
 
@@ -13,7 +15,7 @@ from maa_jax.configs import common
 
 
 def get_config(arg: str | None = None):
-    """Returns the configuration of an argument: none, demo, runlocal or bundled."""
+    """Returns the config of an argument: none, demo, runlocal or bundled."""
     return common.pick(arg, full=full, demo=demo, runlocal=runlocal, bundled=bundled)()
 
 
@@ -22,7 +24,7 @@ def full():
     config.batch_size = 128
     config.total_steps = 100_000
     config.tokenizer = "models/bert-base-uncased"  # a folder, or "captions"
-    with config.ignore_type():  # here a folder for either tower
+    with config.ignore_type():  # a folder for each tower
         config.init_from = common.block(text_encoder="", audio_encoder="")
     config.augment = common.block(gain_db=0.0, shift=0.0)
     config.clap = common.block(
@@ -40,9 +42,10 @@ def full():
 def bundled():
     """The CLAP in the package, 0.73 M parameters.
 
-    Trained on the 104 training recordings of sonic_sounds, clips of 4.1 s, in six minutes of two
-    shared cores of an Intel Xeon. It knows them by heart: of the training captions 95 % in a batch
-    of 32 find their recording, of the validation's 13 recordings 38 % (TensorBoard of that run).
+    Trained on the 104 training recordings of sonic_sounds, clips of 4.1 s, in six minutes on two
+    shared cores of an Intel Xeon. It has memorised them: 95 % of the training captions find their
+    recording in a batch of 32, and 38 % of the 13 validation captions find theirs (TensorBoard of
+    that run).
     """
     config = common.small_run(full(), steps=1_000)
     config.batch_size = 32
@@ -50,7 +53,7 @@ def bundled():
     config.tokenizer = "captions"
     config.augment = common.block(gain_db=6.0, shift=0.05)
     config.clap.embedding_size = 128
-    config.clap.dropout = 0.0  # 104 recordings are learnt by heart: dropout only slows that down
+    config.clap.dropout = 0.0  # it overfits to 104 recordings, and dropout only slows that
     common.shrink_bert(config.clap.text_encoder)
     common.shrink_panns(config.clap.audio_encoder)
     config.clap.audio_encoder.num_classes, config.clap.audio_encoder.head_dropout = 18, 0.0

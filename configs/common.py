@@ -1,11 +1,16 @@
-"""What every configuration shares. A file beside this one is a stage; `get_config(arg)` builds it.
+"""What the configs share. A file beside this one is a stage's; `get_config(arg)` builds a config.
 
-Arguments that every stage takes: none, the paper's full size; `demo`, minutes on a laptop with the
-bundled recordings; `runlocal`, a few tiny steps to see that the code runs. `bundled` is what the
-model inside the package was trained with.
+Arguments that every file takes: none, the paper's full size; `demo`, minutes on a laptop with the
+bundled recordings; `runlocal`, a few tiny steps to see that the code runs; `bundled`, the settings
+of the model inside the package.
 """
 
+import dataclasses
+
 import ml_collections
+
+from maa_jax.audio.mel import MelConfig
+from maa_jax.data.config import DataConfig
 
 
 def base(stage: str) -> ml_collections.ConfigDict:
@@ -16,45 +21,19 @@ def base(stage: str) -> ml_collections.ConfigDict:
     config.batch_size = 32  # over all devices
     config.accumulate = 1  # microbatches a step
     config.total_steps = 1_000_000
-    config.total_epochs = 0  # counts instead of total_steps where it is not 0
-    config.dtype = "bfloat16"  # of the computation; parameters are float32
-    config.remat = False  # compute activations twice instead of keeping them
+    config.total_epochs = 0  # length of the run in place of total_steps, unless 0
+    config.dtype = "bfloat16"  # the networks compute in it; parameters are float32
+    config.remat = False  # recompute activations in the backward pass instead of keeping them
     config.ema_decay = 0.0  # 0 keeps no average
-    config.init_from = ""  # a model folder ("bundled") whose weights training goes on from
+    config.init_from = ""  # a model folder, or "bundled", with pretrained weights
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1})
 
-    config.data = ml_collections.ConfigDict()
-    config.data.dataset = "sonic_sounds"
-    config.data.data_dir = ml_collections.config_dict.placeholder(str)
-    config.data.split = "train"
-    config.data.eval_split = "validation"
-    config.data.eval_dataset = ml_collections.config_dict.placeholder(str)  # dataset's first part
-    config.data.samples = 624 * 256
-    config.data.workers = 0
-    # Dynamic reprogramming (section 3.2.2): 0 to 2 events with single labels join each pair.
-    config.data.reprogram = block(
-        events="",  # datasets, as in config.data.dataset; "" for none of it
-        n_events=(1.0, 1.0, 1.0),  # weights of 0, 1 and 2
-        gain_db=(-6.0, 6.0),  # an event's loudness over the pair's, from and to
-        crossfade=0.05,  # seconds
-    )
-    # For dataset="audio_folder": the recordings, and a CSV, TSV or JSONL of captions or labels.
-    config.data.folder = ml_collections.config_dict.placeholder(str)
-    config.data.captions_file = ml_collections.config_dict.placeholder(str)
-
-    config.mel = ml_collections.ConfigDict()
-    config.mel.sample_rate = 16_000
-    config.mel.n_fft = 1024
-    config.mel.hop_length = 256
-    config.mel.n_mels = 80
-    config.mel.fmin = 0.0
-    config.mel.fmax = 8000.0
-    config.mel.log = "log10"
-    config.mel.floor = 1e-5
+    config.data = fields_of(DataConfig)
+    config.mel = fields_of(MelConfig)
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.base_lr = 1e-4
-    config.optimizer.scale_lr = False  # times the batch, LDM's rule
+    config.optimizer.scale_lr = False  # multiplies it by the batch size, LDM's rule
     config.optimizer.warmup_steps = 0
     config.optimizer.cosine_steps = 0
     config.optimizer.decay_per_epoch = 1.0
@@ -68,7 +47,8 @@ def base(stage: str) -> ml_collections.ConfigDict:
     config.summary_every = 5_000
     config.checkpoint_every = 5_000
     config.keep = 2
-    config.best = "validation/loss"  # its lowest checkpoint is kept besides the latest
+    config.best = "validation/loss"  # the checkpoint with its lowest value is kept, too
+    config.evaluators = block()  # {name: {every, num_prompts, clap}}, of the sounds that it makes
     config.profile = ()  # (first step, number of steps) to trace for TensorBoard
     return config
 
@@ -78,8 +58,17 @@ def block(**keys) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(keys)
 
 
+def fields_of(settings: type) -> ml_collections.ConfigDict:
+    """Returns the fields of a dataclass, with their defaults, as a block of a config."""
+    found = ml_collections.ConfigDict()
+    for name, value in dataclasses.asdict(settings()).items():
+        # A placeholder is None until it is set; the fields without a default are texts.
+        found[name] = ml_collections.config_dict.placeholder(str) if value is None else value
+    return found
+
+
 def bert_base() -> ml_collections.ConfigDict:
-    """Returns the sizes of bert-base-uncased, fields of BertConfig."""
+    """Returns the sizes of bert-base-uncased, as fields of BertConfig."""
     return block(
         vocab_size=30522,
         hidden_size=768,
@@ -93,7 +82,7 @@ def bert_base() -> ml_collections.ConfigDict:
 
 
 def panns(channels: tuple[int, ...], **more) -> ml_collections.ConfigDict:
-    """Returns a network of PANNs with its front end at 16 kHz, fields of CnnConfig and `more`."""
+    """Returns the fields of a PANNs network's config, with its front end at 16 kHz, and `more`."""
     return block(
         sample_rate=16_000,
         n_fft=512,
@@ -114,7 +103,7 @@ CNN14 = (64, 128, 256, 512, 1024, 2048)
 
 
 def shrink_bert(text: ml_collections.ConfigDict) -> None:
-    """Makes a text encoder small enough for the bundled captions, which it learns by heart."""
+    """Makes a text encoder small enough for the bundled captions, to which it overfits."""
     text.vocab_size = 1024
     text.hidden_size, text.intermediate_size = 128, 256
     text.num_hidden_layers, text.num_attention_heads = 2, 4
@@ -123,7 +112,7 @@ def shrink_bert(text: ml_collections.ConfigDict) -> None:
 
 
 def shrink_panns(audio: ml_collections.ConfigDict) -> None:
-    """Makes an audio encoder small enough for the bundled recordings; without regularisation."""
+    """Makes an audio encoder small enough for the bundled recordings, without regularisation."""
     audio.channels = (16, 32, 64, 128)
     audio.n_fft, audio.hop_length, audio.n_mels = 1024, 640, 32
     audio.block_dropout = 0.0
@@ -131,7 +120,7 @@ def shrink_panns(audio: ml_collections.ConfigDict) -> None:
 
 
 def small_run(config: ml_collections.ConfigDict, steps: int) -> ml_collections.ConfigDict:
-    """Sets what short runs on one machine share."""
+    """Sets the length and the intervals of a short run on one machine."""
     config.dtype = "float32"
     config.total_steps = steps
     config.log_every = max(1, steps // 20)
@@ -141,10 +130,10 @@ def small_run(config: ml_collections.ConfigDict, steps: int) -> ml_collections.C
 
 
 def pick(arg: str | None, **choices):
-    """Returns what the argument of a config names.
+    """Returns the choice that a config's argument names, `full` without one.
 
     Raises:
-      ValueError: if it is none of the choices.
+      ValueError: it is none of the choices.
     """
     if (arg or "full") not in choices:
         raise ValueError(f"Unknown config argument {arg!r}; choose from {', '.join(choices)}.")

@@ -6,18 +6,18 @@
 
 Arguments: none, BERT-base and MMT's transformer over Cnn14's features, trained as MMT was on
 MSR-VTT (Gabeur et al. 2020, the authors' MSRVTT_jsfusion_trainval.json: margin 0.05, all negatives,
-rate 5e-5 falling); `demo` and `runlocal` as in common.py; `bundled`, small enough for the bundled
-recordings, with a vocabulary made from the training captions. `config.init_from.audio_encoder` is
-PANNs' Cnn14 in a folder with config.json and model.safetensors; a CLAP trained here has both
-encoders in its model folder. Recall is printed by
-`python -m maa_jax.evaluate --model=DIR --evaluators=recall --out=DIR`.
+a learning rate that falls from 5e-5); `demo` and `runlocal` as in common.py; `bundled`, small
+enough for the bundled recordings, with a vocabulary built from the training captions.
+`config.init_from.audio_encoder` is PANNs' Cnn14 in a folder with config.json and model.safetensors;
+the model folder of a CLAP trained here has both encoders. `python -m maa_jax.evaluate --model=DIR
+--evaluators=recall --out=DIR` prints recall.
 """
 
 from maa_jax.configs import common
 
 
 def get_config(arg: str | None = None):
-    """Returns the configuration of an argument: none, demo, runlocal or bundled."""
+    """Returns the config of an argument: none, demo, runlocal or bundled."""
     return common.pick(arg, full=full, demo=demo, runlocal=runlocal, bundled=bundled)()
 
 
@@ -26,7 +26,7 @@ def full():
     config.batch_size = 128
     config.total_steps = 50_000
     config.tokenizer = "models/bert-base-uncased"  # a folder, or "captions"
-    with config.ignore_type():  # here a folder for either encoder
+    with config.ignore_type():  # a folder for each encoder
         config.init_from = common.block(text_encoder="", audio_encoder="")
     config.augment = common.block(gain_db=0.0, shift=0.0)
     config.margin = 0.05
@@ -35,7 +35,7 @@ def full():
         text_encoder=common.bert_base(),
         audio_encoder=common.panns(common.CNN14),
         audio_transformer=common.block(
-            hidden_size=512,  # and the width of the shared space
+            hidden_size=512,  # also the width of the shared space
             num_hidden_layers=4,
             num_attention_heads=4,
             intermediate_size=3072,
@@ -52,10 +52,10 @@ def full():
 def bundled():
     """A retriever for sonic_sounds, trained on its 104 training recordings, clips of 4.1 s.
 
-    In 2 minutes of one core of an AMD EPYC. Recall at 1, 5 and 10 over whole splits
-    (evaluators/recall.py): of 312 training captions 38, 93 and 100 % find their recording, of the
-    104 recordings 47, 85 and 97 % a caption of theirs; of the test split's 39 captions 23, 69 and
-    87 %, of its 13 recordings 23, 92 and 100 %.
+    It takes 2 minutes on one core of an AMD EPYC. Recall at 1, 5 and 10 over whole splits
+    (evaluators/recall.py): 38, 93 and 100 % of the 312 training captions find their recording, and
+    47, 85 and 97 % of the 104 recordings one of their captions. In the test split it is 23, 69 and
+    87 % of 39 captions, and 23, 92 and 100 % of 13 recordings.
     """
     config = common.small_run(full(), steps=300)
     config.batch_size = 32
@@ -77,7 +77,10 @@ def bundled():
 
 
 def demo():
-    """A third of that, 80 s: 11, 45 and 72 % of the training captions, 15, 45 and 63 % back."""
+    """A third of that, in 80 s.
+
+    Recall is 11, 45 and 72 % from training captions, and 15, 45 and 63 % from training recordings.
+    """
     config = common.small_run(bundled(), steps=100)
     config.optimizer.cosine_steps = config.total_steps
     return config

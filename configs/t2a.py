@@ -5,7 +5,7 @@
 
 Arguments: none, the paper's U-Net of 160,223,684 parameters on clips of 624 frames; `demo` and
 `runlocal` as in common.py; `bundled`, the U-Net inside the package; and the rows of the paper's
-Table 1, each with another frozen text encoder, whose states the U-Net's context is as wide as:
+Table 1, each with another frozen text encoder and a U-Net whose context is as wide as its states:
 
     argument  text encoder                          width  its parameters  and the U-Net  paper
     clap      models/clap: Microsoft's of 2022      1024    110,728,704    270,952,388    332 M
@@ -13,27 +13,30 @@ Table 1, each with another frozen text encoder, whose states the U-Net's context
     bert      google-bert/bert-large-uncased        1024    334,092,288    494,315,972    809 M
     clip      openai/clip-vit-large-patch14's text   768    123,060,480    280,498,884    576 M
 
-Counted is what computes: no pooler, no decoder, one tower of two. The paper does not say what its
-sums hold, nor which BERT and CLIP it took. The last three are fetched from the Hugging Face hub, or
-read from a folder: `--config.text_encoder=DIR`. FLAN's T5 is `google/flan-t5-large` there. A large
-encoder's states of all captions can be computed once:
+The numbers count what is computed with: no pooler, no decoder, one tower of two. The paper does not
+say what its sums include, nor which BERT and CLIP it used. The last three encoders are fetched from
+the Hugging Face hub, or read from a folder with `--config.text_encoder=DIR`; FLAN's T5 is
+`google/flan-t5-large` on the hub. The contexts that a large encoder gives of all captions can be
+computed once:
 
     python -m maa_jax.embed --config=configs/t2a.py:t5 --out=embeddings/t5
     python -m maa_jax.train --config=configs/t2a.py:t5 --config.text_embeddings=embeddings/t5 ...
 
-The learning rate is the release's, 1e-5 with 10,000 steps of warm-up; the paper's base of 0.005,
-scaled by devices x batch, is `--config.optimizer.base_lr=0.005 --config.optimizer.scale_lr=True`.
-Conditions are dropped with the paper's probability. Not trained to the end here: the paper's run
-took 2 M steps on 18 V100.
+The learning rate is the release's, 1e-5 after 10,000 steps of warm-up; the paper's base of 0.005,
+scaled by devices x batch size, is `--config.optimizer.base_lr=0.005
+--config.optimizer.scale_lr=True`. Conditions are dropped with the paper's probability. The full
+size has not been trained to the end here: the paper's run took 2 M steps on 18 V100.
 """
 
 import functools
 
 from maa_jax.configs import common
+from maa_jax.diffusion.schedule import Schedule
+from maa_jax.models.unet import UNetConfig
 
 
 def get_config(arg: str | None = None):
-    """Returns the configuration of an argument: see the head of this file."""
+    """Returns the config of an argument: see the head of this file."""
     rows = {name: functools.partial(row, name) for name in ("clap", "t5", "bert", "clip")}
     return common.pick(arg, full=full, demo=demo, runlocal=runlocal, bundled=bundled, **rows)()
 
@@ -44,26 +47,26 @@ def full():
     config.total_steps = 2_000_000
     config.ema_decay = 0.9999
     config.uncond_probability = 0.2
-    config.noise_draws = 1  # noisy copies of each latent a step, to pay less for the encoder
-    # Model folders: where `vae/`, `text_encoder/` with `tokenizer/`, and `vocoder/` are read. The
-    # text encoder may also be a hub id, or clap, t5, bert or clip (maa_jax/conditioning.py).
+    config.noise_draws = 1  # noisy copies of each latent in a step, which share the encoders' cost
+    # Model folders, from which `vae/`, `text_encoder/` with `tokenizer/`, and `vocoder/` are read.
+    # The text encoder may also be a hub id, or clap, t5, bert or clip (encoders/text.py).
     config.autoencoder = "models/autoencoder"
     config.text_encoder = "models/clap"
-    config.text_embeddings = ""  # folder of its states of all captions, made by maa_jax.embed
-    config.vocoder = ""  # only for the sounds in TensorBoard, and copied into the model folder
+    config.text_embeddings = ""  # folder of all captions' contexts, made by maa_jax.embed
+    config.vocoder = ""  # for the sounds in TensorBoard; copied into the exported model folder
 
-    config.unet = common.block(
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(320, 640),
-        layers_per_block=2,
-        num_heads=8,
-        cross_attention_dim=1024,
-        norm_num_groups=32,
-    )
+    config.unet = common.fields_of(UNetConfig)
+    config.schedule = common.fields_of(Schedule)
+    # Scores of sounds made of validation captions (evaluators/periodic.py); they need a vocoder.
+    for name in ("clap_score", "label_accuracy"):
+        config.evaluators[name] = common.block(
+            every=0,  # steps from one evaluation to the next, 0 for none
+            num_prompts=64,
+            clap="bundled",
+        )
     config.optimizer.base_lr = 1e-5
     config.optimizer.warmup_steps = 10_000
-    config.optimizer.weight_decay = 0.01  # as torch's AdamW has it unless told otherwise
+    config.optimizer.weight_decay = 0.01  # the default of PyTorch's AdamW
 
     config.summary = common.block(
         prompts=(
@@ -79,7 +82,7 @@ def full():
 
 
 def row(text_encoder: str):
-    """A row of Table 1: the U-Net's context is as wide as the encoder's states."""
+    """Returns a row of Table 1, where the U-Net's context is as wide as the encoder's states."""
     config = full()
     config.text_encoder = text_encoder
     config.unet.cross_attention_dim = {"clap": 1024, "t5": 1024, "bert": 1024, "clip": 768}[
@@ -92,16 +95,16 @@ def bundled():
     r"""The U-Net in the package, 4,283,012 parameters.
 
     Trained on the 104 training recordings of sonic_sounds, clips of 4.1 s, on two shared cores of
-    an Intel Xeon: 800 steps of this schedule, which is that of 1,300 cut short (an hour), and 1,100
-    from there (35 minutes) by
+    an Intel Xeon: 800 steps of this learning rate, which is scheduled for 1,300 (an hour), and from
+    there 1,100 more (35 minutes) with
 
         --config.init_from=bundled --config.autoencoder=bundled --config.text_encoder=bundled \
             --config.vocoder=bundled --config.total_steps=1100 --config.ema_decay=0.998 \
             --config.optimizer.base_lr=6e-4 --config.optimizer.warmup_steps=30 \
             --config.optimizer.cosine_steps=1100
 
-    Training loss 0.008, validation loss 0.015, from 0.012 at step 220 (TensorBoard of that run): it
-    knows its 104 recordings by heart. Scores: README, "Results".
+    Its training loss is 0.008 and its validation loss 0.015, up from 0.012 at step 220 (TensorBoard
+    of that run): it has memorised its 104 recordings.
     """
     config = common.small_run(full(), steps=800)
     config.batch_size = 6

@@ -136,7 +136,7 @@ def make_config(data_dir, tiny_model):
     """
 
     def make(name):
-        config = importlib.import_module(f"configs.{name}").get_config("runlocal")
+        config = importlib.import_module(f"maa_jax.configs.{name}").get_config("runlocal")
         config.data.data_dir = data_dir
         if name == "t2a":
             config.autoencoder = config.text_encoder = str(tiny_model)

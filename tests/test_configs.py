@@ -1,11 +1,14 @@
 """The full-size configurations: their networks have the sizes that the paper and release state."""
 
+import dataclasses
 import importlib
 
 import jax
 import pytest
 from flax import nnx
 
+from maa_jax.audio.mel import MelConfig
+from maa_jax.data.config import DataConfig
 from maa_jax.model_folder.registry import NETWORKS
 from maa_jax.models.bert import BertConfig
 from maa_jax.models.clap import ClapConfig, Projection
@@ -22,16 +25,16 @@ def _count(tree):
 
 def _networks(name, **changes):
     """Parameter counts of a full-size stage by network, from shapes alone."""
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = importlib.import_module(f"maa_jax.configs.{name}").get_config()
     for key, value in changes.items():
         config[key] = value
-    stage = make_stage(config, 1)
+    stage = make_stage(config)
     shapes = jax.eval_shape(stage.init, jax.random.key(0))
     return {name: _count(tree) for name, tree in shapes.params.items()}
 
 
 def test_the_unet_has_the_papers_size():
-    config = importlib.import_module("configs.t2a").get_config()
+    config = importlib.import_module("maa_jax.configs.t2a").get_config()
     # Not through the stage, which would read a full-size autoencoder and text encoder.
     unet = nnx.eval_shape(lambda: UNet(UNetConfig(**config.unet), rngs=InitRngs(0)))
     assert _count(nnx.state(unet, nnx.Param)) == 160_223_684
@@ -47,7 +50,7 @@ def test_the_unet_has_the_papers_size():
     ],
 )
 def test_the_rows_of_table_1_have_the_sizes_that_the_config_states(arg, kind, encoder, total):
-    module = importlib.import_module("configs.t2a")
+    module = importlib.import_module("maa_jax.configs.t2a")
     config = module.get_config(arg)
     _, file, _, network = NETWORKS[kind]
     network = getattr(importlib.import_module(file), network)
@@ -68,7 +71,7 @@ def test_the_rows_of_table_1_have_the_sizes_that_the_config_states(arg, kind, en
 
 @pytest.mark.parametrize("discriminator", ["multi_window", "patch"])
 def test_the_autoencoder_has_the_papers_size(discriminator):
-    config = importlib.import_module("configs.autoencoder").get_config()
+    config = importlib.import_module("maa_jax.configs.autoencoder").get_config()
     config.discriminator.name = discriminator
     counts = _networks("autoencoder", discriminator=config.discriminator)
     assert counts["vae"] == 68_984_037
@@ -76,8 +79,8 @@ def test_the_autoencoder_has_the_papers_size(discriminator):
 
 @pytest.mark.parametrize(("arg", "count"), [(None, 13_936_130), ("bigvgan", 112_231_250)])
 def test_the_vocoders_have_the_published_sizes(arg, count):
-    config = importlib.import_module("configs.vocoder").get_config(arg)
-    stage = make_stage(config, 1)
+    config = importlib.import_module("maa_jax.configs.vocoder").get_config(arg)
+    stage = make_stage(config)
     shapes = jax.eval_shape(stage.init, jax.random.key(0))
     assert _count(shapes.params["vocoder"]) == count
 
@@ -89,6 +92,8 @@ def test_clap_has_the_size_of_bert_base_and_cnn14(tiny_model):
     assert counts["clap"] == bert + cnn14 + projections + 1  # and the temperature
 
 
-def test_the_paper_trains_with_a_rate_scaled_by_the_batch():
-    config = importlib.import_module("configs.autoencoder").get_config()
-    assert config.optimizer.scale_lr and config.optimizer.base_lr == 4.5e-6
+def test_no_key_of_the_data_or_the_front_end_is_locked_out():
+    config = importlib.import_module("maa_jax.configs.vocoder").get_config()
+    for block, settings in (("data", DataConfig), ("mel", MelConfig)):
+        assert set(config[block]) == {field.name for field in dataclasses.fields(settings)}
+    assert DataConfig.of(config.data) == DataConfig(samples=8192)

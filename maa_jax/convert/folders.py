@@ -30,10 +30,9 @@ def workdir_to_folder(
     from maa_jax.model_folder import networks
     from maa_jax.model_folder.index import networks_in
     from maa_jax.stages import make_stage
-    from maa_jax.training.checkpoint import Checkpoints, read_config
+    from maa_jax.training.checkpoint import Checkpoints, read_config, read_tokenizer
 
-    # An epoch's length sets learning rates alone.
-    stage = make_stage(read_config(workdir), steps_per_epoch=1)
+    stage = make_stage(read_config(workdir), tokenizer=read_tokenizer(workdir))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),

@@ -3,6 +3,8 @@
 audiocaps:train + enhanced/fsd50k*2.0 + sonic_sounds:train[:50%]
 """
 
+from __future__ import annotations
+
 import bisect
 import dataclasses
 import itertools
@@ -10,10 +12,12 @@ import math
 import re
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import logging
-from etils import epath
+
+if TYPE_CHECKING:
+    from etils import epath
 
 # Splits that training never draws from.
 EVALUATION_SPLITS = ("validation", "test", "evaluation", "eval", "valid", "val", "dev")

@@ -1,51 +1,58 @@
-"""What is trained: one file a stage.
+"""What is trained: a stage a file. base.py states what a stage offers to the one training loop."""
 
-A stage is built from a config and offers what the one training loop needs:
+from __future__ import annotations
 
-    prepare_text                             captions to a tree of arrays [n, ...], or None
-    load_frozen() -> tree                    weights of the networks that it only reads
-    init(key) -> TrainState                  pure
-    start_weights() -> {network: tree}       weights to begin with in the place of random ones
-    prepare(state, frozen, batch, key)       on the first batches of a fresh run -> state
-    train_step(state, frozen, batch, key)    pure -> (state, {name: scalar})
-    eval_step(state, frozen, batch, key)     pure -> {name: [batch] values, one an example}
-    summarize(state, frozen, batch, key)     pure -> {"image/NAME": [n, h, w, 1] in 0..1,
-                                                      "audio/NAME": [n, samples, 1]}
-    export(params, extra, folder)            writes its networks into a model folder
-"""
-
-import importlib
+from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
-from maa_jax.checks import nearest
+from maa_jax.audio.mel import MelConfig
+from maa_jax.checks import check_name
+from maa_jax.latents import check_front_end
+from maa_jax.stages.autoencoder import AutoencoderStage
+from maa_jax.stages.base import Stage
+from maa_jax.stages.captioner import CaptionerStage
+from maa_jax.stages.clap import ClapStage
+from maa_jax.stages.diffusion import DiffusionStage
+from maa_jax.stages.retriever import RetrieverStage
+from maa_jax.stages.vocoder import VocoderStage
 
-_STAGES = {
-    "autoencoder": "AutoencoderStage",
-    "captioner": "CaptionerStage",
-    "clap": "ClapStage",
-    "diffusion": "DiffusionStage",
-    "retriever": "RetrieverStage",
-    "vocoder": "VocoderStage",
+if TYPE_CHECKING:
+    from maa_jax.text.tokenizer import Tokenizer
+
+STAGES: dict[str, Any] = {
+    "autoencoder": AutoencoderStage,
+    "captioner": CaptionerStage,
+    "clap": ClapStage,
+    "diffusion": DiffusionStage,
+    "retriever": RetrieverStage,
+    "vocoder": VocoderStage,
 }
-# Stages whose networks can compute activations twice instead of keeping them.
-_WITH_REMAT = ("autoencoder", "diffusion")
 
 
-def make_stage(config: ml_collections.ConfigDict, steps_per_epoch: int):
+def make_stage(
+    config: ml_collections.ConfigDict, steps_per_epoch: int = 1, tokenizer: Tokenizer | None = None
+) -> Stage:
     """Returns the stage that `config.stage` names.
 
+    Args:
+      config: the run's config.
+      steps_per_epoch: optimizer steps in an epoch; learning rates alone depend on it.
+      tokenizer: the tokenizer that the run has kept; without it `config.tokenizer` says where a
+        stage finds or builds its own.
+
     Raises:
-      ValueError: if there is no such stage.
+      ValueError: there is no such stage, or its settings do not fit each other.
     """
-    if config.stage not in _STAGES:
-        near = nearest(config.stage, _STAGES)
-        raise ValueError(f"config.stage={config.stage!r} is no stage; did you mean {near!r}?")
-    if config.remat and config.stage not in _WITH_REMAT:
+    check_name("config.stage", config.stage, STAGES)
+    stage = STAGES[config.stage]
+    if config.remat and not stage.can_remat:
+        able = [name for name, other in STAGES.items() if other.can_remat]
         raise ValueError(
             f"config.remat=True: the {config.stage} stage keeps its activations, only "
-            f"{' and '.join(_WITH_REMAT)} can recompute them; lower config.batch_size or raise "
+            f"{' and '.join(able)} can recompute them; lower config.batch_size or raise "
             "config.accumulate to save memory"
         )
-    module = importlib.import_module(f"maa_jax.stages.{config.stage}")
-    return getattr(module, _STAGES[config.stage])(config, steps_per_epoch=steps_per_epoch)
+    check_front_end(MelConfig(**config.mel), {})
+    kept = {} if tokenizer is None else {"tokenizer": tokenizer}
+    return stage(config, steps_per_epoch=steps_per_epoch, **kept)

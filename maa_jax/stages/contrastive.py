@@ -1,7 +1,9 @@
-"""What the stages that learn from pairs of a sound and a sentence share: CLAP and the retriever."""
+"""What stages that learn from pairs of a sound and a sentence share."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,31 +13,40 @@ from maa_jax.files import user_path
 from maa_jax.model_folder import networks
 from maa_jax.models.bert import BertConfig
 from maa_jax.models.cnn14 import Cnn14Config
-from maa_jax.text.tokenizer import Tokenizer, tokenizer_from_captions
+from maa_jax.stages.base import Tree
 
-Tree = Any
+if TYPE_CHECKING:
+    from maa_jax.text.tokenizer import Tokenizer
 
-_PIXELS = 8  # of a cell of the similarity matrix, in TensorBoard
-# Fields that are training's own choice: weights to begin with may have been trained with others.
-_FREE = ("hidden_dropout_prob", "attention_probs_dropout_prob", "block_dropout", "head_dropout")
-_FREE += ("stripes", "time_stripe", "mel_stripe")
+# Fields ignored where pretrained weights' configuration is compared: they are regularisation, and
+# no size depends on them.
+_IGNORED: tuple[str, ...] = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "block_dropout",
+    "head_dropout",
+    "stripes",
+    "time_stripe",
+    "mel_stripe",
+)
 
 
 def make_tokenizer(config: ml_collections.ConfigDict, vocab_size: int) -> Tokenizer:
-    """Returns the tokenizer in the folder `config.tokenizer`, or one made of training captions.
+    """Returns the tokenizer in the folder `config.tokenizer`, or one built from training captions.
 
     Args:
-        config: the run's; `tokenizer` is a folder or "captions".
-        vocab_size: the most entries of one that is made here.
+      config: the run's config; `tokenizer` is a folder or "captions".
+      vocab_size: the largest vocabulary of a tokenizer that is built.
 
     Raises:
-        FileNotFoundError: if there is no such tokenizer.
+      FileNotFoundError: there is no such tokenizer.
     """
+    # Imported here: nothing else in a stage needs the `tokenizers` library or a dataset.
+    from maa_jax.data import datasets
+    from maa_jax.text.tokenizer import Tokenizer, tokenizer_from_captions
+
     if config.tokenizer != "captions":
         return Tokenizer.from_folder(user_path(config.tokenizer))
-    # Imported here: a stage with a tokenizer of its own needs no dataset to be defined.
-    from maa_jax.data import datasets
-
     captions = datasets.captions(config.data, config.data.split)
     return tokenizer_from_captions(captions, vocab_size)
 
@@ -50,11 +61,11 @@ def check(
     """Raises ValueError unless both encoders fit the run's tokenizer and clips.
 
     Args:
-        config: the run's.
-        block: the block of it that has the encoders' settings, for errors.
-        tokenizer: the run's.
-        text: the text encoder.
-        audio: the audio encoder.
+      config: the run's config.
+      block: name of the config's block with the encoders' settings, for errors.
+      tokenizer: the run's tokenizer.
+      text: the text encoder's sizes.
+      audio: the audio encoder's sizes.
     """
     if tokenizer.vocab_size > text.vocab_size:
         raise ValueError(
@@ -84,53 +95,53 @@ def start_weights(
     encoders: Mapping[str, Any],
     free: tuple[str, ...] = (),
 ) -> dict[str, Tree]:
-    """Returns {network: {encoder: weights to begin with}}, {} for none.
+    """Returns {network: {encoder: pretrained weights}}, {} for none.
 
     Args:
-        network: of the stage, which the encoders are parts of.
-        init_from: {encoder: folder of a network or id on the hub, "" for none}.
-        encoders: {encoder: the configuration that its folder must have, but for dropout}.
-        free: more fields in which a configuration may differ.
+      network: the stage's network, of which the encoders are parts.
+      init_from: {encoder: folder of a network or id on the hub, "" for none}.
+      encoders: {encoder: the configuration that its folder must have, apart from dropout}.
+      free: more fields in which a configuration may differ.
 
     Raises:
-        ValueError: as `networks.start_weights`.
+      ValueError: an encoder's folder is missing or has other sizes.
     """
     given = {}
     for name, config in encoders.items():
         key = f"init_from.{name}"
-        found = networks.start_weights(init_from[name], ".", config, key=key, free=_FREE + free)
+        found = networks.start_weights(init_from[name], ".", config, key=key, free=_IGNORED + free)
         for weights in found.values():
             given[name] = weights
     return {network: given} if given else {}
 
 
 def same_pairs(index: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Returns [b, b], True where two examples are one recording or have one caption.
+    """Returns [b, b], True where two examples share their recording or their caption.
 
-    Such pairs answer each other's question correctly, so neither is a negative of the other.
+    The caption of either describes both, so neither is a negative of the other.
 
     Args:
-        index: [b], the recordings' numbers.
-        tokens: [b, n], the captions.
+      index: [b], the recordings' places in the dataset.
+      tokens: [b, n], the captions' ids.
     """
     same_caption = jnp.all(tokens[:, None] == tokens[None], axis=-1)
     return (index[:, None] == index[None]) | same_caption
 
 
 def recall_at_1(logits: jax.Array, same: jax.Array) -> jax.Array:
-    """Returns [b], 1 where a caption is nearest to its recording or to one just as right."""
+    """Returns [b], 1 where the nearest recording of a caption is its own or a `same` one."""
     best = jnp.argmax(logits, axis=1)
     return jnp.take_along_axis(same, best[:, None], axis=1)[:, 0].astype(jnp.float32)
 
 
 def augment(wav: jax.Array, key: jax.Array, *, gain_db: float, shift: float) -> jax.Array:
-    """Changes loudness and moves in time, circularly; [b, samples] to the same.
+    """Returns clips with another loudness, shifted circularly in time.
 
     Args:
-        wav: recordings.
-        key: of the draw.
-        gain_db: gains are uniform within plus and minus this many decibels.
-        shift: shifts are uniform within plus and minus this part of the clip.
+      wav: clips [b, samples].
+      key: PRNG key.
+      gain_db: largest change of loudness, in decibels; drawn uniformly from -gain_db to gain_db.
+      shift: largest shift, as a fraction of the clip; drawn uniformly in either direction.
     """
     size, samples = wav.shape
     key_gain, key_shift = jax.random.split(key)
@@ -138,12 +149,6 @@ def augment(wav: jax.Array, key: jax.Array, *, gain_db: float, shift: float) -> 
     reach = round(shift * samples)
     moves = jax.random.randint(key_shift, (size,), -reach, reach + 1)
     return gain * jax.vmap(jnp.roll)(wav, moves)
-
-
-def similarity_image(cosines: jax.Array) -> jax.Array:
-    """Returns cosines [captions, recordings] as an image [1, height, width, 1] in 0..1."""
-    image = jnp.repeat(jnp.repeat((1 + cosines) / 2, _PIXELS, axis=0), _PIXELS, axis=1)
-    return jnp.clip(image, 0, 1)[None, :, :, None]
 
 
 def union(a: Tree, b: Tree) -> Tree:

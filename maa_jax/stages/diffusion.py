@@ -1,7 +1,8 @@
-"""The latent diffusion stage (paper section 3.5): noise prediction under a text condition.
+"""The latent diffusion stage (paper section 3.5): a U-Net trained under a text condition.
 
 The autoencoder and the text encoder are frozen and come from model folders that the config names.
-Latents are scaled to unit variance with a factor that the first batches give and the state keeps.
+Latents are scaled to unit variance by a factor that is measured on the first batches and kept in
+the state.
 """
 
 import dataclasses
@@ -9,77 +10,100 @@ import json
 import pathlib
 import shutil
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 
-from maa_jax.audio import mel as mel_lib
+from maa_jax.audio.mel import MelConfig
 from maa_jax.data.text_embeddings import Contexts
-from maa_jax.diffusion import samplers, schedule
+from maa_jax.diffusion import samplers
+from maa_jax.diffusion.schedule import Schedule
 from maa_jax.encoders import text
+from maa_jax.encoders.base import Conditioner
 from maa_jax.encoders.stored import StoredContexts
 from maa_jax.files import FolderError, replace_folder, user_path
+from maa_jax.latents import LatentCodec, check_front_end
 from maa_jax.model_folder import hub, networks
-from maa_jax.model_folder.index import save_index, save_scheduler
-from maa_jax.models import unet
-from maa_jax.training import optim, state
-from maa_jax.training.metrics import spectrogram_image
+from maa_jax.model_folder.index import front_end, save_index, save_scheduler
+from maa_jax.models.unet import UNet, UNetConfig
+from maa_jax.stages.base import Scalars, SingleNetworkStage, Tree
+from maa_jax.stages.images import spectrogram_image
+from maa_jax.training.state import TrainState
 
-Tree = Any
-
-_SUMMARY_STEPS = 25
-_AUDIO_PARTS = ("audio_encoder", "audio_projection")  # of a CLAP, for scores
+_STEPS = 25  # of the sampler, for a run's own samples
+_AUDIO_PARTS = ("audio_encoder", "audio_projection")  # a CLAP's, which rank and score sounds
 
 
-class DiffusionStage:
-    """Trains `unet` on latents of `vae` under conditions of `text_encoder`."""
+class DiffusionStage(SingleNetworkStage):
+    """Trains `unet` on the latents of an autoencoder, under a text encoder's condition.
+
+    The config's keys, besides those of every stage:
+      unet: fields of UNetConfig.
+      schedule: fields of Schedule, among them what the U-Net predicts.
+      autoencoder, text_encoder: model folders; the text encoder may also be an id on the Hugging
+        Face hub or a name of `encoders.text.ENCODERS`.
+      text_embeddings: folder of the training captions' contexts, computed by maa_jax.embed; "" to
+        compute them in every step.
+      vocoder: model folder of a vocoder, for the sounds in TensorBoard; exported, too. "" for none.
+      uncond_probability: probability that an example's condition is dropped.
+      noise_draws: noisy copies of each latent in a step, which share one pass of the encoders.
+      summary: `prompts` and `guidance_scale` of the sounds in TensorBoard.
+    """
+
+    network = "unet"
+    can_remat = True
+    prepare_batches = 4
 
     def __init__(self, config: ml_collections.ConfigDict, *, steps_per_epoch: int):
-        """Defines the network; no weights.
+        """Defines the networks, without weights, and checks that they fit together.
 
         Raises:
-          ValueError: if a model folder that the config names is missing or of another width.
+          ValueError: a model folder that the config names is missing, or does not fit.
         """
-        self.config = config
-        self.mel = mel_lib.MelConfig(**config.mel)
-        self.schedule = schedule.Schedule()
-        self.unet_config = unet.UNetConfig(**config.unet)
-        self._make = lambda rngs: unet.UNet(
-            self.unet_config, dtype=jnp.dtype(config.dtype), remat=config.remat, rngs=rngs
+        dtype = jnp.dtype(config.dtype)
+        self.schedule = Schedule(**config.schedule)
+        self.unet_config = UNetConfig(**config.unet)
+        super().__init__(
+            config,
+            lambda rngs: UNet(self.unet_config, dtype=dtype, remat=config.remat, rngs=rngs),
+            steps_per_epoch,
         )
-        self._graph = state.define(self._make)
-        self._tx = optim.make_optimizer(config.optimizer, config.batch_size, steps_per_epoch)
-        self._text_folder = _folder(config, "text_encoder", "clap", text.find)
-        if config.text_embeddings:
-            self._conditioner = self._stored_contexts()
-        else:
-            self._conditioner = text.TextConditioner.from_folder(self._text_folder)
-        self.prepare_text = self._conditioner.prepare
-        self._vae_folder = _folder(config, "autoencoder", "autoencoder")
+        self._folders = _folders(config)
+        self.conditioner = self._open_conditioner()
+        self.prepare_text = self.conditioner.prepare
         self._check_widths()
+        mel = MelConfig(**config.mel)
+        self.codec = LatentCodec.from_folder(self._folders["autoencoder"], mel=mel, dtype=dtype)
+        self.codec.check_clip(config.data.samples)
+        if "vocoder" in self._folders:
+            folder = self._folders["vocoder"]
+            check_front_end(mel, {f"the vocoder in {folder}": front_end(folder, "vocoder")})
+            vocoder = networks.load_config(folder, "vocoder")
+            self._vocoder = networks.define(vocoder, dtype)[0]
 
-    def _stored_contexts(self) -> StoredContexts:
-        contexts = Contexts(user_path(self.config.text_embeddings))
-        if contexts.text_encoder != str(self.config.text_encoder):
+    def _open_conditioner(self) -> Conditioner:
+        folder, config = self._folders["text_encoder"], self.config
+        if not config.text_embeddings:
+            return text.TextConditioner.from_folder(folder)
+        contexts = Contexts(user_path(config.text_embeddings))
+        if contexts.text_encoder != str(config.text_encoder):
             raise ValueError(
-                f"config.text_embeddings={self.config.text_embeddings!r} holds the contexts of "
-                f"{contexts.text_encoder!r}, but config.text_encoder="
-                f"{self.config.text_encoder!r}: set one of them after the other."
+                f"config.text_embeddings={config.text_embeddings!r} holds the contexts of "
+                f"{contexts.text_encoder!r}, but config.text_encoder={config.text_encoder!r}: make "
+                "one of them fit the other."
             )
-        return StoredContexts(contexts, self._text_folder)
+        return StoredContexts(contexts, folder)
 
     def _check_widths(self) -> None:
-        given = self._conditioner.width
+        given = self.conditioner.width
         if given != self.unet_config.cross_attention_dim:
             raise ValueError(
                 f"config.unet.cross_attention_dim={self.unet_config.cross_attention_dim}, but the "
                 f"text encoder in {self.config.text_encoder} gives {given}: set it to {given}."
             )
-        channels = networks.load_config(self._vae_folder, "vae").latent_channels
+        channels = networks.load_config(self._folders["autoencoder"], "vae").latent_channels
         if channels != self.unet_config.in_channels:
             raise ValueError(
                 f"config.unet.in_channels={self.unet_config.in_channels}, but the autoencoder in "
@@ -87,152 +111,168 @@ class DiffusionStage:
             )
 
     def load_frozen(self) -> Tree:
-        """Returns the weights that are only read, and the conditions of the fixed prompts."""
-        dtype = jnp.dtype(self.config.dtype)
-        self._vae, vae = networks.load_network(self._vae_folder, "vae", dtype=dtype)
+        """Returns the frozen weights, and the conditions of no prompt and of the fixed prompts."""
         frozen = {
-            "vae": vae,
-            "text": self._conditioner.params,
-            "empty": self._conditioner.unconditional(),
-            "prompts": self.prepare_text(list(self.config.summary.prompts)),
+            "vae": networks.load_network(self._folders["autoencoder"], "vae")[1],
+            "text": self.conditioner.params,
+            "unconditional": self.conditioner.unconditional(),
+            "prompts": self.conditioner.prepare(list(self.config.summary.prompts)),
         }
-        if self.config.vocoder:
-            folder = _folder(self.config, "vocoder", "vocoder")
-            self._vocoder, frozen["vocoder"] = networks.load_network(folder, "vocoder", dtype=dtype)
+        if "vocoder" in self._folders:
+            frozen["vocoder"] = networks.load_network(self._folders["vocoder"], "vocoder")[1]
         return frozen
 
     def start_weights(self) -> dict[str, Tree]:
         """Returns the denoiser to go on from, {} for none."""
         return networks.start_weights(self.config.init_from, "unet", self.unet_config)
 
-    def init(self, key: jax.Array) -> state.TrainState:
+    def init(self, key: jax.Array) -> TrainState:
         """Returns the state of step 0; the latent scale is 1 until `prepare` measures it."""
-        averaged = ("unet",) if self.config.ema_decay else ()
-        begin = state.start({"unet": self._make}, {"unet": self._tx}, averaged, key)
+        begin = super().init(key)
         zeros = {name: jnp.zeros(()) for name in ("count", "sum", "sum_squares")}
         return begin.replace(extra=begin.extra | {"latents": zeros | {"scale": jnp.ones(())}})
 
-    def prepare(
-        self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
-    ) -> state.TrainState:
-        """Adds a batch to the measure of the latents' spread: scale = 1 / standard deviation."""
-        z, seen = self._encode(frozen, batch["audio"], key), train.extra["latents"]
+    def prepare(self, train: TrainState, frozen: Tree, batch: Tree, key: jax.Array) -> TrainState:
+        """Adds a batch to the measured spread of the latents; scale = 1 / standard deviation."""
+        z = self.codec.encode(frozen["vae"], batch["audio"], key, scale=1.0)
+        seen = train.extra["latents"]
         count, total = seen["count"] + z.size, seen["sum"] + z.sum()
         squares = seen["sum_squares"] + jnp.square(z).sum()
         scale = 1 / jnp.sqrt(squares / count - jnp.square(total / count))
         latents = {"count": count, "sum": total, "sum_squares": squares, "scale": scale}
         return train.replace(extra=train.extra | {"latents": latents})
 
-    def _encode(self, frozen: Tree, audio: jax.Array, key: jax.Array) -> jax.Array:
-        """Returns latents [b, h, w, c] drawn from the posterior, unscaled, in float32."""
-        image = mel_lib.log_mel(audio, self.mel).swapaxes(1, 2)[..., None]
-        mean, logvar = networks.build(self._vae, frozen["vae"]).encode(image)
-        noise = jax.random.normal(key, mean.shape)
-        z = mean + jnp.exp(0.5 * logvar) * noise
-        return jax.lax.stop_gradient(z.astype(jnp.float32))
+    def loss(
+        self, params: Tree, extra: Tree, frozen: Tree, batch: Tree, key: jax.Array
+    ) -> tuple[jax.Array, tuple[Scalars, Tree]]:
+        """Returns the mean squared error at uniformly drawn timesteps; some conditions dropped."""
+        key_z, key_t, key_drop, key_noise = jax.random.split(key, 4)
+        z, context = self._examples(extra, frozen, batch, key_z)
+        z, context = (jnp.repeat(x, self.config.noise_draws, 0) for x in (z, context))
+        timesteps = jax.random.randint(key_t, (len(z),), 0, self.schedule.num_train_timesteps)
+        drop = jax.random.bernoulli(key_drop, self.config.uncond_probability, (len(z), 1, 1))
+        unconditional = self.conditioner.encode(frozen["text"], frozen["unconditional"])
+        context = jnp.where(drop, unconditional, context)
+        unet = self.merge(params, extra)
+        return self._errors(unet, z, context, timesteps, key_noise).mean(), ({}, {})
 
-    def _errors(self, module, z, context, timesteps, key) -> jax.Array:
-        """Returns the mean squared error of the noise predicted in scaled latents, [b]."""
+    def _examples(
+        self, extra: Tree, frozen: Tree, batch: Tree, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the scaled latents [b, h, w, c] and the contexts [b, n, width] of a batch."""
+        scale = extra["latents"]["scale"]
+        z = self.codec.encode(frozen["vae"], batch["audio"], key, scale=scale)
+        return z, self.conditioner.encode(frozen["text"], batch["text"])
+
+    def _errors(
+        self, unet: UNet, z: jax.Array, context: jax.Array, timesteps: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        """Returns the mean squared error of the prediction from noisy latents, [b]."""
         noise = jax.random.normal(key, z.shape)
         noisy = self.schedule.add_noise(z, noise, timesteps)
-        eps = module(noisy, timesteps, context).astype(jnp.float32)
-        return jnp.mean(jnp.square(eps - noise), axis=(1, 2, 3))
+        predicted = unet(noisy, timesteps, context).astype(jnp.float32)
+        error = predicted - self.schedule.target(z, noise, timesteps)
+        return jnp.mean(jnp.square(error), axis=(1, 2, 3))
 
-    def _context(self, frozen: Tree, condition: Tree) -> jax.Array:
-        return jax.lax.stop_gradient(self._conditioner.encode(frozen["text"], condition))
-
-    def train_step(
-        self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
-    ) -> tuple[state.TrainState, dict[str, jax.Array]]:
-        """One step on the noise of uniformly drawn timesteps; conditions dropped by chance."""
-        scale, draws = train.extra["latents"]["scale"], self.config.noise_draws
-
-        def loss_fn(params, batch, key):
-            key_z, key_t, key_drop, key_noise = jax.random.split(key, 4)
-            z = self._encode(frozen, batch["audio"], key_z) * scale
-            z, context = (
-                jnp.repeat(x, draws, 0) for x in (z, self._context(frozen, batch["text"]))
-            )
-            timesteps = jax.random.randint(key_t, len(z), 0, self.schedule.num_train_timesteps)
-            drop = jax.random.bernoulli(key_drop, self.config.uncond_probability, (len(z), 1, 1))
-            context = jnp.where(drop, self._context(frozen, frozen["empty"]), context)
-            module = state.merge(self._graph, params)
-            return self._errors(module, z, context, timesteps, key_noise).mean(), {}
-
-        grad_fn = optim.accumulated_grad(loss_fn, self.config.accumulate)
-        (loss, _), grads = grad_fn(train.params["unet"], batch, key)
-        params, opt = optim.update(self._tx, grads, train.params["unet"], train.opt["unet"])
-        new = state.advance(train, {"unet": params}, {"unet": opt}, self.config.ema_decay)
-        return new, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-
-    def eval_step(
-        self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
-    ) -> dict[str, jax.Array]:
-        """Returns each example's loss [b], over timesteps spread evenly."""
+    def eval_step(self, train: TrainState, frozen: Tree, batch: Tree, key: jax.Array) -> Scalars:
+        """Returns each example's loss [b], at timesteps spread evenly over the batch."""
         key_z, key_noise = jax.random.split(key)
         size, total = len(batch["audio"]), self.schedule.num_train_timesteps
         timesteps = ((jnp.arange(size) + 0.5) * total / size).astype(jnp.int32)
-        z = self._encode(frozen, batch["audio"], key_z) * train.extra["latents"]["scale"]
-        module = state.merge(self._graph, train.weights()["unet"])
-        context = self._context(frozen, batch["text"])
-        return {"loss": self._errors(module, z, context, timesteps, key_noise)}
+        z, context = self._examples(train.extra, frozen, batch, key_z)
+        unet = self.merge(train.weights(), train.extra)
+        return {"loss": self._errors(unet, z, context, timesteps, key_noise)}
 
     def summarize(
-        self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
+        self, train: TrainState, frozen: Tree, batch: Tree, key: jax.Array
     ) -> dict[str, jax.Array]:
-        """Samples the fixed prompts: spectrograms, and sound where a vocoder is given."""
-        context = self._context(frozen, frozen["prompts"])
-        without = jnp.broadcast_to(self._context(frozen, frozen["empty"]), context.shape)
-        frames = batch["audio"].shape[1] // self.mel.hop_length
-        shape = (self.mel.n_mels // 8, frames // 8, self.unet_config.in_channels)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(context)))
-        noise = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
-        module = state.merge(self._graph, train.weights()["unet"])
-        z = samplers.sample(
-            samplers.guided(module, context, without),
-            noise,
-            samplers.coefficients(
-                "ddim",
-                self.schedule,
-                _SUMMARY_STEPS,
-                guidance_scale=self.config.summary.guidance_scale,
-            ),
-        )
-        vae = networks.build(self._vae, frozen["vae"])
-        mel = vae.decode(z / train.extra["latents"]["scale"])[..., 0].swapaxes(1, 2)
-        out = {"image/sample": spectrogram_image(mel, self.mel)}
-        if "vocoder" in frozen:
-            wav = networks.build(self._vocoder, frozen["vocoder"])(mel)
-            out["audio/sample"] = jnp.clip(wav.astype(jnp.float32), -1, 1)[..., None]
-        return out
+        """Samples the fixed prompts: spectrograms, and sounds where a vocoder is given."""
+        del batch
+        scale = self.config.summary.guidance_scale
+        mel, wav = self.generate(train, frozen, frozen["prompts"], key, guidance_scale=scale)
+        summary = {"image/sample": spectrogram_image(mel, self.codec.mel)}
+        return summary if wav is None else summary | {"audio/sample": wav[..., None]}
 
-    def export(self, params: Tree, extra: Tree, folder: str) -> None:
+    def generate(
+        self,
+        train: TrainState,
+        frozen: Tree,
+        condition: Tree,
+        key: jax.Array,
+        *,
+        guidance_scale: float,
+        start_index: jax.Array | int = 0,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Samples a clip for each condition. Pure.
+
+        Args:
+          train: the state; its averaged weights are used where there are any.
+          frozen: what `load_frozen` returned.
+          condition: what `prepare_text` returned for n prompts.
+          key: PRNG key; clip i starts from noise that depends on `start_index + i` and not on n.
+          guidance_scale: weight of classifier-free guidance; 1 is none.
+          start_index: index of the first clip.
+
+        Returns:
+          Log mels [n, frames, n_mels], and waveforms [n, samples] in -1..1, or None without a
+          vocoder.
+        """
+        context = self.conditioner.encode(frozen["text"], condition)
+        without = self.conditioner.encode(frozen["text"], frozen["unconditional"])
+        without = jnp.broadcast_to(without, context.shape)
+        shape = self.codec.shape(self.config.data.samples)
+        indices = start_index + jnp.arange(len(context))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        unet = self.merge(train.weights(), train.extra)
+        spacing = "trailing" if self.schedule.rescale_betas_zero_snr else "ldm"
+        table = samplers.coefficients(
+            "ddim", self.schedule, _STEPS, spacing=spacing, guidance_scale=guidance_scale
+        )
+        z = samplers.sample(samplers.guided(unet, context, without), noise, table)
+        mel = self.codec.decode(frozen["vae"], z, scale=train.extra["latents"]["scale"])
+        if "vocoder" not in frozen:
+            return mel, None
+        wav = networks.build(self._vocoder, frozen["vocoder"])(mel)
+        return mel, jnp.clip(wav.astype(jnp.float32), -1, 1)
+
+    def export(self, params: Tree, extra: Tree, folder: pathlib.Path) -> None:
         """Writes a whole model folder: the U-Net, and the frozen parts that it was trained with."""
         networks.save_network(folder, "unet", self.unet_config, params["unet"])
-        vae_config = dataclasses.replace(
-            networks.load_config(self._vae_folder, "vae"),
-            scaling_factor=float(np.asarray(extra["latents"]["scale"])),
-        )
-        vae = networks.load_network(self._vae_folder, "vae")[1]
+        scale = float(np.asarray(extra["latents"]["scale"]))
+        vae_config = dataclasses.replace(self.codec.config, scaling_factor=scale)
+        vae = networks.load_network(self._folders["autoencoder"], "vae")[1]
         networks.save_network(folder, "vae", vae_config, vae)
         save_scheduler(folder, self.schedule)
-        self._conditioner.save(folder)
-        copied = [self._text_folder / name for name in _AUDIO_PARTS]
-        copied = [path for path in copied if path.is_dir()]
-        if self.config.vocoder:
-            copied.append(pathlib.Path(_folder(self.config, "vocoder", "vocoder")) / "vocoder")
+        self.conditioner.save(folder)
+        copied = [self._folders["text_encoder"] / name for name in _AUDIO_PARTS]
+        if "vocoder" in self._folders:
+            copied.append(self._folders["vocoder"] / "vocoder")
         for source in copied:
-            with replace_folder(pathlib.Path(folder) / source.name) as new:
-                shutil.copytree(source, new, dirs_exist_ok=True)
+            if source.is_dir():
+                with replace_folder(folder / source.name) as new:
+                    shutil.copytree(source, new, dirs_exist_ok=True)
+        mel = self.codec.mel
         save_index(
             folder,
-            mel=dataclasses.asdict(self.mel),
-            sample_rate=self.mel.sample_rate,
-            max_duration=self.config.data.samples / self.mel.sample_rate,
+            mel=dataclasses.asdict(mel),
+            sample_rate=mel.sample_rate,
+            max_duration=self.config.data.samples / mel.sample_rate,
             # For the model card.
             data={"dataset": self.config.data.dataset, "split": self.config.data.split},
             training=json.loads(self.config.to_json_best_effort()),
         )
+
+
+def _folders(config: ml_collections.ConfigDict) -> dict[str, pathlib.Path]:
+    """Returns the model folders that a config names, by its keys; looked for before any is read."""
+    folders = {
+        "text_encoder": _folder(config, "text_encoder", "clap", text.find),
+        "autoencoder": _folder(config, "autoencoder", "autoencoder"),
+    }
+    if config.vocoder:
+        folders["vocoder"] = _folder(config, "vocoder", "vocoder")
+    return folders
 
 
 def _folder(

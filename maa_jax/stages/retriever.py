@@ -1,128 +1,118 @@
 """The retriever stage: sounds and captions ranked by a max-margin loss.
 
 Make-An-Audio, section 3.2.1 and Appendix E.2, after Koepke et al. 2022: BERT, and a multi-modal
-transformer (Gabeur et al. 2020) over sound. What it trains finds candidate captions for recordings.
+transformer (Gabeur et al. 2020) over sound. Prompt enhancement finds candidate captions with it.
 """
 
+from __future__ import annotations
+
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
+from maa_jax.checks import check_name
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import save_index
 from maa_jax.models.bert import BertConfig
 from maa_jax.models.cnn14 import Cnn14Config
 from maa_jax.models.retriever import AudioTransformerConfig, Retriever, RetrieverConfig
 from maa_jax.stages import contrastive
-from maa_jax.training import optim, state
+from maa_jax.stages.base import Scalars, SingleNetworkStage, Tree
+from maa_jax.stages.images import matrix_image
+from maa_jax.training.state import TrainState
 
-Tree = Any
+if TYPE_CHECKING:
+    from maa_jax.text.tokenizer import Tokenizer
 
 NEGATIVES = ("all", "hardest")
 
 
-class RetrieverStage:
-    """Trains `retriever`, both sides whole.
+class RetrieverStage(SingleNetworkStage):
+    """Trains `retriever`, the text encoder and the audio encoder with its transformer.
 
-    The config's keys beside those of every stage:
-        retriever: `text_encoder`, `audio_encoder` and `audio_transformer` (fields of BertConfig,
-            Cnn14Config and AudioTransformerConfig, whose `max_frames` follows from
-            `data.samples`).
-        margin: by how much a cosine of a pair must be above those of its negatives.
-        negatives: "all" of the batch count, or for each the "hardest" alone (Faghri et al. 2018).
-        tokenizer, init_from, augment: as of the CLAP stage, whose encoders fit here.
+    The config's keys, besides those of every stage:
+      retriever: `text_encoder`, `audio_encoder` and `audio_transformer` (fields of BertConfig,
+        Cnn14Config and AudioTransformerConfig, whose `max_frames` follows from `data.samples`).
+      margin: the least difference between the cosines of a pair and of its negatives.
+      negatives: "all" of the batch, or only the "hardest" for each example (Faghri et al. 2018).
+      tokenizer, init_from, augment: as in the CLAP stage, whose encoders fit here.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, *, steps_per_epoch: int):
-        """Defines the network and the tokenizer; no weights.
+    network = "retriever"
+    tokenizer: Tokenizer
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        *,
+        steps_per_epoch: int,
+        tokenizer: Tokenizer | None = None,
+    ):
+        """Defines the network, without weights, and opens or builds the tokenizer.
 
         Raises:
-            ValueError: for settings that do not fit each other.
-            FileNotFoundError: if there is no such tokenizer.
+          ValueError: settings that do not fit each other.
+          FileNotFoundError: there is no such tokenizer.
         """
-        self.config = config
-        if config.negatives not in NEGATIVES:
-            raise ValueError(f"config.negatives={config.negatives!r}: use one of {NEGATIVES}.")
-        text = dict(config.retriever.text_encoder)
-        self.tokenizer = self.prepare_text = contrastive.make_tokenizer(config, text["vocab_size"])
+        check_name("config.negatives", config.negatives, NEGATIVES)
+        sizes = dict(config.retriever.text_encoder)
+        self.tokenizer = tokenizer or contrastive.make_tokenizer(config, sizes["vocab_size"])
+        self.prepare_text = self.tokenizer
         if config.tokenizer == "captions":
-            text["vocab_size"] = self.tokenizer.vocab_size
-        text, audio = BertConfig(**text), Cnn14Config(**config.retriever.audio_encoder)
+            sizes["vocab_size"] = self.tokenizer.vocab_size
+        text, audio = BertConfig(**sizes), Cnn14Config(**config.retriever.audio_encoder)
         contrastive.check(config, "retriever", self.tokenizer, text, audio)
         transformer = AudioTransformerConfig(
             **config.retriever.audio_transformer, max_frames=audio.frames(config.data.samples)
         )
         self.retriever_config = RetrieverConfig(text, audio, transformer)
         dtype = jnp.dtype(config.dtype)
-        self._make = lambda rngs: Retriever(self.retriever_config, dtype=dtype, rngs=rngs)
-        self._graph = state.define(self._make)
-        self._tx = optim.make_optimizer(config.optimizer, config.batch_size, steps_per_epoch)
-
-    def load_frozen(self) -> Tree:
-        """Returns {}: this stage reads no other network."""
-        return {}
+        super().__init__(
+            config,
+            lambda rngs: Retriever(self.retriever_config, dtype=dtype, rngs=rngs),
+            steps_per_epoch,
+        )
 
     def start_weights(self) -> dict[str, Tree]:
-        """Returns the encoders to begin with, {} for none."""
+        """Returns the pretrained encoders, {} for none."""
         encoders = {name: getattr(self.retriever_config, name) for name in self.config.init_from}
-        # A Cnn14's classifier is left in its folder.
+        # A Cnn14's classifier is not used here, so that its size does not matter.
         return contrastive.start_weights(
             "retriever", self.config.init_from, encoders, ("num_classes",)
         )
 
-    def init(self, key: jax.Array) -> state.TrainState:
-        """Returns the state of step 0, with random weights."""
-        averaged = ("retriever",) if self.config.ema_decay else ()
-        return state.start({"retriever": self._make}, {"retriever": self._tx}, averaged, key)
+    def loss(
+        self, params: Tree, extra: Tree, frozen: Tree, batch: Tree, key: jax.Array
+    ) -> tuple[jax.Array, tuple[Scalars, Tree]]:
+        """Returns the mean loss; an example's negatives are the others of the (micro)batch."""
+        del frozen
+        key_augment, key_dropout = jax.random.split(key)
+        retriever, rngs = self.merge(params, extra), nnx.Rngs(dropout=key_dropout)
+        audio = contrastive.augment(batch["audio"], key_augment, **self.config.augment)
+        audio = retriever.audio_embedding(audio, use_running_average=False, rngs=rngs)
+        mask = self.tokenizer.mask(batch["text"])
+        text = retriever.text_embedding(batch["text"], mask, rngs=rngs)
+        scores = {name: x.mean() for name, x in self._scores(text @ audio.T, batch).items()}
+        return scores.pop("loss"), (scores, self.split_extra(retriever))
 
-    def train_step(
-        self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
-    ) -> tuple[state.TrainState, dict[str, jax.Array]]:
-        """One step; each example's negatives are the others of the global batch.
-
-        With `accumulate` above 1 they are the others of its microbatch.
-        """
-
-        def loss_fn(params, batch, key):
-            key_augment, key_dropout = jax.random.split(key)
-            retriever = state.merge(self._graph, params, train.extra["retriever"])
-            rngs = nnx.Rngs(dropout=key_dropout)
-            audio = contrastive.augment(batch["audio"], key_augment, **self.config.augment)
-            audio = retriever.audio_embedding(audio, use_running_average=False, rngs=rngs)
-            mask = self.tokenizer.mask(batch["text"])
-            text = retriever.text_embedding(batch["text"], mask, rngs=rngs)
-            scores = {name: x.mean() for name, x in self._scores(text @ audio.T, batch).items()}
-            return scores.pop("loss"), (scores, state.split(retriever)[1])
-
-        grad_fn = optim.accumulated_grad(loss_fn, self.config.accumulate)
-        (loss, (scores, extra)), grads = grad_fn(train.params["retriever"], batch, key)
-        params, opt = optim.update(
-            self._tx, grads, train.params["retriever"], train.opt["retriever"]
-        )
-        params = {"retriever": params}
-        new = state.advance(
-            train, params, {"retriever": opt}, self.config.ema_decay, {"retriever": extra}
-        )
-        return new, {"loss": loss, **scores}
-
-    def eval_step(
-        self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
-    ) -> dict[str, jax.Array]:
+    def eval_step(self, train: TrainState, frozen: Tree, batch: Tree, key: jax.Array) -> Scalars:
         """Returns each example's loss [b] and whether either side finds the other in the batch."""
+        del frozen, key
         return self._scores(self._cosines(train, batch), batch)
 
     def summarize(
-        self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
+        self, train: TrainState, frozen: Tree, batch: Tree, key: jax.Array
     ) -> dict[str, jax.Array]:
-        """Returns the batch's cosines as an image: a row a caption, a column a recording."""
-        return {"image/similarity": contrastive.similarity_image(self._cosines(train, batch))}
+        """Returns the batch's cosines as an image, captions in rows and recordings in columns."""
+        del frozen, key
+        return {"image/similarity": matrix_image((1 + self._cosines(train, batch)[None]) / 2)}
 
     def _scores(self, cosines: jax.Array, batch: Tree) -> dict[str, jax.Array]:
-        """Returns each example's loss and recalls, [b], of cosines [captions, recordings]."""
+        """Returns each example's loss and recalls [b] from cosines [captions, recordings]."""
         same = contrastive.same_pairs(batch["index"], batch["text"])
         return {
             "loss": ranking_losses(cosines, same, self.config.margin, self.config.negatives),
@@ -130,36 +120,35 @@ class RetrieverStage:
             "audio_to_text/recall_at_1": contrastive.recall_at_1(cosines.T, same),
         }
 
-    def _cosines(self, train: state.TrainState, batch: Tree) -> jax.Array:
+    def _cosines(self, train: TrainState, batch: Tree) -> jax.Array:
         """Returns cosines [captions, recordings]."""
-        weights = train.weights()["retriever"]
-        retriever = state.merge(self._graph, weights, train.extra["retriever"])
+        retriever = self.merge(train.weights(), train.extra)
         text = retriever.text_embedding(batch["text"], self.tokenizer.mask(batch["text"]))
         return text @ retriever.audio_embedding(batch["audio"]).T
 
-    def export(self, params: Tree, extra: Tree, folder: str) -> None:
+    def export(self, params: Tree, extra: Tree, folder: pathlib.Path) -> None:
         """Writes the network and the tokenizer into a model folder."""
         tree = contrastive.union(params["retriever"], extra["retriever"])
         networks.save_network(folder, "retriever", self.retriever_config, tree)
-        self.tokenizer.save(pathlib.Path(folder, "tokenizer"))
+        self.tokenizer.save(folder / "tokenizer")
         save_index(folder)
 
 
 def ranking_losses(
     cosines: jax.Array, same: jax.Array, margin: float, negatives: str = "all"
 ) -> jax.Array:
-    """Returns the bidirectional max-margin ranking loss [b] of each pair, as MMT has it.
+    """Returns the bidirectional max-margin ranking loss [b] of each pair, as in MMT.
 
-    By how much a negative comes nearer than the margin, summed over the negatives of the caption
-    and of the recording.
+    The amounts by which negatives violate the margin, summed over the negatives of the caption and
+    those of the recording.
 
     Args:
-        cosines: [captions, recordings], matching pairs on the diagonal.
-        same: [b, b], pairs that are no negatives, the diagonal among them.
-        margin: between a pair and its negatives.
-        negatives: "all", or "hardest": the nearest caption and the nearest recording alone.
+      cosines: [captions, recordings], matching pairs on the diagonal.
+      same: bool [b, b], pairs that are not negatives of each other, the diagonal among them.
+      margin: margin between a pair and its negatives.
+      negatives: "all", or "hardest": only the nearest caption and the nearest recording.
     """
     pair = jnp.diagonal(cosines)
     cost = lambda pair: jnp.where(same, 0, jnp.maximum(0, margin + cosines - pair))
-    reduce = {"all": jnp.sum, "hardest": jnp.max}[negatives]
+    reduce = jnp.sum if negatives == "all" else jnp.max
     return reduce(cost(pair[:, None]), axis=1) + reduce(cost(pair[None]), axis=0)

@@ -1,6 +1,13 @@
 """Orbax checkpoints of a run: state, average and data iterator, each an item of its own."""
 
+import contextlib
+import dataclasses
+import errno
 import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -11,14 +18,16 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from maa_jax.checks import differences
+from maa_jax.diffusion.schedule import Schedule
 from maa_jax.files import user_path, write_json
+from maa_jax.text.tokenizer import Tokenizer
 from maa_jax.training.state import TrainState
 
 Tree = Any
 
-# Keys that may change between two starts of one run: they change how it is watched or where it
+# Keys ignored where a workdir's config is compared: they change how a run is watched or where it
 # runs, not what it computes.
-_FREE = (
+_IGNORED = (
     "total_steps",
     "total_epochs",
     "log_every",
@@ -29,10 +38,14 @@ _FREE = (
     "profile",
     "mesh",
     "summary",
+    "evaluators",
     "data.workers",
     "data.prefetch",
     "data.data_dir",
 )
+
+# Blocks that configs have gained, with the values that a run computed with before it had them.
+_ADDED = {"schedule": dataclasses.asdict(Schedule()), "evaluators": {}}
 
 
 class Checkpoints:
@@ -48,8 +61,8 @@ class Checkpoints:
 
         Args:
           workdir: the run's folder.
-          keep: how many of the latest steps stay.
-          best: name of the validation metric whose lowest value is kept besides; None for none.
+          keep: number of the latest steps that are kept.
+          best: validation metric; the step with its lowest value is kept, too. None for no metric.
         """
         policies = [checkpoint_managers.LatestN(keep)]
         if best:
@@ -62,8 +75,9 @@ class Checkpoints:
                 )
             )
         self._best = best
+        self._folder = epath.Path(user_path(workdir)) / "checkpoints"
         self._manager = ocp.CheckpointManager(
-            epath.Path(user_path(workdir)) / "checkpoints",
+            self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=True,
@@ -95,24 +109,48 @@ class Checkpoints:
         iterator: grain.DatasetIterator,
         metrics: dict[str, float] | None = None,
     ) -> None:
-        """Starts to write a step; an error of the write before it is raised here."""
+        """Starts to write a step.
+
+        Raises:
+          OSError: this step, or the one before it, could not be written.
+        """
         if step in self._manager.all_steps():
             return
         kept = metrics if metrics and self._best in metrics else None
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state.replace(ema=None)),
-                # Orbax restores no part of an item: the average alone is what sampling loads.
-                ema=ocp.args.StandardSave(state.ema or {"none": 0}),
-                data=grain.checkpoint.CheckpointSave(iterator),
-            ),
-            metrics=kept,
-        )
+        with self._explained():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state.replace(ema=None)),
+                    # Orbax restores no part of an item: the average alone is what sampling loads.
+                    ema=ocp.args.StandardSave(state.ema or {"none": 0}),
+                    data=grain.checkpoint.CheckpointSave(iterator),
+                ),
+                metrics=kept,
+            )
 
     def wait(self) -> None:
-        """Waits until the last step is on the disk; raises what went wrong with it."""
-        self._manager.wait_until_finished()
+        """Waits until the last step is on the disk.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        with self._explained():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what went wrong with a write into an error with its cause and remedy."""
+        try:
+            yield
+        except Exception as error:
+            # Tensorstore passes on the system's words, without its number.
+            full = os.strerror(errno.ENOSPC) in str(error)
+            remedy = "The disk is full: make room" if full else "Mend the cause"
+            raise OSError(
+                f"A checkpoint could not be written to {self._folder} ({error}). Whole and usable "
+                f"there: steps {self.all_steps()}. {remedy} and start the same command."
+            ) from error
 
     def restore(
         self, step: int, shapes: TrainState, iterator: grain.DatasetIterator | None = None
@@ -121,8 +159,8 @@ class Checkpoints:
 
         Args:
           step: one of `all_steps`.
-          shapes: abstract state (`jax.ShapeDtypeStruct` with shardings).
-          iterator: the training iterator; None restores the state alone.
+          shapes: the state's shapes and shardings, as `jax.ShapeDtypeStruct`.
+          iterator: the training iterator; without it, only the state is restored.
         """
         items = {
             "state": ocp.args.StandardRestore(shapes.replace(ema=None)),
@@ -152,15 +190,15 @@ def check_config(workdir: str, config: ml_collections.ConfigDict) -> None:
     if text is None:
         return
     # Both through JSON, which knows no tuples.
-    old, new = (_flatten(json.loads(x)) for x in (text, config.to_json()))
-    checked = [
+    old, new = (_flatten(_ADDED | json.loads(x)) for x in (text, config.to_json()))
+    compared = [
         key
         for key in sorted(old | new)
-        if not any(key == free or key.startswith(free + ".") for free in _FREE)
+        if not any(key == other or key.startswith(other + ".") for other in _IGNORED)
     ]
     differ = [
         f"  config.{line}"
-        for line in differences(old, {key: new.get(key, "absent") for key in checked})
+        for line in differences(old, {key: new.get(key, "absent") for key in compared})
     ]
     if differ:
         raise ValueError(
@@ -188,7 +226,38 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
         raise FileNotFoundError(
             f"--workdir={workdir} holds no config.json: it is not a workdir of maa_jax.train."
         )
-    return ml_collections.ConfigDict(json.loads(path.read_text()))
+    return ml_collections.ConfigDict(_ADDED | json.loads(path.read_text()))
+
+
+def write_tokenizer(workdir: str, tokenizer: Tokenizer | None) -> None:
+    """Keeps a run's tokenizer in `workdir/tokenizer`, unless it has one there, or has none at all.
+
+    Called before `write_config`: a run that has a config has its tokenizer, too.
+    """
+    folder = _tokenizer_folder(workdir)
+    if tokenizer is None or jax.process_index() or read_tokenizer(workdir):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    # By way of a local folder: a workdir may be in a bucket.
+    with tempfile.TemporaryDirectory() as local:
+        tokenizer.save(pathlib.Path(local, "tokenizer"))
+        for path in pathlib.Path(local, "tokenizer").iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+
+
+def read_tokenizer(workdir: str) -> Tokenizer | None:
+    """Returns the tokenizer that a run has kept, None where it has kept none."""
+    folder = _tokenizer_folder(workdir)
+    if not (folder.exists() and _config_file(workdir).exists()):
+        return None
+    with tempfile.TemporaryDirectory() as local:
+        for path in folder.iterdir():
+            pathlib.Path(local, path.name).write_bytes(path.read_bytes())
+        return Tokenizer.from_folder(local)
+
+
+def _tokenizer_folder(workdir: str) -> epath.Path:
+    return epath.Path(user_path(workdir)) / "tokenizer"
 
 
 def _config_file(workdir: str) -> epath.Path:
@@ -196,7 +265,7 @@ def _config_file(workdir: str) -> epath.Path:
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{key}.")

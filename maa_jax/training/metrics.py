@@ -7,13 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-
-from maa_jax.audio.mel import MelConfig
-
-# The decimal logarithm of the magnitude that is white in an image of a spectrogram.
-_WHITE = 1.5
 
 
 class Metrics:
@@ -117,15 +111,3 @@ class Metrics:
         """Writes out what is buffered."""
         self._bar.close()
         self._writer.close()
-
-
-def spectrogram_image(mel: jax.Array, config: MelConfig) -> jax.Array:
-    """Returns log mels [n, frames, n_mels] as images [n, n_mels, frames, 1] in 0..1.
-
-    Low frequencies are at the bottom. The front end's floor is black; magnitudes of 10 ** 1.5 and
-    more are white.
-    """
-    to_decimal = 1.0 if config.log == "log10" else 1 / math.log(10)
-    floor = math.log10(config.floor)
-    image = (to_decimal * mel.astype(jnp.float32) - floor) / (_WHITE - floor)
-    return jnp.clip(image, 0.0, 1.0).swapaxes(1, 2)[:, ::-1, :, None]

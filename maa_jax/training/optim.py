@@ -14,12 +14,17 @@ Tree = Any
 def learning_rate(
     config: ml_collections.ConfigDict, batch_size: int, steps_per_epoch: int = 1
 ) -> optax.Schedule:
-    """Returns the schedule of a `config.optimizer` block.
+    """Returns the learning rate by step, as a `config.optimizer` block describes it.
 
-    The rate is `base_lr`, times the global batch where `scale_lr` is set: LDM's rule, base x
-    devices x batch on each (paper section 5.2). It rises linearly over `warmup_steps`, and falls
-    by `decay_per_epoch` an epoch (1.0 keeps it) and, where `cosine_steps` is set, along a cosine
-    to 0 at that step.
+    The rate is `base_lr`, multiplied by the global batch size where `scale_lr` is set: latent
+    diffusion's rule, base x devices x batch size on each (paper section 5.2). It rises linearly
+    over `warmup_steps`, is multiplied by `decay_per_epoch` after every epoch, and, where
+    `cosine_steps` is set, falls along a cosine to 0 at that step.
+
+    Args:
+      config: the block, as in `make_optimizer`.
+      batch_size: global batch size, for `scale_lr`.
+      steps_per_epoch: optimizer steps in an epoch, for `decay_per_epoch`.
     """
     rate = config.base_lr * (batch_size if config.get("scale_lr", False) else 1)
     warmup = config.get("warmup_steps", 0)
@@ -40,12 +45,12 @@ def learning_rate(
 def make_optimizer(
     config: ml_collections.ConfigDict, batch_size: int, steps_per_epoch: int = 1
 ) -> optax.GradientTransformation:
-    """Returns AdamW as a `config.optimizer` block asks for it.
+    """Returns AdamW with the settings of a `config.optimizer` block.
 
     Args:
       config: base_lr, and optionally scale_lr, warmup_steps, decay_per_epoch, cosine_steps, b1, b2,
         weight_decay, clip_norm (0: gradients are not clipped).
-      batch_size: the global batch, for `scale_lr`.
+      batch_size: global batch size, for `scale_lr`.
       steps_per_epoch: optimizer steps in an epoch, for `decay_per_epoch`.
     """
     adam = optax.adamw(
@@ -61,24 +66,24 @@ def make_optimizer(
 def update(
     tx: optax.GradientTransformation, grads: Tree, params: Tree, opt: Tree
 ) -> tuple[Tree, Tree]:
-    """Returns (parameters, optimizer state) after one step."""
+    """Returns the parameters and the optimizer's state after one step."""
     updates, opt = tx.update(grads, opt, params)
     return optax.apply_updates(params, updates), opt
 
 
 def accumulated_grad(
     loss_fn: Callable[[Tree, Tree, jax.Array], tuple[jax.Array, Tree]], microbatches: int
-):
-    """Like `jax.value_and_grad(loss_fn, has_aux=True)`, over equal parts of the batch in turn.
+) -> Callable[[Tree, Tree, jax.Array], tuple[tuple[jax.Array, Tree], Tree]]:
+    """Like `jax.value_and_grad(loss_fn, has_aux=True)`, with the batch taken in equal parts.
 
     Args:
       loss_fn: (params, batch, key) -> (loss, aux); aux is a tree of arrays.
-      microbatches: parts of the batch; 1 takes it whole.
+      microbatches: number of parts; 1 takes the batch whole.
 
     Returns:
-      (params, batch, key) -> ((loss, aux), grads). Loss and gradients are means over the parts, and
-      so are aux's floating-point scalars; of anything else in aux the last part's value is kept
-      (batch statistics).
+      (params, batch, key) -> ((loss, aux), grads). Loss and gradients are means over the parts, as
+      are the floating-point scalars of aux. Anything else in aux, such as batch statistics, is the
+      last part's.
     """
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if microbatches == 1:

@@ -1,4 +1,4 @@
-"""Processes, the device mesh, and where each array of a run lives."""
+"""The device mesh, and how the arrays of a run are sharded over it."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def create_mesh(config: ml_collections.ConfigDict) -> Mesh:
     """Returns a mesh with the axes `data` and `fsdp` over all devices of all processes.
 
     Args:
-      config: `data` and `fsdp`, sizes of the axes; -1 for one of them takes what is left.
+      config: sizes of the axes `data` and `fsdp`; one of them may be -1, for all devices left.
 
     Raises:
       ValueError: if the sizes do not multiply to the number of devices.
@@ -50,8 +50,11 @@ def check_batch(batch_size: int, microbatches: int, mesh: Mesh) -> None:
 def state_sharding(shapes: Tree, mesh: Mesh, min_size: int = 2**14) -> Tree:
     """Returns a sharding for each array: split over `fsdp` where it is large, else replicated.
 
-    The largest dimension that the axis divides is split; arrays below `min_size` elements stay
-    whole, since gathering them costs more than holding them.
+    Args:
+      shapes: tree of arrays or `jax.ShapeDtypeStruct`.
+      mesh: the mesh that `create_mesh` made.
+      min_size: number of elements from which an array is split, along its largest dimension that
+        the axis divides. Gathering smaller arrays costs more than holding them whole.
     """
     ways = mesh.shape["fsdp"]
 
@@ -66,13 +69,13 @@ def state_sharding(shapes: Tree, mesh: Mesh, min_size: int = 2**14) -> Tree:
 
 
 def put_batch(batch: Tree, mesh: Mesh) -> Tree:
-    """Returns global arrays made of each process's own rows."""
+    """Returns global arrays, split along the batch, to which each process gives its own rows."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def put_replicated(tree: Tree, mesh: Mesh) -> Tree:
-    """Returns global arrays that every device holds whole; each process gives the same values."""
+    """Returns global arrays that every device holds whole; all processes give the same values."""
     sharding = replicated(mesh)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree

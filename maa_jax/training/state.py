@@ -1,7 +1,7 @@
 """The train state: nested dicts of arrays, keyed by network.
 
-A stage builds its modules abstractly (`define`), keeps their graph definitions, and carries
-weights as plain nested dicts, so that the step is an ordinary function under `jax.jit`.
+A stage builds its modules from shapes alone (`define`) and keeps their graph definitions. Weights
+are plain nested dicts, so that the step is an ordinary function under `jax.jit`.
 """
 
 from collections.abc import Callable
@@ -18,15 +18,14 @@ from maa_jax.models.rngs import InitRngs
 Tree = Any
 
 
-@flax.struct.dataclass
-class TrainState:
-    """What a run must keep to go on bit for bit.
+class TrainState(flax.struct.PyTreeNode):
+    """What a run has to keep so that it can be resumed bit for bit.
 
     Attributes:
-      step: int32 scalar, the optimizer steps taken.
+      step: number of optimizer steps taken, int32 scalar.
       params: {network: trained parameters}.
-      extra: {network: variables that no gradient reaches}, batch statistics for one; a stage may
-        keep scalars of its own here (the latent scale).
+      extra: {network: non-trainable variables}, such as batch statistics; a stage may keep scalars
+        of its own here (the latent scale).
       opt: {network: optax state}.
       ema: {network: moving average of the parameters}; {} where none is kept.
     """
@@ -42,7 +41,7 @@ class TrainState:
         return {**self.params, **self.ema}
 
 
-def define(make: Callable[[nnx.Rngs], nnx.Module]) -> nnx.GraphDef:
+def define(make: Callable[[Any], nnx.Module]) -> nnx.GraphDef:
     """Returns the graph definition of `make(rngs)` without allocating any array."""
     return nnx.graphdef(nnx.eval_shape(lambda: make(InitRngs(0))))
 
@@ -53,13 +52,13 @@ def split(module: nnx.Module) -> tuple[Tree, Tree]:
     return nnx.to_pure_dict(params), nnx.to_pure_dict(extra)
 
 
-def merge(graphdef: nnx.GraphDef, params: Tree, extra: Tree | None = None) -> nnx.Module:
+def merge(graphdef: nnx.GraphDef, params: Tree, extra: Tree | None = None) -> Any:
     """Returns a module that holds `params` and `extra`, as `split` gave them."""
     return nnx.merge(graphdef, params, extra) if extra else nnx.merge(graphdef, params)
 
 
 def start(
-    networks: dict[str, Callable[[nnx.Rngs], nnx.Module]],
+    networks: dict[str, Callable[[Any], nnx.Module]],
     optimizers: dict[str, optax.GradientTransformation],
     averaged: tuple[str, ...],
     key: jax.Array,
@@ -68,9 +67,9 @@ def start(
 
     Args:
       networks: constructors by name.
-      optimizers: one a trained network.
+      optimizers: an optimizer for each network.
       averaged: names of the networks whose moving average is kept.
-      key: PRNG key; each network draws from its own branch.
+      key: PRNG key, folded with each network's place.
     """
     params, extra = {}, {}
     for i, (name, make) in enumerate(networks.items()):
@@ -85,13 +84,13 @@ def start(
     )
 
 
-def begin_with(train: TrainState, weights: dict[str, Tree]) -> TrainState:
-    """Returns the state of step 0 with given weights in the place of random ones.
+def load_pretrained(train: TrainState, weights: dict[str, Tree]) -> TrainState:
+    """Returns the state of step 0 with given weights in place of random ones.
 
     Args:
-      train: as `start` made it, already where it will be trained.
-      weights: {network: nested dict of numpy arrays}, parameters and other variables together;
-        what it lacks stays as it is. Averages begin with the same weights.
+      train: a state that `start` made, with the shardings that it is trained with.
+      weights: {network: nested dict of numpy arrays}, parameters and non-trainable variables
+        together; what it lacks stays as it is. Averages begin with the same weights.
     """
 
     def put(old: Any, new: Any) -> Any:
@@ -103,19 +102,19 @@ def begin_with(train: TrainState, weights: dict[str, Tree]) -> TrainState:
     return train.replace(params=part(train.params), extra=part(train.extra), ema=part(train.ema))
 
 
-def average(ema: dict[str, Tree], params: dict[str, Tree], decay: float, step: jax.Array):
+def average(
+    ema: dict[str, Tree], params: dict[str, Tree], decay: float, step: jax.Array
+) -> dict[str, Tree]:
     """Returns the moving average after a step.
 
     The decay is warmed up as min(decay, (1 + step) / (10 + step)), LDM's rule, so that the random
     start is forgotten within the first steps of a short run.
     """
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return {
-        name: optax.incremental_update(params[name], old, 1 - decay) for name, old in ema.items()
-    }
+    fresh = 1 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return {name: optax.incremental_update(params[name], old, fresh) for name, old in ema.items()}
 
 
-def advance(
+def apply_update(
     train: TrainState,
     params: dict[str, Tree],
     opt: dict[str, Tree],
@@ -125,11 +124,11 @@ def advance(
     """Returns the state after a step.
 
     Args:
-      train: before it.
-      params: {network: parameters} after it, of all networks.
-      opt: {network: optax state} after it, of all networks.
-      ema_decay: of the averages that `train` keeps.
-      extra: what has changed of `train.extra`.
+      train: the state before the step.
+      params: {network: parameters} of all networks after the step.
+      opt: {network: optax state} of all networks after the step.
+      ema_decay: decay of the averages that `train` keeps.
+      extra: the part of `train.extra` that has changed.
     """
     return train.replace(
         step=train.step + 1,

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 import maa_jax
 from benchmarks.networks import TorchBigVGAN
-from configs import t2a
+from maa_jax.configs import t2a
 from maa_jax.convert import folders, released, vocoders
 from maa_jax.diffusion.schedule import Schedule
 from maa_jax.model_folder import networks, torch_layout

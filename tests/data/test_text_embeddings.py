@@ -55,9 +55,9 @@ def test_a_run_reads_the_contexts_that_it_would_compute(tiny_model, data, tmp_pa
     count = embed(config, Embedding(out=tmp_path / "contexts"))
     assert count == len(captions | {"", *config.summary.prompts})
 
-    computing = make_stage(config, 1)
+    computing = make_stage(config)
     config.text_embeddings = str(tmp_path / "contexts")
-    reading = make_stage(config, 1)
+    reading = make_stage(config)
     batch = next(
         input_pipeline.train_iterator(data, batch_size=2, seed=0, prepare_text=reading.prepare_text)
     )
@@ -65,7 +65,7 @@ def test_a_run_reads_the_contexts_that_it_would_compute(tiny_model, data, tmp_pa
     frozen = [stage.load_frozen() for stage in (reading, computing)]
     assert frozen[0]["text"] == {}
     given, computed = (
-        stage._context(f, stage.prepare_text(captions))
+        stage.conditioner.encode(f["text"], stage.prepare_text(captions))
         for stage, f in zip((reading, computing), frozen, strict=True)
     )
     np.testing.assert_allclose(given, computed, atol=2e-3)
@@ -74,9 +74,9 @@ def test_a_run_reads_the_contexts_that_it_would_compute(tiny_model, data, tmp_pa
     assert shapes[1]["loss"].shape == ()
     jax.eval_shape(reading.summarize, state, frozen[0], batch, jax.random.key(0))
     reading.export({"unet": computing.init(jax.random.key(0)).params["unet"]},
-                   {"latents": {"scale": 1.0}}, str(tmp_path / "model"))  # fmt: skip
+                   {"latents": {"scale": 1.0}}, tmp_path / "model")  # fmt: skip
     assert (tmp_path / "model" / "text_encoder" / "config.json").exists()
 
     config.text_encoder = f"{tiny_model}/."
     with pytest.raises(ValueError, match="holds the contexts of"):
-        make_stage(config, 1)
+        make_stage(config)

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from configs import common
+from maa_jax.configs import common
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import load_index
 from maa_jax.models.layers import conv2d
-from maa_jax.stages import autoencoder, make_stage
+from maa_jax.stages import gan, make_stage
 
 START = 20  # the step at which the discriminators begin
 
@@ -74,7 +75,7 @@ def test_the_reconstruction_improves_on_one_batch(trained):
     assert scalars[START - 1]["l1"] < 0.7 * scalars[0]["l1"]
 
 
-def test_the_discriminator_rests_until_its_start(trained):
+def test_the_discriminator_is_inactive_until_its_start(trained):
     _, states, scalars = trained
     assert all(np.isfinite(list(s.values())).all() for s in scalars)
     for i, (before, after) in enumerate(itertools.pairwise(states)):
@@ -103,39 +104,39 @@ def test_the_step_follows_the_gradients_of_the_written_out_losses(batch):
     config = make_config("patch")
     stage = make_stage(config, 1)
     state = jax.jit(stage.init)(jax.random.key(0))
-    image = stage._image(batch["audio"])
+    image = stage.codec.image(batch["audio"])
     key = jax.random.key(3)
     graphs, extra = stage._graphs, state.extra["discriminator"]
     features = 0.5 * jax.random.normal(jax.random.key(4), (*image.shape[:3], 8))
     kernel = state.params["vae"]["decoder"]["conv_out"]["kernel"]
     decode = lambda kernel: conv2d(features, kernel, padding=1)
-    judge = lambda params, x: autoencoder.discriminate(
-        graphs["discriminator"], params, extra, x, key
-    )[0][0]
+    discriminate = lambda params, x: gan.discriminate(
+        graphs["discriminator"], params, extra, x, rngs=nnx.Rngs(key)
+    )[0][0][0]
     params = state.params["discriminator"]
     fake = decode(kernel)
-    scores, slopes, _ = jax.jit(stage._adversary)(
+    scores, grads, _ = jax.jit(stage.gan_losses)(
         True, state.params, extra, image, fake, features, key
     )
 
     # The adaptive weight, from gradients of both losses to the last layer (latent diffusion).
     l1 = lambda kernel: jnp.abs(decode(kernel) - image).sum() / len(image)
-    adversarial = lambda kernel: -judge(params, decode(kernel)).mean()
+    adversarial = lambda kernel: -discriminate(params, decode(kernel)).mean()
     norm = lambda loss: jnp.linalg.norm(jax.jit(jax.grad(loss))(kernel))
     weight = 0.5 * jnp.clip(norm(l1) / (norm(adversarial) + 1e-4), 0, 1e4)
     np.testing.assert_allclose(scores["adversary_weight"], weight, rtol=1e-4)
-    slope = jax.jit(jax.grad(lambda x: -judge(params, x).mean()))(fake)
+    grad = jax.jit(jax.grad(lambda x: -discriminate(params, x).mean()))(fake)
     np.testing.assert_allclose(
-        slopes["fake"], weight / image[0].size * slope, atol=1e-5 * np.abs(slopes["fake"]).max()
+        grads["fake"], weight / image[0].size * grad, atol=1e-5 * np.abs(grads["fake"]).max()
     )
 
     # The discriminator's loss with R1: the penalty differentiated straight through its gradient.
     def r1(params):
-        return jnp.square(jax.grad(lambda x: judge(params, x).sum())(image)).mean()
+        return jnp.square(jax.grad(lambda x: discriminate(params, x).sum())(image)).mean()
 
     def loss(params):
-        hinge = jax.nn.relu(1 - judge(params, image)).mean()
-        hinge += jax.nn.relu(1 + judge(params, fake)).mean()
+        hinge = jax.nn.relu(1 - discriminate(params, image)).mean()
+        hinge += jax.nn.relu(1 + discriminate(params, fake)).mean()
         return 0.5 * hinge + 5.0 * r1(params)
 
     np.testing.assert_allclose(scores["r1"], jax.jit(r1)(params), rtol=1e-4)
@@ -143,7 +144,7 @@ def test_the_step_follows_the_gradients_of_the_written_out_losses(batch):
     scale = max(np.abs(g).max() for g in jax.tree.leaves(wanted))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * scale),
-        slopes["discriminator"],
+        grads["disc_params"],
         wanted,
     )
 
@@ -161,9 +162,9 @@ def test_evaluation_summary_and_export(tmp_path, trained, batch):
 
     stage.export(state.weights(), state.extra, tmp_path)
     graphdef, params = networks.load_network(tmp_path, "vae")
-    image = stage._image(batch["audio"])
+    image = stage.codec.image(batch["audio"])
     mean, _ = networks.build(graphdef, params).encode(image)
-    wanted = stage._reconstruct(state, image)[0]
+    wanted = stage.reconstruct(state, image)[0]
     np.testing.assert_allclose(mean, wanted, atol=1e-5)
     assert load_index(tmp_path)["mel"]["n_mels"] == 16
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
+from maa_jax.configs import common
 from maa_jax.data import datasets
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import load_index
@@ -82,7 +82,7 @@ def run(stage, train, steps):
 
 @pytest.fixture(scope="module")
 def trained(tokenizer):
-    """A stage, its state when half-way to knowing one batch by heart, and its losses."""
+    """A stage, its state when half-way to memorising one batch, and its losses."""
     stage = CaptionerStage(make_config(tokenizer), steps_per_epoch=1)
     return stage, *run(stage, jax.jit(stage.init)(jax.random.key(0)), 30)
 
@@ -133,7 +133,9 @@ def test_a_model_folder_gives_the_trained_captioner(trained, tokenizer, tmp_path
         return beam_search(network, network.encode(batch["audio"]), width=2)[0]
 
     read = jax.jit(lambda p: caption(networks.build(graphdef, p)))(params)
-    np.testing.assert_array_equal(read, jax.jit(lambda t: caption(stage._network(t)))(train))
+    np.testing.assert_array_equal(
+        read, jax.jit(lambda t: caption(stage.merge(t.weights(), t.extra)))(train)
+    )
     config = make_config(tokenizer, **{"init_from.captioner": str(tmp_path)})
     weights = CaptionerStage(config, steps_per_epoch=1).start_weights()
     jax.tree.map(np.testing.assert_array_equal, weights, {"captioner": params})

@@ -1,12 +1,18 @@
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import t2a
+from maa_jax.configs import t2a
+from maa_jax.diffusion.schedule import Schedule
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import load_index
+from maa_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from maa_jax.stages import make_stage
+from tests.conftest import random_network
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +27,7 @@ def config(tiny_model):
 
 @pytest.fixture(scope="module")
 def stage(config):
-    return make_stage(config, 1)
+    return make_stage(config)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +51,8 @@ def state(stage):
 def test_the_latent_scale_brings_latents_to_unit_variance(stage, state, frozen, batch):
     key, prepare = jax.random.key(1), jax.jit(stage.prepare)
     prepared = prepare(state, frozen, batch, key)
-    z = jax.jit(stage._encode)(frozen, batch["audio"], key)
+    encode = jax.jit(lambda vae, *args: stage.codec.encode(vae, *args, scale=1.0))
+    z = encode(frozen["vae"], batch["audio"], key)
     scale = prepared.extra["latents"]["scale"]
     np.testing.assert_allclose(np.std(z) * scale, 1.0, rtol=1e-4)
     again = prepare(prepared, frozen, batch, key)
@@ -57,8 +64,7 @@ def test_the_loss_falls_on_one_batch_and_the_average_follows(config, state, froz
     config = config.copy_and_resolve_references()
     config.optimizer.base_lr, config.optimizer.warmup_steps = 3e-3, 0
     config.ema_decay = 0.9
-    stage = make_stage(config, 1)
-    stage.load_frozen()
+    stage = make_stage(config)
     step = jax.jit(stage.train_step)
     losses = []
     for i in range(40):
@@ -74,16 +80,14 @@ def test_a_dropped_condition_is_the_empty_prompt(config, state, frozen, batch):
     config = config.copy_and_resolve_references()
     # No layer that is zero, so that the condition reaches the output.
     state = state.replace(params=jax.tree.map(lambda x: x + 0.1, state.params))
-    empty = batch | {"text": np.repeat(frozen["empty"], 8, 0)}
+    empty = batch | {"text": np.repeat(frozen["unconditional"], 8, 0)}
     losses = {}
     for probability in (0.0, 1.0):
         config.uncond_probability = probability
-        stage = make_stage(config, 1)
-        stage.load_frozen()
-        # The loss alone, so that no gradient is compiled.
-        loss = jax.jit(lambda *args, stage=stage: stage.train_step(*args)[1]["loss"])
+        loss = jax.jit(make_stage(config).loss)
         losses[probability] = [
-            float(loss(state, frozen, b, jax.random.key(0))) for b in (batch, empty)
+            float(loss(state.params, state.extra, frozen, b, jax.random.key(0))[0])
+            for b in (batch, empty)
         ]
     assert losses[0.0][0] != losses[0.0][1]
     assert losses[1.0][0] == losses[1.0][1] == pytest.approx(losses[0.0][1], rel=1e-6)
@@ -92,8 +96,7 @@ def test_a_dropped_condition_is_the_empty_prompt(config, state, frozen, batch):
 def test_microbatches_make_one_step(config, state, frozen, batch):
     config = config.copy_and_resolve_references()
     config.accumulate = 4
-    stage = make_stage(config, 1)
-    stage.load_frozen()
+    stage = make_stage(config)
     after, metrics = jax.jit(stage.train_step)(state, frozen, batch, jax.random.key(0))
     assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
     assert int(after.step) == 1
@@ -119,3 +122,113 @@ def test_the_exported_folder_is_whole_and_holds_the_scale(stage, state, frozen, 
     _, params = networks.load_network(tmp_path, "unet")
     expected = state.ema["unet"]["conv_in"]["kernel"]
     np.testing.assert_array_equal(params["conv_in"]["kernel"], expected)
+
+
+def lora(params, key):
+    """Returns rank-2 adapters of the attention's projections, (down, up) by path; up is zero."""
+    adapters = {}
+    for path, kernel in jax.tree.leaves_with_path(params):
+        name = jax.tree_util.keystr(path)
+        if "attn" in name and kernel.ndim == 2:
+            down = jax.random.normal(jax.random.fold_in(key, len(adapters)), (len(kernel), 2))
+            adapters[name] = (down, jnp.zeros((2, kernel.shape[1])))
+    return adapters
+
+
+def adapted(params, adapters):
+    def leaf(path, kernel):
+        down_up = adapters.get(jax.tree_util.keystr(path))
+        return kernel if down_up is None else kernel + down_up[0] @ down_up[1]
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def test_the_loss_trains_adapters_as_well(stage, state, frozen, batch):
+    """A tree of low-rank adapters takes the parameters' place; these stay as they are."""
+    params = jax.tree.map(lambda x: x + 0.05, state.params)  # the last layer starts at zero
+    adapters = lora(params, jax.random.key(1))
+    assert adapters
+
+    def loss(adapters):
+        merged = adapted(params, adapters)
+        return stage.loss(merged, state.extra, frozen, batch, jax.random.key(0))[0]
+
+    value_and_grad = jax.jit(jax.value_and_grad(loss))
+    before, grads = value_and_grad(adapters)
+    plain, _ = jax.jit(stage.loss)(params, state.extra, frozen, batch, jax.random.key(0))
+    np.testing.assert_allclose(before, plain, rtol=1e-5)  # an adapter of zeros changes nothing
+    assert all(np.abs(up).max() > 0 for _, up in grads.values())
+    norm = jnp.sqrt(sum(jnp.sum(up**2) for _, up in grads.values()))
+    adapters = jax.tree.map(lambda x, g: x - 0.02 / norm * g, adapters, grads)
+    assert value_and_grad(adapters)[0] < before
+
+
+def test_a_clip_does_not_depend_on_the_others(stage, state, frozen):
+    generate = jax.jit(stage.generate, static_argnames="guidance_scale")
+    conditions, key = stage.prepare_text(["rain", "a crow caws"]), jax.random.key(0)
+    mels, wavs = generate(state, frozen, conditions, key, guidance_scale=3.0)
+    assert mels.shape == (2, 32, 80) and wavs.shape == (2, 8192)
+    alone = generate(state, frozen, conditions[1:], key, guidance_scale=3.0, start_index=1)
+    np.testing.assert_allclose(alone[0][0], mels[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_other_predictions_train_sample_and_are_exported(
+    prediction_type, config, state, frozen, batch, tmp_path
+):
+    config = config.copy_and_resolve_references()
+    config.schedule.prediction_type = prediction_type
+    config.schedule.rescale_betas_zero_snr = prediction_type == "v_prediction"
+    config.optimizer.base_lr, config.optimizer.warmup_steps = 3e-3, 0
+    stage = make_stage(config)
+    state = jax.jit(stage.prepare)(state, frozen, batch, jax.random.key(0))
+    step, losses = jax.jit(stage.train_step), []
+    for i in range(30):
+        state, metrics = step(state, frozen, batch, jax.random.key(i))
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    image = jax.jit(stage.summarize)(state, frozen, batch, jax.random.key(0))["image/sample"]
+    assert np.isfinite(image).all()
+    stage.export(state.weights(), state.extra, tmp_path)
+    kept = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
+    assert kept["prediction_type"] == prediction_type
+    assert Schedule.from_hf(kept) == stage.schedule
+
+
+def test_latents_of_an_autoencoder_of_three_levels_are_sampled_whole(
+    config, tiny_model, batch, tmp_path
+):
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    sizes = AutoencoderConfig(block_out_channels=(8, 8, 16), layers_per_block=1, norm_num_groups=4)
+    weights = random_network(lambda rngs: Autoencoder(sizes, rngs=rngs), 0)
+    networks.save_network(tmp_path, "vae", sizes, weights)
+    config = config.copy_and_resolve_references()
+    config.autoencoder = str(tmp_path)
+    stage = make_stage(config)
+    state = jax.eval_shape(stage.init, jax.random.key(0))
+    frozen = stage.load_frozen()
+    summary = jax.eval_shape(stage.summarize, state, frozen, batch, jax.random.key(0))
+    assert summary["image/sample"].shape == (1, 80, 32, 1)
+    assert summary["audio/sample"].shape == (1, 8192, 1)
+
+
+@pytest.mark.parametrize("part", ["autoencoder", "vocoder"])
+@pytest.mark.parametrize(
+    ("key", "value"), [("log", "log"), ("fmax", 6000.0), ("n_mels", 64), ("hop_length", 128)]
+)
+def test_a_part_with_another_front_end_is_refused(part, key, value, config, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    index["mel"][key] = value
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    config = config.copy_and_resolve_references()
+    config[part] = str(tmp_path)
+    with pytest.raises(ValueError, match=rf"the {part} in .*config\.mel\.{key}=.*{value}.* there"):
+        make_stage(config)
+
+
+def test_a_front_end_of_another_sample_rate_is_refused(config):
+    config = config.copy_and_resolve_references()
+    config.mel.sample_rate = 22050
+    with pytest.raises(ValueError, match=r"config\.mel\.sample_rate=22050.*16000"):
+        make_stage(config)

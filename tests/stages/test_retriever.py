@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import retriever as configs
+from maa_jax.configs import retriever as configs
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import load_index
 from maa_jax.models.cnn14 import Cnn14, Cnn14Config
@@ -111,7 +111,7 @@ def test_training_can_begin_with_a_classifier(trained, tokenizer, tmp_path):  # 
     networks.save_network(tmp_path, "panns", audio, given)
     _, fresh, _ = trained
     weights = RetrieverStage(config, steps_per_epoch=1).start_weights()
-    ready = state.begin_with(fresh, weights)
+    ready = state.load_pretrained(fresh, weights)
     assert jax.tree.structure(ready) == jax.tree.structure(fresh)
     for found in (ready.params["retriever"], ready.extra["retriever"]):
         for name, tree in found["audio_encoder"].items():

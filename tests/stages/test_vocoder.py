@@ -7,8 +7,8 @@ import optax
 import pytest
 from flax import nnx
 
-from configs import common
 from maa_jax.audio.mel import log_mel
+from maa_jax.configs import common
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import load_index
 from maa_jax.stages import make_stage, vocoder
@@ -83,7 +83,7 @@ def trained(batch):
     return states, scores
 
 
-def test_discriminators_rest_until_their_start(trained):
+def test_discriminators_are_inactive_until_their_start(trained):
     states, scores = trained
     first, last = scores[0], scores[-1]
     assert first["discriminator_loss"] == first["feature_loss"] == 0
@@ -118,32 +118,32 @@ def test_bigvgan_trains_against_its_discriminators(batch):
 def test_gradients_are_those_of_the_written_out_losses(batch, train):
     """The step forms them in parts; here each loss is differentiated as a whole."""
     stage = make_stage(tiny_config(), 1)
-    stage._txs = dict.fromkeys(stage._makes, optax.sgd(1.0))  # moves weights by their gradients
+    stage._tx = optax.sgd(1.0)  # moves weights by their gradients
     train = train.replace(
-        opt={name: tx.init(train.params[name]) for name, tx in stage._txs.items()}
+        opt={name: stage._tx.init(params) for name, params in train.params.items()}
     )
     after, _ = jax.jit(stage.train_step)(train, {}, batch, jax.random.key(0))
     seen = jax.tree.map(jnp.subtract, train.params, after.params)
 
     mel = log_mel(batch["audio"], stage.mel)
-    judged = {name: train.params[name] for name in ("period", "scale")}
+    disc_params = {name: train.params[name] for name in ("period", "scale")}
 
-    def outputs(params, judged):
+    def outputs(params, disc_params):
         fake = nnx.merge(stage._graphs["vocoder"], params)(mel)
-        real, extra = stage._judge(judged, train.extra, jnp.asarray(batch["audio"]))
-        return fake, real, stage._judge(judged, extra, fake)[0]
+        real, extra = stage.discriminate(disc_params, train.extra, jnp.asarray(batch["audio"]))
+        return fake, real, stage.discriminate(disc_params, extra, fake)[0]
 
     def generator(params):
-        fake, real, false = outputs(params, judged)
+        fake, real, false = outputs(params, disc_params)
         distance = jnp.abs(log_mel(fake, stage.mel) - mel).mean()
         features = vocoder.feature_distance(real, false)
         return 45 * distance + vocoder.generator_loss(false) + 2 * features
 
-    def discriminator(judged):
-        return vocoder.discriminator_loss(*outputs(train.params["vocoder"], judged)[1:])
+    def discriminator(disc_params):
+        return vocoder.discriminator_loss(*outputs(train.params["vocoder"], disc_params)[1:])
 
     expected = {"vocoder": jax.jit(jax.grad(generator))(train.params["vocoder"])}
-    expected |= jax.jit(jax.grad(discriminator))(judged)
+    expected |= jax.jit(jax.grad(discriminator))(disc_params)
     for name, grads in expected.items():
         for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(seen[name]), strict=True):
             np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-3 * np.abs(a).max())
@@ -196,10 +196,10 @@ def test_training_goes_on_from_a_model_folder(tmp_path):
     config.ema_decay = 0.9
     stage = make_stage(config, 1)
     train = jax.jit(stage.init)(jax.random.key(0))
-    stage.export(train.weights(), train.extra, str(tmp_path))
+    stage.export(train.weights(), train.extra, tmp_path)
     config.init_from = str(tmp_path)
     stage = make_stage(config, 1)
-    ready = state.begin_with(jax.jit(stage.init)(jax.random.key(1)), stage.start_weights())
+    ready = state.load_pretrained(jax.jit(stage.init)(jax.random.key(1)), stage.start_weights())
     for weights in (ready.params, ready.ema):
         # The length and direction of a kernel are split anew, within rounding.
         assert largest_change(train.params["vocoder"], weights["vocoder"]) < 1e-6

@@ -1,6 +1,11 @@
+import errno
+import os
+
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from maa_jax.training import checkpoint
@@ -107,3 +112,26 @@ def test_how_a_run_is_watched_may_change(tmp_path):
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a workdir"):
         checkpoint.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+def test_a_checkpoint_that_cannot_be_written_says_why(code, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", refuse)
+    state = TrainState(np.int32(1), {}, {}, {}, {})
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(OSError, match=os.strerror(code)) as error:
+            checkpoints.save(1, state, iterator=None)
+    assert ("disk is full" in str(error.value)) == (code == errno.ENOSPC)
+
+
+def test_a_run_that_began_before_a_key_existed_has_its_old_value(tmp_path):
+    checkpoint.write_config(tmp_path, _config())  # without a schedule
+    assert checkpoint.read_config(tmp_path).schedule.prediction_type == "epsilon"
+    schedule = checkpoint.read_config(tmp_path).schedule.to_dict()
+    checkpoint.check_config(tmp_path, _config(schedule=schedule))
+    schedule["prediction_type"] = "sample"
+    with pytest.raises(ValueError, match=r"schedule\.prediction_type: 'epsilon' there"):
+        checkpoint.check_config(tmp_path, _config(schedule=schedule))

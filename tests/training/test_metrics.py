@@ -8,8 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.util import tensor_util
 
-from maa_jax.audio.mel import MelConfig
-from maa_jax.training.metrics import Metrics, spectrogram_image
+from maa_jax.training.metrics import Metrics
 
 RATE = 16_000
 SUMMARY = {  # as a stage gives them: a sound and a picture of it have one name
@@ -73,11 +72,3 @@ def test_a_resumed_run_hides_what_was_written_after_its_checkpoint(workdir):
     metrics.close()
     events = EventAccumulator(str(workdir)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(2, 7.0)]
-
-
-@pytest.mark.parametrize("log", ["log10", "log"])
-def test_a_spectrograms_image_is_the_same_whatever_the_logarithms_base(log):
-    magnitudes = np.array([[[1e-5, 10**-1.75, 10**1.5, 100.0]]], "f")  # [1, 1 frame, 4 mels]
-    image = spectrogram_image(getattr(np, log)(magnitudes), MelConfig(log=log))
-    assert image.shape == (1, 4, 1, 1)
-    np.testing.assert_allclose(image[0, :, 0, 0], [1, 1, 0.5, 0], atol=1e-6)  # low notes down
