@@ -3,13 +3,16 @@ r"""Speed of the full-size networks here and in PyTorch, same weights, one machi
     python -m benchmarks.networks [--networks=unet,autoencoder] [--batch=1] [--repeats=4] \
         [--dtype=float32]
 
-Needs the extra `torch`. The peers are diffusers' UNet2DConditionModel and AutoencoderKL and
-transformers' SpeechT5HifiGan; BigVGAN has no such class, so its peer is the plain PyTorch module
-in this file. Blocks of runs alternate, and medians are compared. A training step is a forward and a
-backward pass and AdamW's update; vocoders train with weight norm, and no discriminators take part.
-The last column is the rate of arithmetic (products of the forward pass as PyTorch counts them,
-three times that for training) as a share of the best matrix product measured in the same run, here
-or in PyTorch; Winograd's convolutions take fewer products than are counted.
+Needs the extra `torch`, and on a CPU an otherwise idle machine. The peers are diffusers'
+UNet2DConditionModel and AutoencoderKL and transformers' SpeechT5HifiGan; BigVGAN has no such class,
+so its peer is the plain PyTorch module in this file. Programs are compiled with a compilation cache
+set, as by every command. Blocks of runs alternate, and medians are compared. A training step is a
+forward pass, a backward pass and AdamW's update; vocoders train with weight norm and without
+discriminators.
+
+The last column is the arithmetic rate (multiplications and additions of the forward pass as PyTorch
+counts them, three times as many for training) as a share of that of the best matrix product in the
+same run, here or in PyTorch. Winograd's convolutions take fewer multiplications than are counted.
 """
 
 import dataclasses
@@ -29,6 +32,7 @@ from absl import app, flags
 from flax import nnx
 from torch.utils.flop_counter import FlopCounterMode
 
+from maa_jax.devices import enable_compilation_cache
 from maa_jax.diffusion import samplers
 from maa_jax.diffusion.schedule import Schedule
 from maa_jax.model_folder import torch_layout
@@ -51,10 +55,13 @@ class Pair:
     """One network on both sides.
 
     Attributes:
-      here, there: constructors; `here` takes rngs.
-      run_here, run_there: (module, *inputs) -> outputs in PyTorch's layout.
-      loss_here, loss_there: (module, *inputs) -> scalar.
-      inputs: numpy arrays for `run_here` and, channels first where it matters, for `run_there`.
+      here: constructor of our network, from rngs.
+      there: constructor of PyTorch's.
+      run_here: function (module, *inputs) -> outputs in PyTorch's layout.
+      run_there: the same for PyTorch.
+      loss_here: function (module, *inputs) -> scalar.
+      loss_there: the same for PyTorch.
+      inputs: arrays for `run_here` and, with channels first where it matters, for `run_there`.
     """
 
     here: Callable[..., nnx.Module]
@@ -118,7 +125,7 @@ def unet_pair(batch: int, dtype: Any, training: bool) -> Pair:
 
 
 def autoencoder_pair(batch: int, dtype: Any, training: bool) -> Pair:
-    """Encoding and decoding a mel image of 10 s; L1 and the divergence in training."""
+    """Encoding and decoding a mel image of 10 s; in training L1 and the KL penalty."""
     import diffusers
 
     del training
@@ -150,7 +157,7 @@ def autoencoder_pair(batch: int, dtype: Any, training: bool) -> Pair:
 
 
 def vocoder_pair(batch: int, segments: int, here, there, channels_first: bool) -> Pair:
-    """A vocoder on 10 s, or in training on so many of HiFi-GAN's segments for each of a batch."""
+    """A vocoder on 10 s, or in training on `segments` of HiFi-GAN's segments an example."""
     frames, batch = (SEGMENT, segments * batch) if segments else (FRAMES, batch)
     rng = np.random.default_rng(0)
     mel = rng.standard_normal((batch, frames, 80)).astype("f")
@@ -269,10 +276,10 @@ PAIRS = {
 
 _NETWORKS = flags.DEFINE_list("networks", list(PAIRS), f"Any of {', '.join(PAIRS)}.")
 _BATCH = flags.DEFINE_integer(
-    "batch", 1, "Examples a run (in training 16 segments a vocoder, 4 for BigVGAN)."
+    "batch", 1, "Examples a run; in training each is 16 segments for HiFi-GAN, 4 for BigVGAN."
 )
 _REPEATS = flags.DEFINE_integer("repeats", 4, "Timed runs of each; medians are compared.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", list(TENSOR_DTYPES), "Of the computation.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", list(TENSOR_DTYPES), "Type of the computation.")
 
 
 def forward_case(pair: Pair, device: str, autocast) -> tuple[Callable, Callable, float]:
@@ -411,6 +418,7 @@ def matmul_rate(device: str, dtype: str, sync: Callable) -> float:
 def main(argv: list[str]) -> None:
     """Prints the table."""
     del argv
+    enable_compilation_cache()
     unknown = [n for n in _NETWORKS.value if n not in PAIRS]
     if unknown:
         raise app.UsageError(f"--networks={','.join(unknown)}: choose from {', '.join(PAIRS)}")

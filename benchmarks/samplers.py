@@ -1,10 +1,11 @@
-r"""What steps and samplers cost and give, with the bundled model or another.
+r"""Time and quality of every sampler by its number of steps, with the bundled model or another.
 
     python -m benchmarks.samplers [--model=bundled] [--steps=10,20,50,100] [--reference_steps=200]
 
-For every sampler and number of steps: seconds a sound (after compilation), how far the log-mels are
-from those of many DDIM steps from the same noise (mean absolute difference, in the model's own
-logarithm), and how well the sounds fit their prompts (cosine of the folder's CLAP embeddings).
+For every sampler and number of steps: seconds a sound (after compilation), the distance of the
+log-mels from those of many DDIM steps from the same noise (mean absolute difference, in the model's
+own logarithm), and how well the sounds fit their prompts (cosine similarity of the folder's CLAP
+embeddings).
 """
 
 import time
@@ -31,13 +32,13 @@ PROMPTS = (
 
 _MODEL = flags.DEFINE_string("model", "bundled", 'Path of a model folder, or "bundled".')
 _PROMPT = flags.DEFINE_multi_string("prompt", list(PROMPTS), "A sentence; may be repeated.")
-_SAMPLERS = flags.DEFINE_list("samplers", list(SAMPLERS), "Which, by name.")
-_SPACINGS = flags.DEFINE_list("spacings", list(SPACINGS[:1]), "Of the timesteps, by name.")
+_SAMPLERS = flags.DEFINE_list("samplers", list(SAMPLERS), "Samplers, by name.")
+_SPACINGS = flags.DEFINE_list("spacings", list(SPACINGS[:1]), "Spacings of the timesteps, by name.")
 _STEPS = flags.DEFINE_list("steps", ["10", "20", "50", "100"], "Numbers of steps.")
 _REFERENCE = flags.DEFINE_integer("reference_steps", 200, "DDIM steps of the reference.")
 _DURATION = flags.DEFINE_float("duration", None, "Seconds; the model's limit by default.")
-_GUIDANCE = flags.DEFINE_float("guidance_scale", 3.0, "Of all.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
+_GUIDANCE = flags.DEFINE_float("guidance_scale", 3.0, "Scale of classifier-free guidance.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
 
 
 def main(argv: list[str]) -> None:

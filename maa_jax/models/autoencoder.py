@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maa_jax.models import hf_config
-from maa_jax.models.layers import Conv, GroupNorm, attention, default_init, recomputed
+from maa_jax.models.kernels import attention
+from maa_jax.models.layers import Conv, GroupNorm, UpsampleConv, default_init, remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,14 +183,14 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Doubles a map."""
+    """Nearest-neighbour 2x upsampling and a convolution."""
 
     def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
-        self.conv = Conv(width, width, 3, padding=1, dtype=dtype, rngs=rngs)
+        self.conv = UpsampleConv(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [b, h, w, width] to [b, 2 h, 2 w, width]."""
-        return self.conv.doubled(x)
+        return self.conv(x)
 
 
 class Block(nnx.Module):
@@ -251,7 +252,7 @@ class Encoder(nnx.Module):
         """Maps [b, h, w, in_channels] to [b, h / 8, w / 8, 2 latent_channels]."""
         x = self.conv_in(x)
         for block in (*self.down_blocks, self.mid_block):
-            x = recomputed(block, x) if self.remat else block(x)
+            x = remat(block, x) if self.remat else block(x)
         return self.conv_out(nnx.silu(self.conv_norm_out(x)))
 
 
@@ -281,7 +282,7 @@ class Decoder(nnx.Module):
         """Returns what the last convolution sees, [b, 8 h, 8 w, width]."""
         x = self.conv_in(x)
         for block in (self.mid_block, *self.up_blocks):
-            x = recomputed(block, x) if self.remat else block(x)
+            x = remat(block, x) if self.remat else block(x)
         return nnx.silu(self.conv_norm_out(x))
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ Parameters have the names of transformers' `BertModel` and of LAION CLAP's text 
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
@@ -12,6 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from maa_jax.models.kernels import attention
+from maa_jax.models.layers import key_bias
 
 # Keys of config.json that change the network's result, with the only value implemented here.
 _FIXED = {
@@ -150,20 +154,15 @@ class SelfAttention(nnx.Module):
         self.dropout = nnx.Dropout(config.attention_probs_dropout_prob)
 
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None, *, rngs: nnx.Rngs | None = None
+        self, x: jax.Array, bias: jax.Array | None, *, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
-        """Maps [b, n, size] to the same shape; `mask` [b, n] is True where a key counts."""
-        q, k, v = (
-            f(x).reshape(*x.shape[:2], self.num_heads, -1)
-            for f in (self.query, self.key, self.value)
+        """Maps [b, n, size] to the same shape; `bias` is added to the scores."""
+        split = lambda f: f(x).reshape(*x.shape[:2], self.num_heads, -1)
+        dropout = None if rngs is None else functools.partial(self.dropout, rngs=rngs)
+        out = attention(
+            split(self.query), split(self.key), split(self.value), bias, dropout=dropout
         )
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(q.shape[-1]).astype(q.dtype)
-        scores = scores.astype(jnp.float32)  # the softmax loses too much in bfloat16
-        if mask is not None:
-            scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores).astype(v.dtype)
-        weights = self.dropout(weights, deterministic=rngs is None, rngs=rngs)
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
+        return out.reshape(x.shape)
 
 
 class ResidualOutput(nnx.Module):
@@ -190,10 +189,10 @@ class Attention(nnx.Module):
         self.output = ResidualOutput(config.hidden_size, config, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None, *, rngs: nnx.Rngs | None = None
+        self, x: jax.Array, bias: jax.Array | None, *, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
         """Maps [b, n, size] to the same shape."""
-        return self.output(self.self(x, mask, rngs=rngs), x, rngs=rngs)
+        return self.output(self.self(x, bias, rngs=rngs), x, rngs=rngs)
 
 
 class Intermediate(nnx.Module):
@@ -216,10 +215,10 @@ class Layer(nnx.Module):
         self.output = ResidualOutput(config.intermediate_size, config, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None, *, rngs: nnx.Rngs | None = None
+        self, x: jax.Array, bias: jax.Array | None, *, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
         """Maps [b, n, size] to the same shape."""
-        x = self.attention(x, mask, rngs=rngs)
+        x = self.attention(x, bias, rngs=rngs)
         return self.output(self.intermediate(x), x, rngs=rngs)
 
 
@@ -232,11 +231,11 @@ class Encoder(nnx.Module):
         )
 
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None, *, rngs: nnx.Rngs | None = None
+        self, x: jax.Array, bias: jax.Array | None, *, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
         """Maps [b, n, size] to the same shape."""
         for layer in self.layer:
-            x = layer(x, mask, rngs=rngs)
+            x = layer(x, bias, rngs=rngs)
         return x
 
 
@@ -286,8 +285,8 @@ class Bert(nnx.Module):
                 f"{input_ids.shape[1]} tokens exceed the {self.config.max_tokens} of "
                 f"max_position_embeddings={self.config.max_position_embeddings}: cut the prompt."
             )
-        mask = None if attention_mask is None else attention_mask != 0
-        return self.encoder(self.embeddings(input_ids, rngs=rngs), mask, rngs=rngs)
+        bias = key_bias(attention_mask)
+        return self.encoder(self.embeddings(input_ids, rngs=rngs), bias, rngs=rngs)
 
 
 class Pooler(nnx.Module):

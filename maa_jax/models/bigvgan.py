@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from maa_jax.models.hifigan import check_vocoder
-from maa_jax.models.kernels import cpu1d
+from maa_jax.models.kernels import filter1d
 from maa_jax.models.layers1d import Conv1d, ConvTranspose1d, mean_of
 
 
@@ -146,19 +146,16 @@ class AntiAliased(nnx.Module):
         length, half = x.shape[1], len(_TAPS) // 2
         even, odd = (2 * _TAPS[i::2] for i in (0, 1))
         padded = jnp.pad(x, ((0, 0), (half // 2, half // 2), (0, 0)), mode="edge")
-        padded = cpu1d.materialized(padded)
         # High-rate sample 2 t is sum_j taps[2 j + 1] x[t + 2 - j], and 2 t + 1 is
         # sum_j taps[2 j] x[t + 3 - j].
-        first = self.act(cpu1d.filtered(padded, odd[::-1], 0, length))
-        second = self.act(cpu1d.filtered(padded, even[::-1], 1, length))
-        first, second = cpu1d.materialized((first, second))
+        first = self.act(filter1d(padded, odd[::-1], 0, length))
+        second = self.act(filter1d(padded, even[::-1], 1, length))
         # Output t is sum_k taps[k] y[2 t + k - 5], y continued by its first and last sample.
         lead, tail = first[:, :1], second[:, -1:]
         first = jnp.concatenate([*[lead] * 2, first, *[tail] * 3], axis=1)
         second = jnp.concatenate([*[lead] * 3, second, *[tail] * 2], axis=1)
-        first, second = cpu1d.materialized((first, second))
-        of_even = cpu1d.filtered(second, _TAPS[0::2], 0, length)
-        return cpu1d.materialized(of_even + cpu1d.filtered(first, _TAPS[1::2], 0, length))
+        of_even = filter1d(second, _TAPS[0::2], 0, length)
+        return of_even + filter1d(first, _TAPS[1::2], 0, length)
 
 
 class ResidualBlock(nnx.Module):

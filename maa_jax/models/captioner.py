@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 
 from maa_jax.models.cnn10 import Cnn10, Cnn10Config
-from maa_jax.models.layers import NEVER
+from maa_jax.models.layers import MASK_VALUE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Captioner(nnx.Module):
     def _log_probs(self, logits: jax.Array) -> jax.Array:
         suppressed = jnp.zeros(logits.shape[-1], bool)
         suppressed = suppressed.at[jnp.array(self.config.suppress_tokens, int)].set(True)
-        return jax.nn.log_softmax(jnp.where(suppressed, NEVER, logits.astype(jnp.float32)))
+        return jax.nn.log_softmax(jnp.where(suppressed, MASK_VALUE, logits.astype(jnp.float32)))
 
     def __call__(
         self, memory: Memory, tokens: jax.Array, *, rngs: nnx.Rngs | None = None
@@ -211,7 +211,7 @@ def beam_search(network: Captioner, memory: Memory, *, width: int) -> tuple[jax.
     config, size, vocab = network.config, len(memory.frames), network.config.vocab_size
     memory = jax.tree.map(lambda x: jnp.repeat(x, width, axis=0), memory)
     ids = jnp.arange(vocab)
-    padding = jnp.where(ids == config.pad_token_id, 0, NEVER)  # all that may follow an end
+    padding = jnp.where(ids == config.pad_token_id, 0, MASK_VALUE)  # all that may follow an end
 
     def extend(carry, position):
         tokens, scores, hidden = carry
@@ -228,7 +228,7 @@ def beam_search(network: Captioner, memory: Memory, *, width: int) -> tuple[jax.
         return (tokens, scores, hidden.reshape(size * width, -1)), None
 
     # All beams are alike at first: one alone may be extended.
-    scores = jnp.broadcast_to(jnp.where(jnp.arange(width) == 0, 0.0, NEVER), (size, width))
+    scores = jnp.broadcast_to(jnp.where(jnp.arange(width) == 0, 0.0, MASK_VALUE), (size, width))
     carry = (_begin(config, (size, width)), scores, network.start(memory))
     (tokens, scores, _), _ = lax.scan(extend, carry, jnp.arange(1, config.max_length))
     return tokens, scores
@@ -280,7 +280,7 @@ def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
     probs = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(probs, axis=-1) - probs
     least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits >= least, logits, NEVER)
+    return jnp.where(logits >= least, logits, MASK_VALUE)
 
 
 def _begin(config: CaptionerConfig, shape: tuple[int, ...]) -> jax.Array:

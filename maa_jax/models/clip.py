@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maa_jax.models.layers import NEVER, Conv, biased_attention, key_bias
+from maa_jax.models.kernels import attention
+from maa_jax.models.layers import MASK_VALUE, Conv, key_bias
 
 _ACTIVATIONS = {
     "quick_gelu": lambda x: x * nnx.sigmoid(1.702 * x),  # OpenAI's models
@@ -171,11 +172,10 @@ class Attention(nnx.Module):
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (linear() for _ in range(4))
 
     def __call__(self, x: jax.Array, bias: jax.Array | None) -> jax.Array:
-        """Maps [b, n, size] to the same shape; see `biased_attention`."""
+        """Maps [b, n, size] to the same shape; `bias` is added to the scores."""
         split = lambda f: f(x).reshape(*x.shape[:2], self.num_heads, -1)
         query, key, value = split(self.q_proj), split(self.k_proj), split(self.v_proj)
-        out = biased_attention(query, key, value, bias, query.shape[-1] ** -0.5)
-        return self.out_proj(out.reshape(x.shape))
+        return self.out_proj(attention(query, key, value, bias).reshape(x.shape))
 
 
 class Mlp(nnx.Module):
@@ -254,7 +254,7 @@ class TextTransformer(nnx.Module):
                 f"{n} tokens exceed max_position_embeddings="
                 f"{self.config.max_position_embeddings}: cut the prompt."
             )
-        bias = jnp.where(jnp.tri(n, dtype=bool), 0.0, NEVER)[None, None]
+        bias = jnp.where(jnp.tri(n, dtype=bool), 0.0, MASK_VALUE)[None, None]
         if attention_mask is not None:
             bias = bias + key_bias(attention_mask)
         return self.final_layer_norm(self.encoder(self.embeddings(input_ids), bias))

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from maa_jax.models import kernels
 from maa_jax.models.layers import Conv, conv2d
-from maa_jax.models.layers1d import Conv1d, NormConv, conv1d
+from maa_jax.models.layers1d import Conv1d, NormConv
 
 Outputs = list[tuple[jax.Array, list[jax.Array]]]
 
@@ -81,7 +82,7 @@ class SpectralConv1d(NormConv):
         self.u[...] = u
         kernel = (kernel / (v @ matrix @ u)).astype(self.dtype)
         x = x.astype(self.dtype)
-        y = conv1d(x, kernel, stride=self.stride, padding=self.padding, groups=self.groups)
+        y = kernels.conv1d(x, kernel, stride=self.stride, padding=self.padding, groups=self.groups)
         return self._add_bias(y)
 
 

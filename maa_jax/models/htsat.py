@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maa_jax.models.layers import Conv, biased_attention
+from maa_jax.models.kernels import attention
+from maa_jax.models.layers import Conv
 
 # Keys of config.json that change the network's result, with the only value implemented here.
 _FIXED = {
@@ -204,7 +205,7 @@ class SelfAttention(nnx.Module):
         if mask is not None:
             images = x.shape[0] // len(mask)
             bias = bias + jnp.tile(mask[:, None], (images, 1, 1, 1))
-        return biased_attention(query, key, value, bias, query.shape[-1] ** -0.5).reshape(x.shape)
+        return attention(query, key, value, bias).reshape(x.shape)
 
 
 class _Dense(nnx.Module):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from maa_jax.models.kernels import cpu2d
+from maa_jax.models import kernels
 
 # PyTorch's default for linear and convolution weights: uniform within +-1/sqrt(fan_in).
 default_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -42,14 +42,14 @@ def conv2d(
     Returns:
       [b, h', w', out].
     """
-    stride, dilation, padding = _pair(stride), _pair(dilation), _pair(padding)
-    padding = tuple(_pair(p) for p in padding)
-    if kernel.shape[:2] == (1, 1) and stride == (1, 1) and padding == ((0, 0), (0, 0)):
-        if groups == 1:
-            return x @ kernel[0, 0]  # not flattened: that would copy x on a TPU
-    if jax.default_backend() == "cpu" and groups == 1:
-        return cpu2d.conv2d(x, kernel, stride, padding, dilation)
-    return cpu2d.plain_conv2d(x, kernel, stride, padding, dilation, groups)
+    return kernels.conv2d(
+        x,
+        kernel,
+        stride=_pair(stride),
+        padding=tuple(_pair(p) for p in _pair(padding)),
+        dilation=_pair(dilation),
+        groups=groups,
+    )
 
 
 class Conv(nnx.Module):
@@ -92,17 +92,34 @@ class Conv(nnx.Module):
         )
         return self._add_bias(x)
 
-    def doubled(self, x: jax.Array) -> jax.Array:
-        """Maps [b, h, w, in], each position twice on both axes, to [b, 2 h, 2 w, out].
-
-        For kernels of three, padded by one.
-        """
-        if jax.default_backend() != "cpu":
-            return self(double(x))
-        return self._add_bias(cpu2d.doubled_conv2d(x.astype(self.dtype), self.kernel[...]))
-
     def _add_bias(self, x):
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+
+
+class UpsampleConv(Conv):
+    """Nearest-neighbour 2x upsampling and a 3 x 3 convolution, padded by one.
+
+    Args:
+      in_features: input channels.
+      out_features: output channels.
+      dtype: type of the computation; parameters are float32.
+      rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(in_features, out_features, 3, padding=1, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [b, h, w, in] to [b, 2 h, 2 w, out]."""
+        kernel = self.kernel[...].astype(self.dtype)
+        return self._add_bias(kernels.upsample_conv2d(x.astype(self.dtype), kernel))
 
 
 # PyTorch's dense layer, and its initialisation, on [..., in].
@@ -156,63 +173,20 @@ class GroupNorm(nnx.Module):
         return (x * wide(gain) + wide(offset)).astype(self.dtype)
 
 
-def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Scaled dot-product attention, its softmax in float32.
-
-    Args:
-      query: [b, q, heads, d].
-      key, value: [b, k, heads, d].
-
-    Returns:
-      [b, q, heads, d].
-    """
-    if jax.default_backend() == "cpu":
-        return cpu2d.attention(query, key, value)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores * query.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-
-
-def biased_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, scale: float
-) -> jax.Array:
-    """Attention with something added to the scores: a mask, or a bias of relative positions.
-
-    Args:
-      query: [b, q, heads, d].
-      key, value: [b, k, heads, d].
-      bias: broadcastable to [b, heads, q, k]; `NEVER` where a query may not see a key.
-      scale: of the product of a query with a key.
-
-    Returns:
-      [b, q, heads, d].
-    """
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) * scale
-    if bias is not None:
-        scores = scores + bias  # in float32: the softmax loses too much in bfloat16
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-
-
-# Finite, so that a query that may see nothing gets an average and not nan.
-NEVER = -1e30
+# Added to the scores of attention where a query may not see a key. Finite, so that a query that may
+# see none gets an average and not NaN.
+MASK_VALUE = -1e30
 
 
 def key_bias(attention_mask: jax.Array | None) -> jax.Array | None:
-    """Returns the bias [b, 1, 1, n] of a mask [b, n], non-zero where a key may be seen."""
+    """Returns the bias [b, 1, 1, n] of a mask [b, n] that is non-zero where a key may be seen."""
     if attention_mask is None:
         return None
-    return jnp.where(attention_mask != 0, 0.0, NEVER)[:, None, None, :]
+    return jnp.where(attention_mask != 0, 0.0, MASK_VALUE)[:, None, None, :]
 
 
-def double(x: jax.Array) -> jax.Array:
-    """Repeats every position of [b, h, w, c] twice on both axes: [b, 2h, 2w, c]."""
-    b, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
-
-
-def recomputed(module: nnx.Module, *args: jax.Array) -> jax.Array:
-    """Applies a module so that its backward pass computes it anew from its inputs."""
+def remat(module: nnx.Module, *args: jax.Array) -> jax.Array:
+    """Applies a module and keeps its inputs for the backward pass, which computes the rest anew."""
     # Not nnx.remat: it writes to the module, which may belong to an outer trace.
     graphdef, state = nnx.split(module)
     return jax.checkpoint(lambda state, *args: nnx.merge(graphdef, state)(*args))(state, *args)

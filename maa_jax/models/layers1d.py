@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 
-from maa_jax.models.kernels import cpu1d
+from maa_jax.models import kernels
 
 
 def weight_norm(weight_v: jax.Array, weight_g: jax.Array) -> jax.Array:
@@ -31,63 +30,6 @@ def weight_norm(weight_v: jax.Array, weight_g: jax.Array) -> jax.Array:
 def _norm(weight_v):
     axes = tuple(range(weight_v.ndim - 1))
     return jnp.sqrt(jnp.sum(jnp.square(weight_v), axis=axes, keepdims=True))
-
-
-def conv1d(
-    x: jax.Array,
-    kernel: jax.Array,
-    *,
-    stride: int = 1,
-    padding: int = 0,
-    dilation: int = 1,
-    groups: int = 1,
-) -> jax.Array:
-    """Returns the convolution of x `[b, t, in]` with a kernel `[k, in / groups, out]`."""
-    if jax.default_backend() == "cpu" and 1 in (stride, dilation):
-        if stride > 1:
-            convolve = lambda x, kernel: cpu1d.strided_conv(x, kernel, padding, stride)
-        else:
-            convolve = lambda x, kernel: cpu1d.conv(x, kernel, padding, dilation)
-        return cpu1d.grouped(convolve, x, kernel, groups) if groups > 1 else convolve(x, kernel)
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride,),
-        [(padding, padding)],
-        rhs_dilation=(dilation,),
-        dimension_numbers=("NWC", "WIO", "NWC"),
-        feature_group_count=groups,
-    )
-
-
-def conv_transpose1d(
-    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int = 0
-) -> jax.Array:
-    """Returns PyTorch's ConvTranspose1d of x `[b, t, in]`.
-
-    Each of the `stride` phases of the output is an ordinary convolution with every stride-th tap of
-    the kernel; one convolution makes them side by side, so that no zeros are multiplied.
-
-    Args:
-      x: [b, t, in].
-      kernel: [k, out, in], the layout of flax's ConvTranspose with transpose_kernel=True.
-      stride: output samples for an input sample.
-      padding: samples cut from either end of the full output.
-
-    Returns:
-      [b, (t - 1) * stride + k - 2 * padding, out].
-    """
-    size, features, channels = kernel.shape
-    taps = math.ceil(size / stride)
-    length = (x.shape[1] - 1) * stride + size - 2 * padding
-    kernel = jnp.pad(kernel, ((0, taps * stride - size), (0, 0), (0, 0)))
-    phases = kernel.reshape(taps, stride * features, channels)
-    if jax.default_backend() == "cpu":
-        y = cpu1d.conv(x, phases, taps - 1, 1, True)
-    else:
-        y = conv1d(x, phases[::-1].swapaxes(1, 2), padding=taps - 1)
-    y = y.reshape(x.shape[0], -1, features)
-    return lax.slice_in_dim(y, padding, padding + length, axis=1)
 
 
 class NormConv(nnx.Module):
@@ -150,7 +92,7 @@ class Conv1d(NormConv):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolves x `[b, t, in]`."""
-        y = conv1d(
+        y = kernels.conv1d(
             x.astype(self.dtype),
             self._kernel(),
             stride=self.stride,
@@ -186,7 +128,7 @@ class ConvTranspose1d(NormConv):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns `[b, (t - 1) * stride + k - 2 * padding, out]` for x `[b, t, in]`."""
-        y = conv_transpose1d(
+        y = kernels.conv_transpose1d(
             x.astype(self.dtype), self._kernel(), stride=self.stride, padding=self.padding
         )
         return self._add_bias(y)
@@ -194,10 +136,7 @@ class ConvTranspose1d(NormConv):
 
 def mean_of(blocks: Sequence[Callable[[jax.Array], jax.Array]], x: jax.Array) -> jax.Array:
     """Returns the mean of what `blocks` make of x [b, t, channels]."""
-    total = blocks[0](x)
-    for block in blocks[1:]:
-        total = total + block(cpu1d.after(x, total))
-    return total / len(blocks)
+    return sum(block(x) for block in blocks) / len(blocks)
 
 
 def split_weight_norm(params: dict) -> dict:

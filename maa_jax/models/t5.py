@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maa_jax.models.layers import biased_attention, key_bias
+from maa_jax.models.kernels import attention
+from maa_jax.models.layers import key_bias
 
 # Keys of config.json that change the network's result, with the only value implemented here.
 _FIXED = {"model_type": "t5", "is_decoder": False}
@@ -110,7 +111,7 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
         """Maps [b, n, d_model] to the same shape; `bias` is that of positions and of the mask."""
         split = lambda f: f(x).reshape(*x.shape[:2], self.config.num_heads, -1)
-        out = biased_attention(split(self.q), split(self.k), split(self.v), bias, scale=1.0)
+        out = attention(split(self.q), split(self.k), split(self.v), bias, scale=1.0)
         return self.o(out.reshape(*x.shape[:2], -1))
 
 

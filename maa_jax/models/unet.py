@@ -10,15 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maa_jax.models import hf_config
-from maa_jax.models.layers import (
-    Conv,
-    GroupNorm,
-    Linear,
-    attention,
-    double,
-    recomputed,
-    zeros_init,
-)
+from maa_jax.models.kernels import attention
+from maa_jax.models.layers import Conv, GroupNorm, Linear, UpsampleConv, remat, zeros_init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,14 +309,25 @@ class SpatialTransformer(nnx.Module):
         return x + self.proj_out(h.reshape(x.shape))
 
 
-class Resample(nnx.Module):
-    """The convolution that halves a map, or the one after it was doubled."""
+class Downsample(nnx.Module):
+    """A convolution of stride 2."""
 
-    def __init__(self, width: int, *, stride: int, dtype, rngs: nnx.Rngs):
-        self.conv = Conv(width, width, 3, stride=stride, padding=1, dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+        self.conv = Conv(width, width, 3, stride=2, padding=1, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [b, h, w, width] to [b, h / stride, w / stride, width]."""
+        """Maps [b, h, w, width] to [b, h / 2, w / 2, width]."""
+        return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Nearest-neighbour 2x upsampling and a convolution."""
+
+    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+        self.conv = UpsampleConv(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [b, h, w, width] to [b, 2 h, 2 w, width]."""
         return self.conv(x)
 
 
@@ -340,7 +344,7 @@ class _Block(nnx.Module):
 
     def run(self, block: nnx.Module, *args: jax.Array) -> jax.Array:
         """Applies a part of this block, rematerialised if asked for."""
-        return recomputed(block, *args) if self.remat else block(*args)
+        return remat(block, *args) if self.remat else block(*args)
 
 
 class DownBlock(_Block):
@@ -349,7 +353,7 @@ class DownBlock(_Block):
     def __init__(self, ins: list[int], out: int, *, downsample: bool, dtype, rngs, **common):
         super().__init__(ins, out, len(ins), dtype=dtype, rngs=rngs, **common)
         if downsample:
-            self.downsamplers = nnx.List([Resample(out, stride=2, dtype=dtype, rngs=rngs)])
+            self.downsamplers = nnx.List([Downsample(out, dtype=dtype, rngs=rngs)])
 
     def __call__(
         self, x: jax.Array, time: jax.Array, context: jax.Array
@@ -384,7 +388,7 @@ class UpBlock(_Block):
     def __init__(self, ins: list[int], out: int, *, upsample: bool, dtype, rngs, **common):
         super().__init__(ins, out, len(ins), dtype=dtype, rngs=rngs, **common)
         if upsample:
-            self.upsamplers = nnx.List([Resample(out, stride=1, dtype=dtype, rngs=rngs)])
+            self.upsamplers = nnx.List([Upsample(out, dtype=dtype, rngs=rngs)])
 
     def __call__(
         self, x: jax.Array, skips: list[jax.Array], time: jax.Array, context: jax.Array
@@ -394,5 +398,5 @@ class UpBlock(_Block):
             x = jnp.concatenate([x, skips.pop()], axis=-1)
             x = self.run(transformer, self.run(resnet, x, time), context)
         if hasattr(self, "upsamplers"):
-            x = self.upsamplers[0](double(x))
+            x = self.upsamplers[0](x)
         return x

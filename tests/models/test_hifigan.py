@@ -7,7 +7,6 @@ from flax import nnx
 from maa_jax.convert.vocoders import hifigan_name
 from maa_jax.model_folder.torch_layout import from_torch, to_torch
 from maa_jax.models.hifigan import HifiGan, HifiGanConfig, fold_weight_norm
-from maa_jax.models.kernels import cpu1d
 from maa_jax.models.layers1d import Conv1d, ConvTranspose1d
 from maa_jax.models.rngs import InitRngs
 from tests.parity.named_weights import reference, state_dict
@@ -98,9 +97,8 @@ def test_config_refuses_what_it_cannot_be():
         (6, 4, 3, {"groups": 2}),
     ],
 )
-def test_conv1d_and_its_gradients_are_pytorchs(channels, features, size, options, monkeypatch):
+def test_conv1d_and_its_gradients_are_pytorchs(channels, features, size, options):
     torch = pytest.importorskip("torch", reason="compares with torch.nn.Conv1d")
-    monkeypatch.setattr(cpu1d, "_SAMPLES", 7)  # several pieces, the last one not full
     theirs = torch.nn.Conv1d(channels, features, size, **options)
     check_layer(theirs, Conv1d(channels, features, size, **options, rngs=InitRngs(0)))
 
@@ -113,31 +111,6 @@ def test_conv_transpose1d_and_its_gradients_are_pytorchs(size, options):
     torch = pytest.importorskip("torch", reason="compares with torch.nn.ConvTranspose1d")
     theirs = torch.nn.ConvTranspose1d(6, 4, size, **options)
     check_layer(theirs, ConvTranspose1d(6, 4, size, **options, rngs=InitRngs(0)))
-
-
-@pytest.mark.parametrize("size", [3, 4, 7, 11])
-@pytest.mark.parametrize(("padding", "dilation"), [(0, 1), (5, 1), (9, 3)])
-def test_winograds_convolution_is_the_plain_one(size, padding, dilation):
-    x, kernel = (
-        jax.random.normal(jax.random.key(i), shape)
-        for i, shape in enumerate([(2, 37, 3), (size, 3, 4)])
-    )
-    expected = cpu1d.plain(x, kernel, padding, dilation)
-    quicker = cpu1d.winograd(x, kernel, padding, dilation)
-    np.testing.assert_allclose(quicker, expected, atol=2e-5)
-
-
-def test_a_filters_gradient_is_that_of_its_sum():
-    taps, start, length = np.arange(1.0, 5.0), 1, 9
-    x, weight = (jax.random.normal(jax.random.key(i), (2, n, 3)) for i, n in ((0, 15), (1, length)))
-
-    def plain(x):
-        return sum(tap * x[:, start + i : start + i + length] for i, tap in enumerate(taps))
-
-    filtered = lambda x: cpu1d.filtered(x, taps, start, length)
-    np.testing.assert_allclose(filtered(x), plain(x), rtol=1e-6)
-    ours, expected = (jax.grad(lambda x, f=f: jnp.sum(weight * f(x)))(x) for f in (filtered, plain))
-    np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
 def check_layer(theirs, ours):
