@@ -20,7 +20,8 @@ from maa_jax.checks import check_name
 from maa_jax.latents import LatentCodec
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import save_index
-from maa_jax.models import autoencoder, discriminators
+from maa_jax.models import autoencoder
+from maa_jax.models import mel_discriminators as discriminators
 from maa_jax.models.layers import conv2d
 from maa_jax.stages import gan
 from maa_jax.stages.base import Scalars, Tree

@@ -19,7 +19,8 @@ from maa_jax.audio.mel import MelConfig, log_mel
 from maa_jax.checks import check_name
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import save_index
-from maa_jax.models import bigvgan, discriminators, hifigan
+from maa_jax.models import bigvgan, hifigan
+from maa_jax.models import waveform_discriminators as discriminators
 from maa_jax.models.layers1d import fold_weight_norm, split_weight_norm
 from maa_jax.stages import gan
 from maa_jax.stages.base import Scalars, Tree

@@ -13,18 +13,17 @@ from jax import export
 import maa_jax
 from maa_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from maa_jax.models.bigvgan import BigVGAN, BigVGANConfig
-from maa_jax.models.discriminators import (
+from maa_jax.models.hifigan import HifiGan, HifiGanConfig
+from maa_jax.models.kernels import attention, conv1d, conv2d, upsample_conv2d
+from maa_jax.models.mel_discriminators import PatchConfig, PatchDiscriminator
+from maa_jax.models.rngs import InitRngs
+from maa_jax.models.unet import UNet, UNetConfig
+from maa_jax.models.waveform_discriminators import (
     MultiPeriodConfig,
     MultiPeriodDiscriminator,
     MultiScaleConfig,
     MultiScaleDiscriminator,
-    PatchConfig,
-    PatchDiscriminator,
 )
-from maa_jax.models.hifigan import HifiGan, HifiGanConfig
-from maa_jax.models.kernels import attention, conv1d, conv2d, upsample_conv2d
-from maa_jax.models.rngs import InitRngs
-from maa_jax.models.unet import UNet, UNetConfig
 from tests.models.kernels.test_convolution import random
 from tests.subprocesses import run_python
 

@@ -1,6 +1,6 @@
-"""Discriminators of waveforms (HiFi-GAN, BigVGAN) and of mel images (the autoencoder's).
+"""Discriminators of waveforms: HiFi-GAN's and BigVGAN's.
 
-Each call returns a list with one `(logits, features)` pair a sub-discriminator: logits of any
+A call returns a list with one pair (logits, features) for each sub-discriminator: logits of any
 shape, high for recordings, and the list of inner activations for feature matching.
 """
 
@@ -12,7 +12,7 @@ from flax import nnx
 from jax import lax
 
 from maa_jax.models import kernels
-from maa_jax.models.layers import Conv, conv2d
+from maa_jax.models.layers import conv2d
 from maa_jax.models.layers1d import Conv1d, NormConv
 
 Outputs = list[tuple[jax.Array, list[jax.Array]]]
@@ -49,7 +49,7 @@ class SpectralState(nnx.Variable):
 class SpectralConv1d(NormConv):
     """Conv1d whose kernel is divided by its largest singular value (Miyato et al. 2018).
 
-    One step of power iteration a call; its vector is kept in `u`.
+    Each call takes one step of power iteration, whose vector is kept in `u`.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SpectralConv1d(NormConv):
         self.stride, self.padding, self.groups = stride, padding, groups
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Convolves x [b, t, in] and moves `u` on by one iteration."""
+        """Convolves x [b, t, in] and updates `u` by one power iteration."""
         kernel = self.kernel[...]
         matrix = kernel.reshape(-1, kernel.shape[-1])
         frozen = lax.stop_gradient(matrix)
@@ -95,7 +95,7 @@ class MultiPeriodConfig:
 
 
 class PeriodDiscriminator(nnx.Module):
-    """Judges every `period`-th sample: each phase is a sequence of its own."""
+    """Convolutions over every `period`-th sample: each phase is a sequence of its own."""
 
     def __init__(self, period: int, channels: tuple[int, ...], **kwargs):
         widths = (1, *channels)
@@ -116,7 +116,7 @@ class PeriodDiscriminator(nnx.Module):
         self.period = period
 
     def __call__(self, wav: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        """Judges waveforms [b, samples]; features are [b * period, t, channels]."""
+        """Returns logits of waveforms [b, samples], and features [b * period, t, channels]."""
         batch, length = wav.shape
         wav = jnp.pad(wav, ((0, 0), (0, -length % self.period)), mode="reflect")
         x = (
@@ -135,7 +135,10 @@ class PeriodDiscriminator(nnx.Module):
 
 
 class MultiPeriodDiscriminator(nnx.Module):
-    """One PeriodDiscriminator a period. Names of the original, whose kernels have one axis more."""
+    """A PeriodDiscriminator for each period, with the names of the original.
+
+    The original's kernels have one more axis.
+    """
 
     def __init__(
         self,
@@ -150,7 +153,7 @@ class MultiPeriodDiscriminator(nnx.Module):
         )
 
     def __call__(self, wav: jax.Array, *, rngs: nnx.Rngs | None = None) -> Outputs:
-        """Judges waveforms [b, samples]; nothing is random."""
+        """Discriminates waveforms [b, samples]; nothing is random."""
         return [discriminator(wav) for discriminator in self.discriminators]
 
 
@@ -159,8 +162,11 @@ class MultiScaleConfig:
     """Multi-scale discriminator (HiFi-GAN section 2.3, after MelGAN); defaults are HiFi-GAN's.
 
     Attributes:
-      scales: how many; each is half the rate of the one before.
-      channels, kernel_sizes, strides, groups: of each convolution.
+      scales: number of sub-discriminators, each at half the rate of the one before.
+      channels: output channels of each convolution.
+      kernel_sizes: kernel size of each convolution.
+      strides: stride of each convolution.
+      groups: number of groups of channels of each convolution.
     """
 
     scales: int = 3
@@ -197,7 +203,7 @@ class ScaleDiscriminator(nnx.Module):
         self.conv_post = conv_post(widths[-1], 1, 3, padding=1)
 
     def __call__(self, wav: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        """Judges waveforms [b, samples]; features are [b, t, channels]."""
+        """Returns logits of waveforms [b, samples], and features [b, t, channels]."""
         x, features = wav[..., None], []
         for conv in self.convs:
             x = nnx.leaky_relu(conv(x), 0.1)
@@ -224,7 +230,7 @@ class MultiScaleDiscriminator(nnx.Module):
         )
 
     def __call__(self, wav: jax.Array, *, rngs: nnx.Rngs | None = None) -> Outputs:
-        """Judges waveforms [b, samples]; nothing is random."""
+        """Discriminates waveforms [b, samples]; nothing is random."""
         outputs = []
         for i, discriminator in enumerate(self.discriminators):
             if i:
@@ -240,7 +246,7 @@ class MultiResolutionConfig:
 
     Attributes:
       resolutions: (n_fft, hop_length, window_length) of each spectrogram.
-      channels: of all convolutions.
+      channels: width of all convolutions.
     """
 
     resolutions: tuple[tuple[int, int, int], ...] = (
@@ -252,7 +258,7 @@ class MultiResolutionConfig:
 
 
 class ResolutionDiscriminator(nnx.Module):
-    """Judges the magnitudes of one short-time Fourier transform, as an image [bins, frames]."""
+    """Convolutions over the magnitudes of a short-time Fourier transform, an image [bins, frames]."""
 
     def __init__(self, resolution: tuple[int, int, int], channels: int, **kwargs):
         wide = {"kernel_size": (3, 9), "padding": (1, 4), **kwargs}
@@ -267,7 +273,7 @@ class ResolutionDiscriminator(nnx.Module):
         self.resolution = resolution
 
     def __call__(self, wav: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        """Judges waveforms [b, samples]; features are [b, bins, frames, channels]."""
+        """Returns logits of waveforms [b, samples], and features [b, bins, frames, channels]."""
         x, features = magnitudes(wav, *self.resolution).swapaxes(1, 2)[..., None], []
         for conv in self.convs:
             x = nnx.leaky_relu(conv(x), 0.1)
@@ -283,18 +289,18 @@ def magnitudes(wav: jax.Array, n_fft: int, hop_length: int, window_length: int) 
     """
     pad = (n_fft - hop_length) // 2
     wav = jnp.pad(wav, ((0, 0), (pad, pad)), mode="reflect")
-    # A window shorter than n_fft stands in its middle, so it reads no more than its own samples.
+    # A window shorter than n_fft is centred in it, and only the window's samples are read.
     start = (n_fft - window_length) // 2
     count = (wav.shape[1] - n_fft) // hop_length + 1
     index = start + hop_length * jnp.arange(count)[:, None] + jnp.arange(window_length)
-    # Where in the transform the window stands changes the phase alone.
+    # The window's place in the transform changes only the phase.
     spectrum = jnp.fft.rfft(wav[:, index], n=n_fft)
-    # The root's gradient at silence is infinite.
+    # The offset keeps the gradient finite at silence.
     return jnp.sqrt(jnp.square(spectrum.real) + jnp.square(spectrum.imag) + 1e-9)
 
 
 class MultiResolutionDiscriminator(nnx.Module):
-    """One ResolutionDiscriminator a resolution."""
+    """A ResolutionDiscriminator for each resolution."""
 
     def __init__(
         self,
@@ -309,124 +315,5 @@ class MultiResolutionDiscriminator(nnx.Module):
         )
 
     def __call__(self, wav: jax.Array, *, rngs: nnx.Rngs | None = None) -> Outputs:
-        """Judges waveforms [b, samples]; nothing is random."""
+        """Discriminates waveforms [b, samples]; nothing is random."""
         return [discriminator(wav) for discriminator in self.discriminators]
-
-
-@dataclasses.dataclass(frozen=True)
-class MultiWindowConfig:
-    """Multi-window discriminator of mels (paper, Table 6).
-
-    Attributes:
-      windows: lengths in frames of the crops that are judged.
-      channels: of the convolutions.
-      layers: strided 3 x 3 convolutions of each window's discriminator.
-      dropout: rate after each of them.
-    """
-
-    windows: tuple[int, ...] = (32, 64, 128)
-    channels: int = 128
-    layers: int = 3
-    dropout: float = 0.25
-
-
-class WindowDiscriminator(nnx.Module):
-    """Strided convolutions over one crop of a mel image."""
-
-    def __init__(self, config: MultiWindowConfig, dtype, rngs):
-        self.convs = nnx.List(
-            Conv(
-                config.channels if i else 1,
-                config.channels,
-                3,
-                stride=2,
-                padding=1,
-                dtype=dtype,
-                rngs=rngs,
-            )
-            for i in range(config.layers)
-        )
-        self.conv_post = Conv(config.channels, 1, 3, padding=1, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(config.dropout)
-
-    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, list[jax.Array]]:
-        """Judges images [b, n_mels, frames, 1]."""
-        features = []
-        for conv in self.convs:
-            x = nnx.leaky_relu(conv(x), 0.2)
-            features.append(x)
-            x = self.dropout(x, deterministic=rngs is None, rngs=rngs)
-        return self.conv_post(x)[..., 0], features
-
-
-class MultiWindowDiscriminator(nnx.Module):
-    """Judges random crops of mel images, one length of crop a sub-discriminator."""
-
-    def __init__(
-        self, config: MultiWindowConfig = MultiWindowConfig(), *, dtype=jnp.float32, rngs: nnx.Rngs
-    ):
-        self.discriminators = nnx.List(
-            WindowDiscriminator(config, dtype, rngs) for _ in config.windows
-        )
-        self.config = config
-
-    def __call__(self, mel: jax.Array, *, rngs: nnx.Rngs | None = None) -> Outputs:
-        """Judges mel images [b, n_mels, frames, 1].
-
-        Crops and dropout are drawn from `rngs`' stream "dropout"; two calls with equal keys see the
-        same crops of recording and reconstruction. Without `rngs` the crops are the middles and
-        nothing is dropped. A window longer than the image sees all of it.
-        """
-        outputs = []
-        for window, discriminator in zip(self.config.windows, self.discriminators, strict=True):
-            room = max(mel.shape[2] - window, 0)
-            start = room // 2
-            if rngs is not None:
-                start = jax.random.randint(rngs.dropout(), (), 0, room + 1)
-            crop = lax.dynamic_slice_in_dim(mel, start, min(window, mel.shape[2]), axis=2)
-            outputs.append(discriminator(crop, rngs))
-        return outputs
-
-
-@dataclasses.dataclass(frozen=True)
-class PatchConfig:
-    """PatchGAN discriminator of the release (latent diffusion's NLayerDiscriminator)."""
-
-    channels: int = 64
-    layers: int = 3
-
-
-class PatchDiscriminator(nnx.Module):
-    """Judges overlapping patches of a mel image; batch norm by the batch's own statistics."""
-
-    def __init__(self, config: PatchConfig = PatchConfig(), *, dtype=jnp.float32, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(0.02)
-        kwargs = {"padding": 1, "kernel_init": init, "dtype": dtype, "rngs": rngs}
-        widths = [config.channels * min(2**i, 8) for i in range(config.layers + 1)]
-        convs = [Conv(1, widths[0], 4, stride=2, **kwargs)]
-        norms = []
-        for i in range(1, config.layers + 1):
-            stride = 2 if i < config.layers else 1
-            convs.append(Conv(widths[i - 1], widths[i], 4, stride=stride, use_bias=False, **kwargs))
-            norms.append(
-                nnx.BatchNorm(
-                    widths[i],
-                    use_running_average=False,
-                    momentum=0.9,
-                    epsilon=1e-5,
-                    scale_init=lambda key, shape, dtype: 1 + 0.02 * jax.random.normal(key, shape),
-                    dtype=dtype,
-                    rngs=rngs,
-                )
-            )
-        self.convs, self.norms = nnx.List(convs), nnx.List(norms)
-        self.conv_post = Conv(widths[-1], 1, 4, **kwargs)
-
-    def __call__(self, mel: jax.Array, *, rngs: nnx.Rngs | None = None) -> Outputs:
-        """Judges mel images [b, n_mels, frames, 1]; nothing is random."""
-        x = nnx.leaky_relu(self.convs[0](mel), 0.2)
-        features = [x]
-        for conv, norm in zip(self.convs[1:], self.norms, strict=True):
-            x = nnx.leaky_relu(norm(conv(x)), 0.2)
-            features.append(x)
-        return [(self.conv_post(x)[..., 0], features)]

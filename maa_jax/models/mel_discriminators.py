@@ -1,0 +1,135 @@
+"""Discriminators of mel images, for the autoencoder's adversarial loss.
+
+A call returns a list with one pair (logits, features) for each sub-discriminator, as those of
+waveforms do.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from maa_jax.models.layers import Conv
+
+Outputs = list[tuple[jax.Array, list[jax.Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiWindowConfig:
+    """Sizes of the multi-window discriminator (paper, Table 6).
+
+    Attributes:
+      windows: lengths of the crops in frames.
+      channels: width of the convolutions.
+      layers: number of strided 3 x 3 convolutions for each window.
+      dropout: rate of dropout after each convolution.
+    """
+
+    windows: tuple[int, ...] = (32, 64, 128)
+    channels: int = 128
+    layers: int = 3
+    dropout: float = 0.25
+
+
+class WindowDiscriminator(nnx.Module):
+    """Strided convolutions over one crop of a mel image."""
+
+    def __init__(self, config: MultiWindowConfig, dtype, rngs):
+        self.convs = nnx.List(
+            Conv(
+                config.channels if i else 1,
+                config.channels,
+                3,
+                stride=2,
+                padding=1,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for i in range(config.layers)
+        )
+        self.conv_post = Conv(config.channels, 1, 3, padding=1, dtype=dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(config.dropout)
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, list[jax.Array]]:
+        """Returns logits of images [b, n_mels, frames, 1], and features."""
+        features = []
+        for conv in self.convs:
+            x = nnx.leaky_relu(conv(x), 0.2)
+            features.append(x)
+            x = self.dropout(x, deterministic=rngs is None, rngs=rngs)
+        return self.conv_post(x)[..., 0], features
+
+
+class MultiWindowDiscriminator(nnx.Module):
+    """Random crops of mel images, a sub-discriminator for each length."""
+
+    def __init__(
+        self, config: MultiWindowConfig = MultiWindowConfig(), *, dtype=jnp.float32, rngs: nnx.Rngs
+    ):
+        self.discriminators = nnx.List(
+            WindowDiscriminator(config, dtype, rngs) for _ in config.windows
+        )
+        self.config = config
+
+    def __call__(self, mel: jax.Array, *, rngs: nnx.Rngs | None = None) -> Outputs:
+        """Discriminates mel images [b, n_mels, frames, 1].
+
+        Crops and dropout are drawn from the stream "dropout" of `rngs`: two calls with equal keys
+        take the same crops of a recording and its reconstruction. Without `rngs` the crops are
+        central and there is no dropout. A window longer than the image covers all of it.
+        """
+        outputs = []
+        for window, discriminator in zip(self.config.windows, self.discriminators, strict=True):
+            room = max(mel.shape[2] - window, 0)
+            start = room // 2
+            if rngs is not None:
+                start = jax.random.randint(rngs.dropout(), (), 0, room + 1)
+            crop = lax.dynamic_slice_in_dim(mel, start, min(window, mel.shape[2]), axis=2)
+            outputs.append(discriminator(crop, rngs))
+        return outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchConfig:
+    """Sizes of the release's PatchGAN discriminator (latent diffusion's NLayerDiscriminator)."""
+
+    channels: int = 64
+    layers: int = 3
+
+
+class PatchDiscriminator(nnx.Module):
+    """PatchGAN: logits of overlapping patches, with batch norm by the batch's own statistics."""
+
+    def __init__(self, config: PatchConfig = PatchConfig(), *, dtype=jnp.float32, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(0.02)
+        kwargs = {"padding": 1, "kernel_init": init, "dtype": dtype, "rngs": rngs}
+        widths = [config.channels * min(2**i, 8) for i in range(config.layers + 1)]
+        convs = [Conv(1, widths[0], 4, stride=2, **kwargs)]
+        norms = []
+        for i in range(1, config.layers + 1):
+            stride = 2 if i < config.layers else 1
+            convs.append(Conv(widths[i - 1], widths[i], 4, stride=stride, use_bias=False, **kwargs))
+            norms.append(
+                nnx.BatchNorm(
+                    widths[i],
+                    use_running_average=False,
+                    momentum=0.9,
+                    epsilon=1e-5,
+                    scale_init=lambda key, shape, dtype: 1 + 0.02 * jax.random.normal(key, shape),
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+            )
+        self.convs, self.norms = nnx.List(convs), nnx.List(norms)
+        self.conv_post = Conv(widths[-1], 1, 4, **kwargs)
+
+    def __call__(self, mel: jax.Array, *, rngs: nnx.Rngs | None = None) -> Outputs:
+        """Discriminates mel images [b, n_mels, frames, 1]; nothing is random."""
+        x = nnx.leaky_relu(self.convs[0](mel), 0.2)
+        features = [x]
+        for conv, norm in zip(self.convs[1:], self.norms, strict=True):
+            x = nnx.leaky_relu(norm(conv(x)), 0.2)
+            features.append(x)
+        return [(self.conv_post(x)[..., 0], features)]
