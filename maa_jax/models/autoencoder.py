@@ -18,14 +18,15 @@ class AutoencoderConfig:
     """Sizes of the autoencoder; the defaults are the paper's (69.0 M parameters).
 
     Attributes:
-      in_channels, out_channels: of the mel image.
-      latent_channels: of the latents.
-      block_out_channels: widths, one a level; each level but the last halves the image, and the two
+      in_channels: channels of the mel image.
+      out_channels: channels of the reconstruction.
+      latent_channels: channels of the latents.
+      block_out_channels: width of each level; each level but the last halves the image, and the two
         deepest have attention.
-      layers_per_block: residual blocks a level in the encoder; one more in the decoder.
-      norm_num_groups: of every group normalisation.
-      scaling_factor: what latents are multiplied by before the U-Net sees them, 1 / their standard
-        deviation. `encode` and `decode` do not apply it.
+      layers_per_block: residual blocks at each level of the encoder; one more in the decoder.
+      norm_num_groups: number of groups of every group normalisation.
+      scaling_factor: factor that latents are multiplied by before the U-Net sees them: 1 / their
+        standard deviation. `encode` and `decode` do not apply it.
     """
 
     in_channels: int = 1
@@ -51,7 +52,7 @@ class AutoencoderConfig:
         """Reads a diffusers config.json.
 
         Raises:
-          ValueError: naming keys and values that this network cannot be.
+          ValueError: keys or values that this network does not support; all are named.
         """
         names = [f.name for f in dataclasses.fields(cls)]
         hf_config.check(
@@ -92,8 +93,8 @@ class Autoencoder(nnx.Module):
 
     Args:
       config: sizes.
-      dtype: in which it computes; parameters are float32.
-      remat: whether blocks are recomputed in the backward pass, which then keeps their inputs only.
+      dtype: type of the computation; parameters are float32.
+      remat: whether the backward pass recomputes the blocks, and only their inputs are kept for it.
     """
 
     def __init__(
@@ -142,14 +143,13 @@ class ResnetBlock(nnx.Module):
         self.conv1 = Conv(width_in, width, 3, padding=1, **common)
         self.norm2 = GroupNorm(width, **norm)
         self.conv2 = Conv(width, width, 3, padding=1, **common)
-        if width_in != width:
-            self.conv_shortcut = Conv(width_in, width, 1, **common)
+        self.conv_shortcut = Conv(width_in, width, 1, **common) if width_in != width else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [b, h, w, in] to [b, h, w, width]."""
         h = self.conv1(nnx.silu(self.norm1(x)))
         h = self.conv2(nnx.silu(self.norm2(h)))
-        return (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x) + h
+        return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
 
 
 class Attention(nnx.Module):
@@ -194,23 +194,39 @@ class Upsample(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Residual blocks, each followed by attention where there is any, and what changes the size."""
+    """Residual blocks, each followed by attention in some levels, then down- or upsampling."""
 
-    def __init__(self, width_in: int, width: int, layers: int, attends: bool, **common):
+    def __init__(
+        self,
+        width_in: int,
+        width: int,
+        layers: int,
+        *,
+        attends: bool,
+        downsample: bool = False,
+        upsample: bool = False,
+        config: AutoencoderConfig,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        plain = dict(dtype=dtype, rngs=rngs)
         ins = [width_in] + [width] * (layers - 1)
-        self.resnets = nnx.List([ResnetBlock(i, width, **common) for i in ins])
-        if attends:
-            self.attentions = nnx.List([Attention(width, **common) for _ in ins])
+        self.resnets = nnx.List([ResnetBlock(i, width, config=config, **plain) for i in ins])
+        self.attentions = (
+            nnx.List([Attention(width, config=config, **plain) for _ in ins]) if attends else None
+        )
+        self.downsamplers = nnx.List([Downsample(width, **plain)]) if downsample else None
+        self.upsamplers = nnx.List([Upsample(width, **plain)]) if upsample else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [b, h, w, in] to [b, h', w', width]."""
         for i, resnet in enumerate(self.resnets):
             x = resnet(x)
-            if hasattr(self, "attentions"):
+            if self.attentions is not None:
                 x = self.attentions[i](x)
-        for name in ("downsamplers", "upsamplers"):
-            if hasattr(self, name):
-                x = getattr(self, name)[0](x)
+        for resample in (self.downsamplers, self.upsamplers):
+            if resample is not None:
+                x = resample[0](x)
         return x
 
 
@@ -235,10 +251,16 @@ class Encoder(nnx.Module):
         self.conv_in = Conv(config.in_channels, widths[0], 3, padding=1, **plain)
         width, blocks = widths[0], []
         for level, out in enumerate(widths):
-            attends = _with_attention(level, len(widths))
-            blocks.append(Block(width, out, config.layers_per_block, attends, **common))
-            if level < len(widths) - 1:
-                blocks[-1].downsamplers = nnx.List([Downsample(out, **plain)])
+            blocks.append(
+                Block(
+                    width,
+                    out,
+                    config.layers_per_block,
+                    attends=_with_attention(level, len(widths)),
+                    downsample=level < len(widths) - 1,
+                    **common,
+                )
+            )
             width = out
         self.down_blocks = nnx.List(blocks)
         self.mid_block = MidBlock(width, **common)
@@ -266,10 +288,16 @@ class Decoder(nnx.Module):
         self.conv_in = Conv(config.latent_channels, width, 3, padding=1, **plain)
         self.mid_block = MidBlock(width, **common)
         for level, out in reversed(list(enumerate(widths))):
-            attends = _with_attention(level, len(widths))
-            blocks.append(Block(width, out, config.layers_per_block + 1, attends, **common))
-            if level > 0:
-                blocks[-1].upsamplers = nnx.List([Upsample(out, **plain)])
+            blocks.append(
+                Block(
+                    width,
+                    out,
+                    config.layers_per_block + 1,
+                    attends=_with_attention(level, len(widths)),
+                    upsample=level > 0,
+                    **common,
+                )
+            )
             width = out
         self.up_blocks = nnx.List(blocks)
         self.conv_norm_out = GroupNorm(

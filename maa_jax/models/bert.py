@@ -73,7 +73,7 @@ class BertConfig:
         """Reads config.json.
 
         Raises:
-            ValueError: the file asks for something that this encoder lacks.
+          ValueError: the file asks for something that this encoder lacks.
         """
         for key, value in cls.FIXED.items():
             if d.get(key, value) != value:
@@ -276,9 +276,9 @@ class Bert(nnx.Module):
         """Returns the last hidden states [b, n, hidden_size] of token ids [b, n].
 
         Args:
-            input_ids: int32 [b, n], n up to `config.max_tokens`.
-            attention_mask: [b, n], non-zero where a token may be attended to; None attends to all.
-            rngs: turns dropout on, with the stream `dropout`.
+          input_ids: int32 [b, n], n up to `config.max_tokens`.
+          attention_mask: [b, n], non-zero where a token may be attended to; None attends to all.
+          rngs: turns dropout on, with the stream `dropout`.
         """
         if input_ids.shape[1] > self.config.max_tokens:
             raise ValueError(

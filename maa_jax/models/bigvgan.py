@@ -23,11 +23,12 @@ class BigVGANConfig:
 
     Attributes:
       model_in_dim: mel bins.
-      sampling_rate: of the output, in Hz.
-      upsample_initial_channel: channels before the first upsampling; halved by each.
+      sampling_rate: sampling rate of the output in Hz.
+      upsample_initial_channel: channels before the first upsampling; each halves them.
       upsample_rates: their product is the number of samples a frame.
       upsample_kernel_sizes: kernel of each upsampling; kernel - rate must be even.
-      resblock_kernel_sizes: one residual block for each, summed, after every upsampling.
+      resblock_kernel_sizes: kernel sizes of the residual blocks that follow every upsampling, whose
+        results are averaged.
       resblock_dilation_sizes: dilations of each residual block's convolutions.
       log: compression of the mels that the weights expect, "log10" or "log".
     """
@@ -58,7 +59,7 @@ class BigVGANConfig:
         """Reads config.json.
 
         Raises:
-          ValueError: if it describes another network, or lacks a size.
+          ValueError: the file is another network's, or lacks a size.
         """
         fixed = {"_class_name": "BigVGAN", "snake": "snakebeta"}
         wrong = [f"{k} = {d[k]!r}: expected {v!r}" for k, v in fixed.items() if d.get(k, v) != v]
@@ -73,8 +74,8 @@ def kaiser_sinc(cutoff: float, half_width: float, size: int) -> np.ndarray:
     """Returns a low-pass filter of even `size` and unit sum, a sinc under a Kaiser window.
 
     Args:
-      cutoff: in cycles a sample, at most 0.5.
-      half_width: of the transition band, in cycles a sample.
+      cutoff: cutoff frequency in cycles a sample, at most 0.5.
+      half_width: half of the transition band's width in cycles a sample.
       size: number of taps.
     """
     attenuation = 2.285 * (size // 2 - 1) * math.pi * 4 * half_width + 7.95
@@ -201,11 +202,11 @@ class BigVGAN(nnx.Module):
         """Builds the network.
 
         Args:
-          config: its sizes.
+          config: sizes of the network.
           weight_norm: keep weights as `weight_g`, `weight_v` pairs, as in training; a model folder
             holds them folded into kernels.
-          dtype: of the computation; parameters are float32.
-          rngs: of the initial weights.
+          dtype: type of the computation; parameters are float32.
+          rngs: source of the initial weights.
         """
         kwargs = {"weight_norm": weight_norm, "dtype": dtype, "rngs": rngs}
         channels = config.upsample_initial_channel

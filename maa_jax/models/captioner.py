@@ -71,7 +71,7 @@ class CaptionerConfig:
         """Reads config.json.
 
         Raises:
-            ValueError: the file is not a captioner's.
+          ValueError: the file is not a captioner's.
         """
         if d.get("model_type") != "captioner":
             raise ValueError(
@@ -115,10 +115,10 @@ class Captioner(nnx.Module):
         """Hears recordings.
 
         Args:
-            wav: [b, samples] in [-1, 1] at `config.sample_rate`.
-            use_running_average: False normalises by the batch's statistics and updates the running
-                ones, as in training.
-            rngs: turns dropout and SpecAugment on, with the stream `dropout`.
+          wav: [b, samples] in [-1, 1] at `config.sample_rate`.
+          use_running_average: False normalises by the batch's statistics and updates the running
+              ones, as in training.
+          rngs: turns dropout and SpecAugment on, with the stream `dropout`.
         """
         wav = _upsampled(wav, self.config.encoder.sample_rate // self.config.sample_rate)
         frames = self.encoder.frames(wav, use_running_average=use_running_average, rngs=rngs)
@@ -150,8 +150,8 @@ class Captioner(nnx.Module):
         """Reads the word last written [b] and proposes the next one.
 
         Returns:
-            The new state [b, hidden], and log-probabilities float32 [b, vocab_size]; those of
-            `suppress_tokens` are far below any other.
+          The new state [b, hidden], and log-probabilities float32 [b, vocab_size]; those of
+          `suppress_tokens` are far below any other.
         """
         hidden, _ = self._step(memory, hidden, self.embedding(tokens))
         return hidden, self._log_probs(self.classifier(hidden))
@@ -167,13 +167,13 @@ class Captioner(nnx.Module):
         """Proposes each word of given captions after the true words before it.
 
         Args:
-            memory: of `encode`.
-            tokens: captions [b, length].
-            rngs: turns dropout on, with the stream `dropout`.
+          memory: result of `encode`.
+          tokens: captions [b, length].
+          rngs: turns dropout on, with the stream `dropout`.
 
         Returns:
-            Logits float32 [b, length - 1, vocab_size] of `tokens[:, 1:]`, and attention
-            [b, length - 1, n] to the frames.
+          Logits float32 [b, length - 1, vocab_size] of `tokens[:, 1:]`, and attention
+          [b, length - 1, n] to the frames.
         """
         embedded = self._drop(self.embedding(tokens[:, :-1]), rngs)
 
@@ -200,13 +200,13 @@ def beam_search(network: Captioner, memory: Memory, *, width: int) -> tuple[jax.
     """Writes the likeliest captions that a beam of `width` finds; 1 is greedy. Pure.
 
     Args:
-        network: the captioner.
-        memory: of `network.encode`, of b recordings.
-        width: captions kept at every word.
+      network: the captioner.
+      memory: result of `network.encode` for b recordings.
+      width: captions kept at every word.
 
     Returns:
-        Ids int32 [b, width, max_length] and log-probabilities float32 [b, width] of the captions,
-        each recording's likeliest first.
+      Ids int32 [b, width, max_length] and log-probabilities float32 [b, width] of the captions,
+      each recording's likeliest first.
     """
     config, size, vocab = network.config, len(memory.frames), network.config.vocab_size
     memory = jax.tree.map(lambda x: jnp.repeat(x, width, axis=0), memory)
@@ -245,14 +245,14 @@ def sample(
     """Draws captions by nucleus sampling (Holtzman et al. 2020). Pure.
 
     Args:
-        network: the captioner.
-        memory: of `network.encode`, of b recordings.
-        keys: [b] PRNG keys; a caption depends on its own alone.
-        top_p: words are drawn from the smallest set that has this probability.
-        temperature: log-probabilities are divided by it first.
+      network: the captioner.
+      memory: result of `network.encode` for b recordings.
+      keys: [b] PRNG keys; a caption depends only on its own.
+      top_p: probability of the smallest set of words that they are drawn from.
+      temperature: divisor of the log-probabilities, applied first.
 
     Returns:
-        Ids int32 [b, max_length].
+      Ids int32 [b, max_length].
     """
     config = network.config
 

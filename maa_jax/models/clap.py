@@ -42,7 +42,7 @@ class ProjectionConfig:
         """Reads config.json.
 
         Raises:
-            ValueError: the file is not a projection's.
+          ValueError: the file is not a projection's.
         """
         if d.get("model_type") != "clap_projection":
             raise ValueError(
@@ -160,7 +160,7 @@ class LaionClapConfig:
         """Reads config.json.
 
         Raises:
-            ValueError: the file is not a LAION CLAP's, or asks for something that ours lacks.
+          ValueError: the file is not a LAION CLAP's, or asks for something that ours lacks.
         """
         for key, value in (("model_type", "clap"), ("projection_hidden_act", "relu")):
             if d.get(key, "relu") != value:

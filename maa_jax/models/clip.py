@@ -61,7 +61,7 @@ class _TowerConfig:
         """Reads config.json, of this tower or of a whole CLIP.
 
         Raises:
-            ValueError: the file is not a CLIP's, or asks for something that this tower lacks.
+          ValueError: the file is not a CLIP's, or asks for something that this tower lacks.
         """
         own = f"clip_{cls.PART.removesuffix('_config')}_model"
         if d.get("model_type") not in ("clip", own):
@@ -153,7 +153,7 @@ class ClipConfig:
         """Reads config.json.
 
         Raises:
-            ValueError: the file is not a CLIP's, or asks for something that the towers lack.
+          ValueError: the file is not a CLIP's, or asks for something that the towers lack.
         """
         if d.get("model_type") != "clip":
             raise ValueError(f"model_type={d.get('model_type')!r} is not a CLIP: use 'clip'.")
@@ -329,9 +329,9 @@ class ClipTextModel(nnx.Module):
         """Returns the last hidden states [b, n, hidden_size] of token ids [b, n].
 
         Args:
-            input_ids: int32 [b, n], n up to `max_position_embeddings`.
-            attention_mask: [b, n], non-zero where a token may be attended to; None lets every
-                token see all before it.
+          input_ids: int32 [b, n], n up to `max_position_embeddings`.
+          attention_mask: [b, n], non-zero where a token may be attended to; None lets every
+              token see all before it.
         """
         return self.text_model(input_ids, attention_mask)
 
@@ -352,7 +352,7 @@ class ClipVisionModel(nnx.Module):
         """Returns the last hidden states [b, 1 + patches, size] and the class token's [b, size].
 
         Args:
-            pixels: [b, image_size, image_size, channels], as `preprocess` gives them.
+          pixels: [b, image_size, image_size, channels], as `preprocess` gives them.
         """
         hidden = self.vision_model(pixels)
         return hidden, self.vision_model.pooled(hidden)
@@ -396,8 +396,8 @@ def preprocess(images: Sequence[Any], image_size: int = 224) -> np.ndarray:
     out, and each colour normalised: transformers' CLIPImageProcessor.
 
     Args:
-        images: `PIL.Image` of any mode, or uint8 arrays [h, w, 3].
-        image_size: side in pixels.
+      images: `PIL.Image` of any mode, or uint8 arrays [h, w, 3].
+      image_size: side in pixels.
     """
     import PIL.Image
 

@@ -82,7 +82,7 @@ class CnnConfig:
         """Reads config.json.
 
         Raises:
-            ValueError: the file is another network's.
+          ValueError: the file is another network's.
         """
         kind = cls.NAME.lower()
         if d.get("model_type") != kind:
@@ -155,10 +155,10 @@ class Cnn14Frames(nnx.Module):
         """Returns features over time, [b, config.frames(samples), channels[-1]].
 
         Args:
-            wav: [b, samples] in [-1, 1] at `config.sample_rate`.
-            use_running_average: False normalises by the batch's statistics and updates the running
-                ones, as in training.
-            rngs: turns dropout and SpecAugment on, with the stream `dropout`.
+          wav: [b, samples] in [-1, 1] at `config.sample_rate`.
+          use_running_average: False normalises by the batch's statistics and updates the running
+              ones, as in training.
+          rngs: turns dropout and SpecAugment on, with the stream `dropout`.
         """
         if wav.shape[1] < self.config.min_samples:
             raise ValueError(
@@ -204,7 +204,7 @@ class Cnn14(Cnn14Frames):
         """Embeds recordings; arguments as those of `frames`.
 
         Returns:
-            `embedding` [b, channels[-1]] and `clipwise` [b, num_classes], probabilities.
+          `embedding` [b, channels[-1]] and `clipwise` [b, num_classes], probabilities.
         """
         x = self.frames(wav, use_running_average=use_running_average, rngs=rngs)
         x = jnp.max(x, axis=1) + jnp.mean(x, axis=1)

@@ -24,13 +24,14 @@ class HifiGanConfig:
 
     Attributes:
       model_in_dim: mel bins.
-      sampling_rate: of the output, in Hz.
-      upsample_initial_channel: channels before the first upsampling; halved by each.
+      sampling_rate: sampling rate of the output in Hz.
+      upsample_initial_channel: channels before the first upsampling; each halves them.
       upsample_rates: their product is the number of samples a frame.
       upsample_kernel_sizes: kernel of each upsampling; kernel - rate must be even.
-      resblock_kernel_sizes: one residual block for each, summed, after every upsampling.
+      resblock_kernel_sizes: kernel sizes of the residual blocks that follow every upsampling, whose
+        results are averaged.
       resblock_dilation_sizes: dilations of each residual block's convolutions.
-      leaky_relu_slope: of all activations but the last, which has 0.01.
+      leaky_relu_slope: slope of all activations but the last, which has 0.01.
       log: compression of the mels that the weights expect, "log10" or "log".
     """
 
@@ -74,7 +75,7 @@ class HifiGanConfig:
         """Reads config.json.
 
         Raises:
-          ValueError: if it describes another network, or normalizes its input.
+          ValueError: the file is another network's, or one of a network that normalizes its input.
         """
         kind = d.get("model_type", "speecht5_hifigan")
         if kind != "speecht5_hifigan":
@@ -168,11 +169,11 @@ class HifiGan(nnx.Module):
         """Builds the network.
 
         Args:
-          config: its sizes.
+          config: sizes of the network.
           weight_norm: keep weights as `weight_g`, `weight_v` pairs, as in training; a model folder
             holds them folded into kernels.
-          dtype: of the computation; parameters are float32.
-          rngs: of the initial weights.
+          dtype: type of the computation; parameters are float32.
+          rngs: source of the initial weights.
         """
         kwargs = {"weight_norm": weight_norm, "dtype": dtype, "rngs": rngs}
         channels = config.upsample_initial_channel

@@ -109,7 +109,7 @@ class HtsatConfig:
         """Reads config.json.
 
         Raises:
-            ValueError: the file asks for something that this network lacks.
+          ValueError: the file asks for something that this network lacks.
         """
         for key, value in _FIXED.items():
             if d.get(key, value) != value:
@@ -354,9 +354,9 @@ class Htsat(nnx.Module):
         """Returns embeddings [b, hidden_size].
 
         Args:
-            mels: [b, config.channels, frames, num_mel_bins] in decibels, frames up to
-                `config.frames`: what `maa_jax.audio.clap_features` gives.
-            is_longer: bool [b], whether the crops are to be mixed in; read with fusion alone.
+          mels: [b, config.channels, frames, num_mel_bins] in decibels, frames up to
+              `config.frames`: what `maa_jax.audio.clap_features` gives.
+          is_longer: bool [b], whether to mix the crops in; read only with fusion.
         """
         return self.audio_encoder(mels, is_longer)
 

@@ -37,7 +37,7 @@ def conv2d(
       padding: zeros on both sides, one number, one for each axis, or ((top, bottom), (left,
         right)).
       dilation: one number, or one for each axis.
-      groups: of channels.
+      groups: number of groups of channels.
 
     Returns:
       [b, h', w', out].
@@ -56,11 +56,16 @@ class Conv(nnx.Module):
     """A two-dimensional convolution, PyTorch's `Conv2d`, on [b, h, w, channels].
 
     Args:
-      in_features, out_features: channels.
-      kernel_size, stride, padding, dilation, groups: as in `conv2d`.
+      in_features: input channels.
+      out_features: output channels.
+      kernel_size: one number, or one for each axis.
+      stride: the same as in `conv2d`.
+      padding: the same as in `conv2d`.
+      dilation: the same as in `conv2d`.
+      groups: the same as in `conv2d`.
       use_bias: whether a bias is added.
-      kernel_init: of the kernel; the bias starts at zero.
-      dtype: in which it computes; parameters are float32.
+      kernel_init: initializer of the kernel; the bias starts at zero.
+      dtype: type of the computation; parameters are float32.
     """
 
     def __init__(
@@ -131,9 +136,9 @@ class GroupNorm(nnx.Module):
 
     Args:
       features: channels.
-      num_groups: of neighbouring channels that share their statistics.
-      epsilon: added to the variance; PyTorch networks differ in it.
-      dtype: of the result.
+      num_groups: number of groups of neighbouring channels, which share their statistics.
+      epsilon: constant added to the variance; PyTorch's networks differ in it.
+      dtype: type of the result.
     """
 
     def __init__(

@@ -21,8 +21,8 @@ def weight_norm(weight_v: jax.Array, weight_g: jax.Array) -> jax.Array:
     channels, or input channels of a transposed convolution.
 
     Args:
-      weight_v: [..., n] direction, in the layout of the kernel.
-      weight_g: [1, ..., 1, n] length.
+      weight_v: direction [..., n], in the layout of the kernel.
+      weight_g: length [1, ..., 1, n].
     """
     return weight_v * (weight_g / _norm(weight_v))
 

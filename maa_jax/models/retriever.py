@@ -80,7 +80,7 @@ class RetrieverConfig:
         """Reads config.json.
 
         Raises:
-            ValueError: the file is not a retriever's.
+          ValueError: the file is not a retriever's.
         """
         if d.get("model_type") != "retriever":
             raise ValueError(
@@ -165,9 +165,9 @@ class Retriever(nnx.Module):
         """Returns captions' embeddings [b, embedding_size] of unit length, of ids [b, n].
 
         Args:
-            input_ids: int32 [b, n]; the first token's state is the sentence's.
-            attention_mask: [b, n], non-zero where a token may be attended to.
-            rngs: turns dropout on, with the stream `dropout`.
+          input_ids: int32 [b, n]; the first token's state is the sentence's.
+          attention_mask: [b, n], non-zero where a token may be attended to.
+          rngs: turns dropout on, with the stream `dropout`.
         """
         hidden = self.text_encoder(input_ids, attention_mask, rngs=rngs)
         return unit_length(self.text_projection(hidden[:, 0]))
@@ -182,9 +182,9 @@ class Retriever(nnx.Module):
         """Returns recordings' embeddings [b, embedding_size] of unit length.
 
         Args:
-            wav: [b, samples] in [-1, 1] at the audio encoder's rate, up to `config.max_samples`.
-            use_running_average: as of `Cnn14Frames.frames`.
-            rngs: turns dropout on, with the stream `dropout`.
+          wav: [b, samples] in [-1, 1] at the audio encoder's rate, up to `config.max_samples`.
+          use_running_average: the same as in `Cnn14Frames.frames`.
+          rngs: turns dropout on, with the stream `dropout`.
         """
         if wav.shape[1] > self.config.max_samples:
             raise ValueError(

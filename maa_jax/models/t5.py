@@ -78,7 +78,7 @@ class T5Config:
         """Reads config.json, of an encoder or of a whole T5.
 
         Raises:
-            ValueError: the file asks for something that this encoder lacks.
+          ValueError: the file asks for something that this encoder lacks.
         """
         for key, value in _FIXED.items():
             if d.get(key, value) != value:
@@ -218,8 +218,8 @@ class T5Encoder(nnx.Module):
         """Returns the last hidden states [b, n, d_model] of token ids [b, n].
 
         Args:
-            input_ids: int32 [b, n], n of any size.
-            attention_mask: [b, n], non-zero where a token may be attended to; None attends to all.
+          input_ids: int32 [b, n], n of any size.
+          attention_mask: [b, n], non-zero where a token may be attended to; None attends to all.
         """
         return self.encoder(self.shared(input_ids), attention_mask)
 

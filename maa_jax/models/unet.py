@@ -19,12 +19,13 @@ class UNetConfig:
     """Sizes of the U-Net; the defaults are the paper's (160.2 M parameters).
 
     Attributes:
-      in_channels, out_channels: of the latents.
-      block_out_channels: widths, one a level; every level has spatial transformers.
-      layers_per_block: residual blocks a level on the way down; one more on the way up.
-      num_heads: of every attention.
-      cross_attention_dim: channels of the context.
-      norm_num_groups: of every group normalisation.
+      in_channels: channels of the noisy latents.
+      out_channels: channels of the prediction.
+      block_out_channels: width of each level; every level has spatial transformers.
+      layers_per_block: residual blocks at each level on the way down; one more on the way up.
+      num_heads: number of heads of every attention.
+      cross_attention_dim: width of the context.
+      norm_num_groups: number of groups of every group normalisation.
     """
 
     in_channels: int = 4
@@ -62,7 +63,7 @@ class UNetConfig:
         """Reads a diffusers config.json.
 
         Raises:
-          ValueError: naming keys and values that this network cannot be.
+          ValueError: keys or values that this network does not support; all are named.
         """
         names = {f.name: f.name for f in dataclasses.fields(cls)}
         names["num_heads"] = "attention_head_dim"
@@ -108,8 +109,8 @@ class UNet(nnx.Module):
 
     Args:
       config: sizes.
-      dtype: in which it computes; parameters are float32.
-      remat: whether blocks are recomputed in the backward pass, which then keeps their inputs only.
+      dtype: type of the computation; parameters are float32.
+      remat: whether the backward pass recomputes the blocks, and only their inputs are kept for it.
     """
 
     def __init__(
@@ -216,15 +217,16 @@ class ResnetBlock(nnx.Module):
         self.conv2 = Conv(
             width, width, 3, padding=1, kernel_init=zeros_init, dtype=dtype, rngs=rngs
         )
-        if width_in != width:
-            self.conv_shortcut = Conv(width_in, width, 1, dtype=dtype, rngs=rngs)
+        self.conv_shortcut = (
+            Conv(width_in, width, 1, dtype=dtype, rngs=rngs) if width_in != width else None
+        )
 
     def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
         """Maps [b, h, w, in] and the activated time embedding [b, t] to [b, h, w, width]."""
         h = self.conv1(nnx.silu(self.norm1(x)))
         h = h + self.time_emb_proj(time)[:, None, None]
         h = self.conv2(nnx.silu(self.norm2(h)))
-        return (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x) + h
+        return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
 
 
 class CrossAttention(nnx.Module):
@@ -246,7 +248,7 @@ class CrossAttention(nnx.Module):
 
 
 class GEGLU(nnx.Module):
-    """A dense layer whose one half is gated by the GELU of the other."""
+    """A dense layer, one half of which is gated by the GELU of the other."""
 
     def __init__(self, width: int, inner: int, *, dtype, rngs: nnx.Rngs):
         self.proj = Linear(width, 2 * inner, dtype=dtype, rngs=rngs)
@@ -258,7 +260,7 @@ class GEGLU(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """The transformer's feed-forward part; `net.1` is a dropout in diffusers, idle here."""
+    """The transformer's feed-forward part; `net.1` is a dropout of rate 0 in diffusers."""
 
     def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
         self.net = nnx.Dict(
@@ -352,8 +354,9 @@ class DownBlock(_Block):
 
     def __init__(self, ins: list[int], out: int, *, downsample: bool, dtype, rngs, **common):
         super().__init__(ins, out, len(ins), dtype=dtype, rngs=rngs, **common)
-        if downsample:
-            self.downsamplers = nnx.List([Downsample(out, dtype=dtype, rngs=rngs)])
+        self.downsamplers = (
+            nnx.List([Downsample(out, dtype=dtype, rngs=rngs)]) if downsample else None
+        )
 
     def __call__(
         self, x: jax.Array, time: jax.Array, context: jax.Array
@@ -363,7 +366,7 @@ class DownBlock(_Block):
         for resnet, transformer in zip(self.resnets, self.attentions, strict=True):
             x = self.run(transformer, self.run(resnet, x, time), context)
             skips.append(x)
-        if hasattr(self, "downsamplers"):
+        if self.downsamplers is not None:
             x = self.downsamplers[0](x)
             skips.append(x)
         return x, skips
@@ -387,16 +390,15 @@ class UpBlock(_Block):
 
     def __init__(self, ins: list[int], out: int, *, upsample: bool, dtype, rngs, **common):
         super().__init__(ins, out, len(ins), dtype=dtype, rngs=rngs, **common)
-        if upsample:
-            self.upsamplers = nnx.List([Upsample(out, dtype=dtype, rngs=rngs)])
+        self.upsamplers = nnx.List([Upsample(out, dtype=dtype, rngs=rngs)]) if upsample else None
 
     def __call__(
         self, x: jax.Array, skips: list[jax.Array], time: jax.Array, context: jax.Array
     ) -> jax.Array:
-        """Maps the map from below to the one above, taking its skips off the end of the list."""
+        """Maps the map from below to the one above, and takes its skips off the end of the list."""
         for resnet, transformer in zip(self.resnets, self.attentions, strict=True):
             x = jnp.concatenate([x, skips.pop()], axis=-1)
             x = self.run(transformer, self.run(resnet, x, time), context)
-        if hasattr(self, "upsamplers"):
+        if self.upsamplers is not None:
             x = self.upsamplers[0](x)
         return x

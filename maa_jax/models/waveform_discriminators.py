@@ -258,7 +258,7 @@ class MultiResolutionConfig:
 
 
 class ResolutionDiscriminator(nnx.Module):
-    """Convolutions over the magnitudes of a short-time Fourier transform, an image [bins, frames]."""
+    """Convolutions over short-time Fourier magnitudes, an image [bins, frames]."""
 
     def __init__(self, resolution: tuple[int, int, int], channels: int, **kwargs):
         wide = {"kernel_size": (3, 9), "padding": (1, 4), **kwargs}

@@ -41,9 +41,9 @@ def conv2d(
     Args:
       x: input.
       kernel: weights, of the input's type.
-      stride: output positions are that far apart, on either axis.
+      stride: distance of output positions on either axis.
       padding: zeros ((top, bottom), (left, right)).
-      dilation: taps are that far apart, on either axis.
+      dilation: distance of taps on either axis.
       groups: number of groups of channels; each output channel sees its own group.
 
     Returns:

@@ -29,10 +29,10 @@ def attention(
       query: [b, q, heads, d].
       key: [b, k, heads, d].
       value: [b, k, heads, d].
-      bias: what is added to the scores, broadcastable to [b, heads, q, k]: a mask, or a bias of
+      bias: term added to the scores, broadcastable to [b, heads, q, k]: a mask, or a bias of
         relative positions.
       scale: factor of the product of a query with a key; 1 / sqrt(d) by default.
-      dropout: applied to the weights [b, heads, q, k].
+      dropout: function applied to the weights [b, heads, q, k].
 
     Returns:
       [b, q, heads, d].

@@ -20,9 +20,9 @@ class Filter:
     """Transforms of F(m, r), n = m + r - 1.
 
     Attributes:
-      output: [m, n].
-      kernel: [n, r].
-      input: [n, n], the largest number of a row is one.
+      output: transform of the products, [m, n].
+      kernel: transform of the taps, [n, r].
+      input: transform of the samples, [n, n]; the largest number of a row is one.
     """
 
     output: np.ndarray
