@@ -78,7 +78,8 @@ class BuildsOnce:
         # The progress bars of TFDS lack a total; ours has one.
         tfds.disable_progress_bar()
         try:
-            with _lock(self._final_path):
+            # It also announces sizes that it does not know.
+            with _lock(self._final_path), contextlib.redirect_stdout(io.StringIO()):
                 super().download_and_prepare(**kwargs)
         finally:
             tfds.enable_progress_bar()
