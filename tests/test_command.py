@@ -40,7 +40,7 @@ command.run(main, define_flags)
     return lambda *arguments: run("-c", source, *arguments)
 
 
-@pytest.mark.parametrize("program", [name for name in PROGRAMS if name != "train"])
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_help_shows_the_programs_own_flags_without_loading_jax(program):
     code = f"""
 import runpy, sys

@@ -106,12 +106,12 @@ def test_data_is_built_and_trained_on_without_tensorflow(tmp_path):
     run_python(
         WITHOUT.format(missing={"tensorflow"})
         + f"""
-from maa_jax import train
+from maa_jax.train import loop
 from maa_jax.configs import vocoder
 config = vocoder.get_config("runlocal")
 config.data.data_dir = {str(tmp_path / "data")!r}
 config.total_steps = 2
-train.train(config, {str(tmp_path / "run")!r})
+loop.train(config, {str(tmp_path / "run")!r})
 """
     )
     assert list(tmp_path.glob("data/sonic_sounds/*/*.array_record*"))

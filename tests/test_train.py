@@ -12,10 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from maa_jax import stages, train
+from maa_jax import stages
 from maa_jax.configs import common
 from maa_jax.convert.folders import workdir_to_folder
 from maa_jax.text.tokenizer import Tokenizer
+from maa_jax.train import loop
 from maa_jax.training import checkpoint
 from tests.subprocesses import start_python
 
@@ -30,7 +31,7 @@ def _flags(config, **more):
 
 def _arrays(config, workdir, step):
     """Every array of a checkpoint, by path."""
-    stage = train.make_stage(config, 1)
+    stage = loop.make_stage(config, 1)
     shapes = jax.eval_shape(stage.init, jax.random.key(0))
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one), shapes)
@@ -48,7 +49,7 @@ def programs(tmp_path_factory):
 # Waits until the checkpoint of step 2 is whole, then ends the process as a lost machine would.
 KILLED_AT_3 = """
 import json, ml_collections, os, signal, time
-from maa_jax import train
+from maa_jax.train import loop
 from maa_jax.training.metrics import Metrics
 config = ml_collections.ConfigDict(json.loads({config!r}))
 steps = []
@@ -60,7 +61,7 @@ def add(self, scalars, add=Metrics.add):
         time.sleep(0.1)
     add(self, scalars)
 Metrics.add = add
-train.train(config, {workdir!r})
+loop.train(config, {workdir!r})
 """
 
 
@@ -73,7 +74,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     config = make_config(name)
     config.total_steps = config.eval_every = config.summary_every = 4
     config.checkpoint_every = 2
-    whole = train.train(config, str(tmp_path / "whole"))
+    whole = loop.train(config, str(tmp_path / "whole"))
     assert all(np.isfinite(value) for value in whole.values()), whole
     assert list(tmp_path.glob("whole/events.*"))
 
@@ -86,7 +87,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     )
     output, _ = killed.communicate(timeout=600)
     assert killed.returncode == -signal.SIGKILL, output
-    parts = train.train(config, workdir)
+    parts = loop.train(config, workdir)
 
     expected, found = (_arrays(config, tmp_path / run, 4) for run in ("whole", "parts"))
     assert expected.keys() == found.keys()
@@ -101,9 +102,9 @@ def test_a_run_scores_the_sounds_that_it_makes(make_config, tiny_model, tmp_path
     for block in config.evaluators.values():
         block.update(every=1, num_prompts=3, clap=str(tiny_model))
     with pytest.raises(ValueError, match=r"config\.evaluators\.clap_score.*config\.vocoder"):
-        train.train(config, str(tmp_path / "silent"))
+        loop.train(config, str(tmp_path / "silent"))
     config.vocoder = str(tiny_model)
-    scores = train.train(config, str(tmp_path / "run"))
+    scores = loop.train(config, str(tmp_path / "run"))
     assert -1 <= scores["clap_score/clap_score"] <= 1
     assert scores["label_accuracy/prompts"] == 3
     assert 0 <= scores["label_accuracy/clap/top_1"] <= 1
@@ -116,9 +117,9 @@ def test_a_run_needs_no_dataset_once_it_is_trained(make_config, data_dir, tmp_pa
     shutil.copytree(data_dir, tmp_path / "data")
     config.data.data_dir = str(tmp_path / "data")
     config.total_steps = 1
-    train.train(config, str(tmp_path / "run"))
+    loop.train(config, str(tmp_path / "run"))
     shutil.rmtree(tmp_path / "data")
-    assert train.train(config, str(tmp_path / "run")) == {}
+    assert loop.train(config, str(tmp_path / "run")) == {}
     folder = workdir_to_folder(str(tmp_path / "run"), str(tmp_path / "model"))
     kept, exported = (Tokenizer.from_folder(x / "tokenizer") for x in (tmp_path / "run", folder))
     np.testing.assert_array_equal(kept(["a crow caws"]), exported(["a crow caws"]))
@@ -133,9 +134,9 @@ def test_paths_may_be_relative_or_begin_with_a_tilde(
     config = make_config("vocoder")
     config.data.data_dir = os.path.relpath(data_dir)
     config.total_steps, config.checkpoint_every = 2, 1
-    train.train(config, "runs/v")
+    loop.train(config, "runs/v")
     config.total_steps = 3
-    train.train(config, "~/runs/v")  # goes on from there
+    loop.train(config, "~/runs/v")  # goes on from there
     folder = workdir_to_folder("runs/v", "~/models/v")
     assert folder == tmp_path / "models" / "v" and (folder / "vocoder" / "config.json").is_file()
     kept = json.loads((tmp_path / "runs" / "v" / "config.json").read_text())
@@ -146,7 +147,7 @@ def test_paths_may_be_relative_or_begin_with_a_tilde(
     config.text_encoder = f"~/{os.path.relpath(tiny_model)}"
     config.init_from = f"~/{os.path.relpath(tiny_model)}"
     config.unet.update(block_out_channels=(16, 32), num_heads=2)
-    stage = train.make_stage(config, 1)
+    stage = loop.make_stage(config, 1)
     assert stage.start_weights().keys() == {"unet"}
 
 
@@ -154,8 +155,8 @@ def test_a_start_that_fails_leaves_the_workdir_free(make_config, tmp_path):
     config = make_config("t2a")
     config.autoencoder = "absent"
     with pytest.raises(ValueError, match="absent"):
-        train.train(config, str(tmp_path / "run"))
-    train.check_config(str(tmp_path / "run"), make_config("t2a"))  # as its error asked for
+        loop.train(config, str(tmp_path / "run"))
+    loop.check_config(str(tmp_path / "run"), make_config("t2a"))  # as its error asked for
 
 
 def test_a_workdir_that_cannot_be_used_is_an_error_of_one_line(make_config, tmp_path):
@@ -164,7 +165,7 @@ def test_a_workdir_that_cannot_be_used_is_an_error_of_one_line(make_config, tmp_
         with pytest.raises(
             ValueError, match=r"--workdir=.*cannot be used.*another folder"
         ) as error:
-            train.train(make_config("vocoder"), str(workdir))
+            loop.train(make_config("vocoder"), str(workdir))
         assert "\n" not in str(error.value)
 
 
@@ -172,7 +173,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_it_needs(make_co
     config = make_config("clap")
     config.total_steps, config.optimizer.base_lr, config.optimizer.warmup_steps = 9, 1e30, 0
     with pytest.raises(FloatingPointError, match="not finite at step 2"):
-        train.train(config, str(tmp_path))
+        loop.train(config, str(tmp_path))
     failure = tmp_path / "failure" / "2"
     with np.load(failure / "batch_0.npz") as batch:
         assert batch["audio"].shape == (config.batch_size, config.data.samples)
@@ -205,7 +206,7 @@ def test_a_run_that_is_told_to_stop_saves_first(number, status, make_config, tmp
 
 def test_a_second_ctrl_c_ends_a_run_at_once():
     before = signal.getsignal(signal.SIGINT)
-    with train._StopSignal(checkpoints=None) as stop:
+    with loop._StopSignal(checkpoints=None) as stop:
         assert not stop(1)
         os.kill(os.getpid(), signal.SIGINT)
         assert stop(1)
@@ -244,14 +245,14 @@ def test_a_missing_model_folder_is_named_with_the_remedy(make_config, tmp_path):
     config = make_config("t2a")
     config.autoencoder = str(tmp_path / "absent")
     with pytest.raises(ValueError, match=r"config.autoencoder=.*absent.*maa_jax.convert"):
-        train.train(config, str(tmp_path / "run"))
+        loop.train(config, str(tmp_path / "run"))
 
 
 def test_disagreeing_widths_are_named(make_config, tmp_path):
     config = make_config("t2a")
     config.unet.cross_attention_dim = 32
     with pytest.raises(ValueError, match=r"cross_attention_dim=32.*gives 24"):
-        train.train(config, str(tmp_path / "run"))
+        loop.train(config, str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("name", STAGES)

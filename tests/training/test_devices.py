@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from maa_jax import train
+from maa_jax.train import loop
 from maa_jax.training import checkpoint
 from tests.subprocesses import run_python, start_two
 
@@ -23,18 +23,18 @@ def sharded_config(make_config):
 @pytest.fixture(scope="module")
 def one(sharded_config, tmp_path_factory):
     """The losses of one device."""
-    return train.train(sharded_config, str(tmp_path_factory.mktemp("one")))
+    return loop.train(sharded_config, str(tmp_path_factory.mktemp("one")))
 
 
 def test_eight_devices_give_the_losses_of_one(sharded_config, one, tmp_path):
     output = run_python(
         f"""
         import jax, json, ml_collections
-        from maa_jax import train
+        from maa_jax.train import loop
         config = ml_collections.ConfigDict(json.loads('''{sharded_config.to_json()}'''))
         for fsdp in (1, 4):  # data-parallel alone, and with split parameters
             config.mesh.fsdp = fsdp
-            print("RESULT", json.dumps(train.train(config, f"{tmp_path}/{{fsdp}}")))
+            print("RESULT", json.dumps(loop.train(config, f"{tmp_path}/{{fsdp}}")))
         """,
         devices=8,
     )
@@ -44,11 +44,11 @@ def test_eight_devices_give_the_losses_of_one(sharded_config, one, tmp_path):
 def test_two_processes_train_together_and_give_the_losses_of_one(sharded_config, one, tmp_path):
     code = f"""
 import json, ml_collections
-from maa_jax import train
+from maa_jax.train import loop
 from maa_jax.devices import initialize_distributed
 initialize_distributed()
 config = ml_collections.ConfigDict(json.loads('''{sharded_config.to_json()}'''))
-print("RESULT", json.dumps(train.train(config, {str(tmp_path / "two")!r})))
+print("RESULT", json.dumps(loop.train(config, {str(tmp_path / "two")!r})))
 """
     for process in start_two("-c", code, devices=2):
         output, _ = process.communicate(timeout=600)

@@ -1,9 +1,4 @@
-"""Trains one stage: `python -m maa_jax.train --config=configs/STAGE.py[:arg] --workdir=DIR`.
-
-Any key of the config can be set on the command line, as in `--config.batch_size=32`. Started again
-with the same workdir, a run goes on from its latest checkpoint, bit for bit. SIGTERM and Ctrl-C
-save a checkpoint and end the run, with exit status 0 and 130; a second Ctrl-C ends it at once.
-"""
+"""The only training loop."""
 
 import functools
 import itertools
@@ -18,11 +13,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import flags
 from etils import epath
 from jax.sharding import Mesh
 
-from maa_jax import command, devices
 from maa_jax.data import datasets, input_pipeline
 from maa_jax.data.config import DataConfig
 from maa_jax.devices import batch_sharding, replicated
@@ -359,24 +352,3 @@ class _StopSignal:
         if jax.process_count() == 1:
             return self._told
         return self._checkpoints.reached_preemption(step)
-
-
-def define_flags() -> None:
-    """Defines the flags; by this module as a program alone, or two programs' flags would clash."""
-    command.define_config_flag()
-    flags.DEFINE_string("workdir", None, "Folder of the run, local or in a bucket.", required=True)
-
-
-def main() -> None:
-    """Runs the program that this module's docstring describes."""
-    devices.initialize()
-    train(flags.FLAGS.config, flags.FLAGS.workdir)
-
-
-def run() -> None:
-    """Entry point of `python -m maa_jax.train` and of `maa-train`."""
-    command.run(main, define_flags)
-
-
-if __name__ == "__main__":
-    run()
