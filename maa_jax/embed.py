@@ -73,6 +73,7 @@ def _embed_contexts(config: ml_collections.ConfigDict, request: Embedding) -> in
         )
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
     from maa_jax.data import datasets, text_embeddings
     from maa_jax.encoders.batching import Batches
@@ -83,7 +84,7 @@ def _embed_contexts(config: ml_collections.ConfigDict, request: Embedding) -> in
     batches = Batches(request.batch_size)
     params, encode = batches.put(conditioner.params), jax.jit(conditioner.encode)
 
-    def contexts(captions: Sequence[str]):
+    def contexts(captions: Sequence[str]) -> np.ndarray:
         return batches.run(encode, params, conditioner.prepare(captions))
 
     captions = ["", *config.summary.prompts]

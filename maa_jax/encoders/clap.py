@@ -9,7 +9,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -119,7 +119,7 @@ class _Microsoft:
         hidden = self._build(params, "audio_encoder")(inputs)
         return unit_length(self._build(params, "audio_projection")(hidden["embedding"]))
 
-    def _build(self, params: Tree, name: str):
+    def _build(self, params: Tree, name: str) -> Any:
         return networks.build(self._graphs[name], params[name])
 
 

@@ -78,9 +78,9 @@ class TextConditioner:
       params: {network: its weights}.
 
     Attributes:
-      kind: as given.
-      tokenizer: as given.
-      params: as given.
+      kind: "clap", "bert", "t5" or "clip".
+      tokenizer: the text encoder's tokenizer.
+      params: {network: its weights}.
       width: channels of the context.
 
     Raises:

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -124,10 +125,12 @@ class Bank:
         self._batch_size = batch_size
         mesh = Mesh(np.array(devices or jax.local_devices()), ("bank",))
         rows = -(-len(self) // mesh.size) * mesh.size  # the last part may end with empty rows
+
+        def read(index: Any) -> np.ndarray:
+            return _rows(parts, *index[0].indices(rows)[:2])
+
         self._embeddings = jax.make_array_from_callback(
-            (rows, self.width),
-            NamedSharding(mesh, P("bank")),
-            lambda index: _rows(parts, *index[0].indices(rows)[:2]),
+            (rows, self.width), NamedSharding(mesh, P("bank")), read
         )
         self._best = jax.jit(functools.partial(_best, mesh, len(self)), static_argnames="k")
 

@@ -20,7 +20,7 @@ and hears its own share of the sounds and all get the same scores, so all must t
 
 import importlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from maa_jax.checks import check_name
 
@@ -35,7 +35,7 @@ EVALUATORS = {
 }
 
 
-def find(name: str) -> Any:
+def find(name: str) -> "type[Evaluator]":
     """Returns the class of an evaluator.
 
     Raises:

@@ -9,7 +9,7 @@ import numpy as np
 from maa_jax.encoders.batching import gather
 
 if TYPE_CHECKING:
-    from maa_jax.evaluators.features import Network
+    from maa_jax.evaluators.features import Network, Networks
 
 
 class Sounds:
@@ -41,8 +41,8 @@ class Sounds:
           sample_rate: rate in Hz.
           samples: length of each sound.
           names: a name for each sound of all processes.
-          captions: as long as `names`.
-          labels: as long as `names`.
+          captions: captions of each sound, empty where they are unknown.
+          labels: labels of each sound, empty where they are unknown.
         """
         self.sample_rate, self.samples = sample_rate, samples
         self.names, self.captions, self.labels = names, captions, labels
@@ -93,7 +93,7 @@ class Inputs:
 
 
 class Evaluator(Protocol):
-    """Scores sounds; constructed as `Class(networks)`.
+    """Scores sounds.
 
     Attributes:
       name: its name in the registry.
@@ -108,6 +108,10 @@ class Evaluator(Protocol):
     needs: frozenset[str]
     networks: Sequence["Network"]
     samples: int | None
+
+    def __init__(self, networks: "Networks"):
+        """Asks for the networks that it needs, which are then read."""
+        ...
 
     def run(self, inputs: Inputs) -> Iterator[tuple[str, float]]:
         """Yields names of scores and their values."""

@@ -1,11 +1,11 @@
 """How well sounds fit their captions: the mean cosine of CLAP embeddings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from maa_jax.evaluators.base import Inputs
-from maa_jax.evaluators.features import Networks
+from maa_jax.evaluators.features import Network, Networks
 
 
 class ClapSimilarity:
@@ -13,10 +13,10 @@ class ClapSimilarity:
 
     name = "clap_score"
     needs = frozenset({"sounds", "captions"})
-    samples = None
+    samples: int | None = None
 
     def __init__(self, networks: Networks):
-        self.networks = (networks.clap_audio,)
+        self.networks: Sequence[Network] = (networks.clap_audio,)
         self._clap = networks.clap
 
     def run(self, inputs: Inputs) -> Iterator[tuple[str, float]]:

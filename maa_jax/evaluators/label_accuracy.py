@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from maa_jax.evaluators.base import Inputs
-from maa_jax.evaluators.features import Networks
+from maa_jax.evaluators.features import Network, Networks
 from maa_jax.evaluators.neighbours import nearest
 
 TOPS = (1, 5)
@@ -22,10 +22,10 @@ class LabelAccuracy:
 
     name = "label_accuracy"
     needs = frozenset({"sounds", "references", "labels"})
-    samples = None
+    samples: int | None = None
 
     def __init__(self, networks: Networks):
-        self.networks = (networks.clap_audio, networks.log_mel)
+        self.networks: Sequence[Network] = (networks.clap_audio, networks.log_mel)
 
     def run(self, inputs: Inputs) -> Iterator[tuple[str, float]]:
         """Yields scores, for FEATURES in "clap" and "log_mel" and K in 1 and 5.

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from maa_jax.evaluators.base import Inputs
-from maa_jax.evaluators.features import Networks
+from maa_jax.evaluators.features import Network, Networks
 from maa_jax.evaluators.neighbours import nearest
 
 TOPS = (1, 5, 10)
@@ -21,9 +21,9 @@ class Recall:
     needs = frozenset({"references", "captions"})
 
     def __init__(self, networks: Networks):
-        self.networks = (networks.retriever_audio,)
+        self.networks: Sequence[Network] = (networks.retriever_audio,)
         self._retriever = networks.retriever
-        self.samples = networks.retriever.config.max_samples
+        self.samples: int | None = networks.retriever.config.max_samples
 
     def run(self, inputs: Inputs) -> Iterator[tuple[str, float]]:
         """Yields scores, for K in 1, 5 and 10.
