@@ -93,6 +93,36 @@ def test_a_dropped_condition_is_the_empty_prompt(config, state, frozen, batch):
     assert losses[1.0][0] == losses[1.0][1] == pytest.approx(losses[0.0][1], rel=1e-6)
 
 
+class Pictures:
+    """A conditioner whose conditions are trees: patches of pictures, and how bright each is."""
+
+    width, params = 24, {}
+
+    def prepare(self, pictures):
+        patches = np.stack(pictures)
+        return {"patches": patches, "brightness": patches.mean(axis=(1, 2))}
+
+    def unconditional(self):
+        return self.prepare([np.zeros((5, 24), np.float32)])
+
+    def encode(self, params, condition):
+        return condition["patches"] + condition["brightness"][:, None, None]
+
+
+def test_a_condition_may_be_a_tree_of_arrays(config, state, frozen, batch):
+    config = config.copy_and_resolve_references()
+    config.accumulate, config.uncond_probability = 2, 0.5
+    stage = make_stage(config)
+    stage.conditioner = pictures = Pictures()
+    shown = pictures.prepare([np.ones((5, 24), np.float32)] * 8)
+    frozen = frozen | {"text": {}, "unconditional": pictures.unconditional(), "prompts": shown}
+    batch = batch | {"text": shown}
+    _, scalars = jax.eval_shape(stage.train_step, state, frozen, batch, jax.random.key(0))
+    assert scalars["loss"].shape == ()
+    summary = jax.eval_shape(stage.summarize, state, frozen, batch, jax.random.key(0))
+    assert summary["image/sample"].shape[0] == 8
+
+
 def test_microbatches_make_one_step(config, state, frozen, batch):
     config = config.copy_and_resolve_references()
     config.accumulate = 4
