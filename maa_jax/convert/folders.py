@@ -4,6 +4,8 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from maa_jax.files import user_path
+
 
 def workdir_to_folder(
     workdir: str, out: str, *, step: int | None = None, ema: bool = True, dtype: str = "float32"
@@ -11,22 +13,22 @@ def workdir_to_folder(
     """Writes the networks of a run into a model folder.
 
     Args:
-      workdir: of a run of maa_jax.train.
+      workdir: folder of a run of maa_jax.train.
       out: the model folder; parts of it that this stage does not train are left as they are.
-      step: which checkpoint; the latest by default.
-      ema: write the moving average where one is kept, not the last weights.
-      dtype: how weights are stored, "float32" or "float16".
+      step: step of the checkpoint; the latest by default.
+      ema: whether to write the moving average, where one is kept, instead of the last weights.
+      dtype: storage type of the weights, "float32" or "float16".
 
     Returns:
       The path of the model folder.
 
     Raises:
-      ValueError: there is no such run or checkpoint.
+      FileNotFoundError: there is no run in the workdir.
+      ValueError: there is no such checkpoint.
     """
     # After the flags, so that --help and a mistake in them answer at once.
     import jax
 
-    from maa_jax.files import user_path
     from maa_jax.model_folder import networks
     from maa_jax.model_folder.index import networks_in
     from maa_jax.stages import make_stage
@@ -69,23 +71,23 @@ def released_to_folder(
 ) -> pathlib.Path:
     """Writes released networks into a model folder, one after another.
 
-    The text encoder is the checkpoint's own: the release never loads the CLAP file into it, so the
-    two may differ, which is printed where both are given.
+    The text encoder is the checkpoint's own. The release never loads the CLAP file into it, so the
+    two may differ; whether they do is printed where both are given.
 
     Args:
       out: the model folder.
-      checkpoint: `maa1_full.ckpt`; without it the vocoder alone is converted.
+      checkpoint: path of `maa1_full.ckpt`; without it, only the vocoder is converted.
       vocoder: folder of a released BigVGAN or HiFi-GAN.
-      vocoder_log: compression of the mels that the vocoder was trained on, "log10" or "log".
-      clap: `CLAP_weights_2022.pth`, whose audio tower ranks and scores sounds.
+      vocoder_log: logarithm of the mels that the vocoder was trained on, "log10" or "log".
+      clap: path of `CLAP_weights_2022.pth`, whose audio tower ranks and scores sounds.
       tokenizer: folder or hub id of the text encoder's tokenizer.
-      dtype: how weights are stored, "float32" or "float16".
+      dtype: storage type of the weights, "float32" or "float16".
 
     Returns:
       The path of the model folder.
 
     Raises:
-      ValueError: files are missing, refused or of another layout.
+      ValueError: a file is missing, refused or of another layout.
     """
     from maa_jax.audio.mel import MelConfig
     from maa_jax.convert import clap as clap_names
@@ -97,7 +99,7 @@ def released_to_folder(
 
     if not checkpoint and not vocoder:
         raise ValueError("nothing to convert: give --checkpoint, --vocoder or both")
-    folder, mel = pathlib.Path(out), MelConfig(log=vocoder_log)
+    folder, mel = pathlib.Path(user_path(out)), MelConfig(log=vocoder_log)
     if checkpoint and vocoder and vocoder_log != MelConfig().log:
         raise ValueError(
             f"--vocoder_log={vocoder_log}: the checkpoint's mels are base-10; a vocoder of natural "
@@ -113,13 +115,13 @@ def released_to_folder(
         print(f"Wrote {folder / name}", flush=True)
 
     if checkpoint and tokenizer_found:
-        content = released.read_pickle(checkpoint)
+        content = released.read_pickle(user_path(checkpoint))
         state = released.numpy_tensors(content.get("state_dict", content))
         parts = released.from_checkpoint(state)
         scale = float(state.get("scale_factor", 1.0))
         text, projection = released.text_configs(parts["text_encoder"], parts["text_projection"])
         towers = clap and clap_names.from_released(
-            released.numpy_tensors(released.read_pickle(clap)["model"])
+            released.numpy_tensors(released.read_pickle(user_path(clap))["model"])
         )
         save("unet", released.unet_config(parts["unet"]), parts.pop("unet"))
         save("vae", released.autoencoder_config(parts["vae"], scale), parts.pop("vae"))
@@ -135,7 +137,7 @@ def released_to_folder(
             save("audio_projection", config.audio_projection, towers["audio_projection"])
             print(_compared(parts, towers), flush=True)
     if vocoder:
-        config, tensors = vocoders.read_vocoder(vocoder, log=vocoder_log)
+        config, tensors = vocoders.read_vocoder(user_path(vocoder), log=vocoder_log)
         params = vocoders.folded(networks.abstract(config), tensors)
         networks.save_network(folder, "vocoder", config, params, dtype)
         print(f"Wrote {folder / 'vocoder'}", flush=True)
@@ -145,7 +147,7 @@ def released_to_folder(
 
 
 def _compared(parts: dict, towers: dict) -> str:
-    """Says whether the checkpoint's text tower is that of the CLAP file."""
+    """Returns a sentence on whether the checkpoint's text tower is that of the CLAP file."""
     import numpy as np
 
     different = [
@@ -166,8 +168,9 @@ def folder_to_released(model: str, out: str) -> pathlib.Path:
     """Writes a model folder in the release's layout: a checkpoint, and its vocoder beside it.
 
     Args:
-      model: the model folder, or "bundled".
-      out: the checkpoint to write; the vocoder goes to the folder `bigvgan` or `hifigan` beside it.
+      model: path of the model folder, or "bundled".
+      out: path of the checkpoint to write; the vocoder is written into the folder `bigvgan` or
+        `hifigan` beside it.
 
     Returns:
       The path of the checkpoint.
@@ -184,7 +187,7 @@ def folder_to_released(model: str, out: str) -> pathlib.Path:
     from maa_jax.model_folder import hub, networks, torch_layout
     from maa_jax.models.bigvgan import BigVGANConfig
 
-    folder, out = hub.resolve(model), pathlib.Path(out)
+    folder, out = hub.resolve(model), pathlib.Path(user_path(out))
     names = ("unet", "vae", "text_encoder", "text_projection")
     missing = [name for name in names if not (folder / name).is_dir()]
     if missing:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -78,16 +79,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             return _nothing_to_do(first)
         stage = make_stage(config, steps_per_epoch, read_tokenizer(workdir))
         evaluate_sounds = _evaluators(config, stage, mesh)
-        reading = dict(
-            batch_size=config.batch_size,
-            prepare_text=stage.prepare_text,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        train_batches = functools.partial(
-            input_pipeline.train_iterator, config.data, seed=config.seed, **reading
-        )
-        eval_batches = functools.partial(input_pipeline.eval_batches, config.data, **reading)
+        train_batches, eval_batches = _batches(config, stage)
         iterator = train_batches()
         frozen = sharding.put_replicated(stage.load_frozen(), mesh)
         init_key, step_key, eval_key, halted = jax.jit(
@@ -105,11 +97,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             state = checkpoints.restore(first, _with_shardings(shapes, shardings), iterator)
             _say(f"Goes on from step {first}.")
         else:
+            # A fresh iterator: training sees the batches again that prepare the state.
             state = _init(stage, init_key, shardings)
-            prepare = jax.jit(stage.prepare, donate_argnums=0, out_shardings=shardings)
-            # A fresh iterator: training sees these batches again.
-            for batch in itertools.islice(train_batches(), stage.prepare_batches):
-                state = prepare(state, frozen, sharding.put_batch(batch, mesh), step_key)
+            state = _prepare(stage, state, frozen, train_batches(), step_key, shardings, mesh)
         # Not before: a start that fails on a mistake leaves the workdir free for the mended config.
         write_tokenizer(workdir, stage.tokenizer)
         write_config(workdir, config)
@@ -121,17 +111,14 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         metrics = Metrics(
             workdir, first_step=first, total_steps=total_steps, batch_size=config.batch_size
         )
-        if not first:
-            metrics.write_text(0, "config", config.to_json(indent=2))
-        written: dict[str, float] = {}
+        metrics.write_text(first, "config", config.to_json(indent=2))
         finite = _FiniteSteps(workdir)
+        _profile(config.profile, workdir, first, state)
 
         with _StopSignal(checkpoints) as stop:
             for step in range(first + 1, total_steps + 1):
                 last = step == total_steps
                 batch = next(iterator)
-                if config.profile and step == config.profile[0]:
-                    jax.profiler.start_trace(workdir)
                 on_device = sharding.put_batch(batch, mesh)
                 with jax.transfer_guard("disallow"):
                     state, halted, scalars = train_step(state, halted, frozen, on_device, step_key)
@@ -140,21 +127,17 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                 stopping = stop(step)
                 saving = step % config.checkpoint_every == 0 or last or stopping
                 finite.check(state, all_steps=saving)  # only good states are saved
-                if config.profile and step == sum(config.profile) - 1:
-                    jax.block_until_ready(state)
-                    jax.profiler.stop_trace()
+                _profile(config.profile, workdir, step, state)
                 if step % config.log_every == 0 or last:
-                    written |= metrics.write(step, learning_rate=float(rate(step - 1)))
+                    metrics.write(step, learning_rate=float(rate(step - 1)))
                 with metrics.pause():
                     validation = None
                     if step % config.eval_every == 0 or last:
                         validation = _evaluate(score, state, frozen, eval_batches(), mesh, eval_key)
                         metrics.write_scalars(step, validation)
-                        written |= validation
                     if evaluate_sounds is not None:
                         scores = evaluate_sounds(step, state, frozen, last=last)
                         metrics.write_scalars(step, scores)
-                        written |= scores
                     if step % config.summary_every == 0 or last:
                         summary = jax.device_get(summarize(state, frozen, on_device, eval_key))
                         metrics.write_summary(step, summary, config.mel.sample_rate)
@@ -167,7 +150,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                     sys.exit(stop.status)
         checkpoints.wait()
         metrics.close()
-    return written
+    return metrics.latest
 
 
 def _say(message: str) -> None:
@@ -190,6 +173,22 @@ def _total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int
     return config.total_steps
 
 
+def _batches(
+    config: ml_collections.ConfigDict, stage: Stage
+) -> tuple[Callable[[], grain.DatasetIterator], Callable[[], Iterable[Batch]]]:
+    """Returns what begins training's stream of batches, and a pass over the validation split."""
+    reading = dict(
+        batch_size=config.batch_size,
+        prepare_text=stage.prepare_text,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return (
+        functools.partial(input_pipeline.train_iterator, config.data, seed=config.seed, **reading),
+        functools.partial(input_pipeline.eval_batches, config.data, **reading),
+    )
+
+
 def _init(stage: Stage, key: jax.Array, shardings: Tree) -> TrainState:
     """Returns the state of step 0, with pretrained weights where the config names some."""
     # It runs once: on a CPU, where compiling is slow, it is not worth optimising.
@@ -197,6 +196,22 @@ def _init(stage: Stage, key: jax.Array, shardings: Tree) -> TrainState:
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     init = jax.jit(stage.init, out_shardings=shardings, compiler_options=options)
     return load_pretrained(init(key), stage.start_weights())
+
+
+def _prepare(
+    stage: Stage,
+    state: TrainState,
+    frozen: Tree,
+    batches: Iterable[Batch],
+    key: jax.Array,
+    shardings: Tree,
+    mesh: Mesh,
+) -> TrainState:
+    """Returns the state after the stage has looked at the first batches."""
+    prepare = jax.jit(stage.prepare, donate_argnums=0, out_shardings=shardings)
+    for batch in itertools.islice(batches, stage.prepare_batches):
+        state = prepare(state, frozen, sharding.put_batch(batch, mesh), key)
+    return state
 
 
 def _with_shardings(shapes: Tree, shardings: Tree) -> Tree:
@@ -255,6 +270,15 @@ def _evaluate(
         sums = {name: sums.get(name, 0.0) + float(total) for name, total in part.items()}
         count += int(valid)
     return {f"validation/{name}": total / count for name, total in sums.items()}
+
+
+def _profile(steps: tuple[int, ...], workdir: str, step: int, state: TrainState) -> None:
+    """Begins a trace before, and ends it after, the steps of (first step, number of steps)."""
+    if steps and step + 1 == steps[0]:
+        jax.profiler.start_trace(workdir)
+    if steps and step + 1 == sum(steps):
+        jax.block_until_ready(state)
+        jax.profiler.stop_trace()
 
 
 def _evaluators(

@@ -15,6 +15,9 @@ class Metrics:
 
     Scalars of the steps between two `write` calls are averaged. The bar on the terminal shows the
     loss and the time left.
+
+    Attributes:
+      latest: the last value written of each scalar, by tag.
     """
 
     def __init__(self, workdir: str, *, first_step: int, total_steps: int, batch_size: int):
@@ -35,6 +38,7 @@ class Metrics:
         self._writer = SummaryWriter(workdir, purge_step=purge_step, write_to_disk=main)
         self._batch_size = batch_size
         self._pending: list[Mapping[str, jax.Array]] = []
+        self.latest: dict[str, float] = {}
         self._bar = tqdm(
             total=total_steps,
             initial=first_step,
@@ -50,15 +54,12 @@ class Metrics:
         self._pending.append(scalars)
         self._bar.update()
 
-    def write(self, step: int, **more: float) -> dict[str, float]:
+    def write(self, step: int, **more: float) -> None:
         """Writes the means since the last call, and the speed.
 
         Args:
           step: the step that they are written for.
           **more: scalars to write beside them.
-
-        Returns:
-          Everything written, by its tag.
         """
         steps = jax.device_get(self._pending)
         self._pending = []
@@ -70,12 +71,12 @@ class Metrics:
         scalars["speed/samples_per_second"] = len(steps) * self._batch_size / seconds
         self.write_scalars(step, scalars)
         self._bar.set_postfix(loss=f"{scalars.get('train/loss', math.nan):.4g}")
-        return scalars
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes scalars as they are."""
         for tag, value in scalars.items():
             self._writer.add_scalar(tag, value, step)
+        self.latest |= scalars
 
     def write_summary(self, step: int, summary: Mapping[str, Any], sample_rate: int) -> None:
         """Writes what a stage's `summarize` returns.
