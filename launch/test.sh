@@ -24,5 +24,6 @@ export HF_HUB_OFFLINE=1 NO_GCE_CHECK=true
 
 ruff check .
 ruff format --check .
+mypy
 # Two at a time: most of the time is spent on compilation, which uses one core.
 python -m pytest -q --durations=15 -n 2 --dist=loadfile --no-loadscope-reorder "$@"
