@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from maa_jax.diffusion.samplers import SAMPLERS, coefficients
-from maa_jax.diffusion.schedule import SPACINGS, Schedule
+from maa_jax.diffusion import SAMPLERS, SPACINGS
+from maa_jax.diffusion.samplers import coefficients
 from maa_jax.encoders.clap import ClapScore
 from maa_jax.pipeline.pipeline import Pipeline, segments
 
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
 
     def warm_up(name: str, steps: int) -> None:
         """Compiles the lengths of scan that a sampler takes; all samplers share their programs."""
-        for length in set(segments(len(coefficients(name, Schedule(), steps)))) - compiled:
+        for length in set(segments(len(coefficients(name, pipe.model.schedule, steps)))) - compiled:
             run(steps=length)
             compiled.add(length)
 

@@ -22,6 +22,7 @@ from maa_jax.pipeline.request import Request, is_list
 
 if TYPE_CHECKING:
     from maa_jax.model_folder.model import Model
+    from maa_jax.pipeline.pipeline import Pipeline
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,6 @@ def sample(prompts: Sequence[str], sampling: Sampling) -> list[pathlib.Path]:
     """
     # After the flags, so that --help and a mistake in them answer at once.
     import jax
-    import tqdm
     from jax.experimental import multihost_utils
 
     from maa_jax.audio import io
@@ -135,12 +135,10 @@ def sample(prompts: Sequence[str], sampling: Sampling) -> list[pathlib.Path]:
     }
     journal = Journal(folder, wanted, jax.process_index())
 
-    # Ranking takes a prompt at a time and keeps some of its candidates, else a sound is a unit.
-    kept, tries = (sampling.num_samples, sampling.tries) if sampling.ranks else (1, 1)
+    kept, tries = _unit(sampling)
     units = share(range(len(every) // kept))
     todo = [u for u in units if any(f not in journal.rows for f in files[u * kept :][:kept])]
     chunks = list(_chunks(todo, max(1, sampling.batch_size // tries)))
-
     several = jax.local_device_count() > 1
     pipe = Pipeline.from_pretrained(
         sampling.model, devices=jax.local_devices() if several else None
@@ -155,22 +153,11 @@ def sample(prompts: Sequence[str], sampling: Sampling) -> list[pathlib.Path]:
 
     journal.begin()
     clock, where = time.perf_counter(), _where(model)
-    with tqdm.tqdm(desc="Sampling", unit="step") as bar, pipe.timed() as spent:
-        for number, chunk in enumerate(chunks):
-
-            def progress(done: int, total: int, _: Any, number: int = number) -> None:
-                bar.total = total * len(chunks)
-                bar.update(number * total + done - bar.n)
-
-            made = pipe(
-                [every[unit * kept] for unit in chunk],
-                callback=progress,
-                **sampling.keywords() | {"num_samples": kept, "start_index": chunk[0] * tries},
-            )
+    with pipe.timed() as spent:
+        for place, wav, row in _sounds(pipe, sampling, every, chunks):
             begin = time.perf_counter()
-            for file, (wav, row) in zip(files[chunk[0] * kept :], _rows(made, chunk[0])):  # noqa: B905
-                io.write_wav(folder / file, wav, pipe.sample_rate)
-                journal.add(wanted[file] | row | where)
+            io.write_wav(folder / files[place], wav, pipe.sample_rate)
+            journal.add(wanted[files[place]] | row | where)
             spent["files"] += time.perf_counter() - begin
     took = time.perf_counter() - clock
     print(f"Made {len(todo) * kept} sound(s) of {seconds:g} s: {took:.1f} s")
@@ -216,17 +203,51 @@ def _where(model: "Model") -> dict[str, Any]:
     }
 
 
-def _rows(made: Any, first: int) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yields each sound and what its line says of it alone.
+def _unit(sampling: Sampling) -> tuple[int, int]:
+    """Returns how many sounds are made and kept together, and how many are made for them.
 
-    `index` is the sound's start_index: with it the sound can be made again alone.
+    Ranking takes a prompt at a time and keeps some of its candidates, else a sound is a unit.
     """
-    if not hasattr(made, "scores"):
-        for i, wav in enumerate(made):
-            yield wav, {"index": first + i}
-        return
-    for wav, score, index in zip(made.sounds, made.scores, made.indices, strict=True):
-        yield wav, {"index": int(index), "score": float(score)}
+    return (sampling.num_samples, sampling.tries) if sampling.ranks else (1, 1)
+
+
+def _sounds(
+    pipe: "Pipeline", sampling: Sampling, every: Sequence[str], chunks: Sequence[Sequence[int]]
+) -> Iterator[tuple[int, Any, dict[str, Any]]]:
+    """Makes the sounds of some units, and shows the progress.
+
+    Args:
+      pipe: the pipeline.
+      sampling: how sounds are made.
+      every: the prompt of each file.
+      chunks: units that are made together.
+
+    Yields:
+      The place of a file, its sound, and what its line says of it alone. `index` is the sound's
+      start_index: with it the sound can be made again alone.
+    """
+    import tqdm
+
+    kept, tries = _unit(sampling)
+    with tqdm.tqdm(desc="Sampling", unit="step") as bar:
+        for number, chunk in enumerate(chunks):
+
+            def progress(done: int, total: int, _: Any, number: int = number) -> None:
+                bar.total = total * len(chunks)
+                bar.update(number * total + done - bar.n)
+
+            first = chunk[0]
+            made: Any = pipe(
+                [every[unit * kept] for unit in chunk],
+                callback=progress,
+                **sampling.keywords() | {"num_samples": kept, "start_index": first * tries},
+            )
+            if sampling.ranks:
+                for i, (wav, score, index) in enumerate(zip(*made, strict=True)):
+                    yield first * kept + i, wav, {"index": int(index), "score": float(score)}
+            else:
+                for i, wav in enumerate(made, first):
+                    yield i, wav, {"index": i}
 
 
 def _chunks(numbers: Sequence[int], size: int) -> Iterator[list[int]]:

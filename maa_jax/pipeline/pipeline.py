@@ -127,7 +127,7 @@ class Pipeline:
         if ranking:
             clap.check_folder(self.path)
         for name in ("unet", *OUTPUTS["wav" if ranking else output]):
-            self._networks[name]
+            self._networks.load(name)
         if ranking and self._score is None:
             self._score = clap.ClapScore(self.path)
 
@@ -261,7 +261,7 @@ class Pipeline:
             history=split(state.history, axis=1),
             pred_x0=split(state.pred_x0),
         )
-        unet, params = self._networks["unet"]
+        unet, params = self._networks.load("unet")
         done = 0
         for size in segments(len(table)):
             rows = table[done : done + size]
@@ -275,10 +275,10 @@ class Pipeline:
         """Returns latents, mels and wavs of latents as far as `output`, whole ones."""
         made = {"latents": latents}
         if output != "latents":
-            _, params = self._networks["vae"]
+            _, params = self._networks.load("vae")
             made["mel"] = self._run("autoencoder", programs.decode, self._codec, params, latents)
         if output == "wav":
-            vocoder, params = self._networks["vocoder"]
+            vocoder, params = self._networks.load("vocoder")
             made["wav"] = self._run("vocoder", programs.vocode, vocoder, params, made["mel"])
         return {name: np.array(value, np.float32) for name, value in made.items()}
 
@@ -312,7 +312,7 @@ class Pipeline:
         shape = self.latent_shape(np.shape(wavs)[1] / self.sample_rate)
         silence = self._codec.samples(shape[1]) - np.shape(wavs)[1]
         audio = np.pad(np.asarray(wavs, np.float32), ((0, 0), (0, max(0, silence))))
-        _, params = self._networks["vae"]
+        _, params = self._networks.load("vae")
         return np.array(programs.encode(self._codec, params, audio))
 
     def decode(self, latents: np.ndarray | jax.Array, output: str = "wav") -> np.ndarray:

@@ -22,7 +22,7 @@ Tree = Any
 
 
 class Networks:
-    """The networks of a model folder, each read when it is first asked for.
+    """The networks of a model folder, each read once, when it is first needed.
 
     Args:
       folder: the model folder.
@@ -34,7 +34,7 @@ class Networks:
         self._folder, self._dtype, self._devices = folder, dtype, devices
         self._read: dict[str, tuple[nnx.GraphDef, Tree]] = {}
 
-    def __getitem__(self, name: str) -> tuple[nnx.GraphDef, Tree]:
+    def load(self, name: str) -> tuple[nnx.GraphDef, Tree]:
         """Returns the graph and the weights of the network in the folder's `name/`."""
         if name not in self._read:
             graphdef, params = networks.load_network(self._folder, name, dtype=self._dtype)

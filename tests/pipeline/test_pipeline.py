@@ -532,7 +532,7 @@ def test_devices_share_a_batch(tiny_model):
         pipe = maa_jax.Pipeline.from_pretrained({str(tiny_model)!r}, devices=jax.devices())
         two = pipe("rain", **args)
         np.testing.assert_allclose(one, two, atol=1e-4 * np.abs(one).max())
-        _, params = pipe._networks["unet"]
+        _, params = pipe._networks.load("unet")
         assert len(params["conv_in"]["kernel"].devices()) == 2
         """,
         devices=2,
