@@ -16,12 +16,15 @@ A bank holds the captions of the config's training split alone.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import ml_collections
 from absl import flags
 
 from maa_jax import command, options
 from maa_jax.options import REQUIRED, Options, option
+
+if TYPE_CHECKING:
+    import ml_collections
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ def define_flags() -> None:
     options.define_flags(Embedding)
 
 
-def embed(config: ml_collections.ConfigDict, request: Embedding) -> int:
+def embed(config: "ml_collections.ConfigDict", request: Embedding) -> int:
     """Writes this process's share of the contexts of a run's captions, or of a bank.
 
     Args:
@@ -65,7 +68,7 @@ def embed(config: ml_collections.ConfigDict, request: Embedding) -> int:
     return _embed_contexts(config, request)
 
 
-def _embed_contexts(config: ml_collections.ConfigDict, request: Embedding) -> int:
+def _embed_contexts(config: "ml_collections.ConfigDict", request: Embedding) -> int:
     if config.data.reprogram.events:
         raise ValueError(
             f"config.data.reprogram.events={config.data.reprogram.events!r}: reprogramming makes "

@@ -79,6 +79,22 @@ PathFinder.find_spec = lambda name, *rest: (
 """
 
 
+PROGRAMS = (
+    "train.__main__",
+    "sample",
+    "evaluate",
+    "enhance",
+    "embed",
+    "report",
+    "convert.__main__",
+)
+
+
+def test_programs_of_a_base_install_can_say_which_extra_they_need():
+    code = WITHOUT.format(missing=set(command.EXTRAS)) + "import importlib\n"
+    run_python(code + "".join(f"import maa_jax.{program}\n" for program in PROGRAMS))
+
+
 def test_a_training_step_needs_jax_and_its_kin_alone():
     missing = third_party() - STEP
     assert {"grain", "orbax", "tokenizers", "soundfile"} <= missing
