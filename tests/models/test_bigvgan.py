@@ -73,8 +73,8 @@ def test_anti_aliased_activation_is_upsampling_then_downsampling():
 def test_sin_squared_and_its_slope():
     x = jnp.linspace(-20, 20, 4001)
     np.testing.assert_allclose(sin_squared(x), np.sin(x) ** 2, atol=2e-6)
-    slope = jax.vmap(jax.grad(sin_squared))(x)
-    np.testing.assert_allclose(slope, np.sin(2 * x), atol=5e-6)
+    gradient = jax.vmap(jax.grad(sin_squared))(x)
+    np.testing.assert_allclose(gradient, np.sin(2 * x), atol=5e-6)
 
 
 def test_a_folder_gives_the_trained_network_back(tmp_path):
