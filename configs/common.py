@@ -48,7 +48,7 @@ def base(stage: str) -> ml_collections.ConfigDict:
     config.checkpoint_every = 5_000
     config.keep = 2
     config.best = "validation/loss"  # the checkpoint with its lowest value is kept, too
-    config.evaluators = block()  # {name: {every, num_prompts, clap}}, of the sounds that it makes
+    config.evaluators = block()  # scores of generated sounds: {name: {every, num_prompts, clap}}
     config.profile = ()  # (first step, number of steps) to trace for TensorBoard
     return config
 

@@ -12,7 +12,7 @@ from flax import nnx
 from maa_jax.stages.base import Scalars, Stage, Tree
 from maa_jax.training import optim, state
 
-# Scalars, gradients with respect to what they are added for, the discriminators' variables.
+# Scalars by name, gradients for `add_gradients`, and the discriminators' non-trainable variables.
 GanLosses = tuple[Scalars, Tree, Tree]
 
 
@@ -116,14 +116,14 @@ def when_active(
 def add_gradients(loss: jax.Array, values: Tree, grads: Tree) -> jax.Array:
     """Returns `loss`, with `grads` added to its gradient with respect to `values`.
 
-    The term is linear in `values` and its value is taken off again. What a discriminator
-    contributes is so formed once, outside the differentiated function, for the adaptive weight, the
-    generator's update and its own.
+    The added term is linear in `values`, and its value is subtracted again. The discriminators'
+    gradients are thus computed once and serve the adaptive weight, the generator's update and
+    their own update.
 
     Args:
       loss: scalar.
       values: tree of arrays that depend on what is differentiated.
-      grads: tree of the same structure, which depends on nothing that is differentiated.
+      grads: tree of the same structure that does not depend on what is differentiated.
     """
     linear = optax.tree.vdot(grads, values)
     return loss + (linear - jax.lax.stop_gradient(linear))

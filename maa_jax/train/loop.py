@@ -176,7 +176,7 @@ def _total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int
 def _batches(
     config: ml_collections.ConfigDict, stage: Stage
 ) -> tuple[Callable[[], grain.DatasetIterator], Callable[[], Iterable[Batch]]]:
-    """Returns what begins training's stream of batches, and a pass over the validation split."""
+    """Returns functions that start the stream of training batches, and a pass over validation."""
     reading = dict(
         batch_size=config.batch_size,
         prepare_text=stage.prepare_text,
@@ -273,7 +273,7 @@ def _evaluate(
 
 
 def _profile(steps: tuple[int, ...], workdir: str, step: int, state: TrainState) -> None:
-    """Begins a trace before, and ends it after, the steps of (first step, number of steps)."""
+    """Starts a trace before the first of the steps (first, number), and stops it after the last."""
     if steps and step + 1 == steps[0]:
         jax.profiler.start_trace(workdir)
     if steps and step + 1 == sum(steps):
