@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
+from clu import parameter_overview
 from etils import epath
 from jax.sharding import Mesh
 
@@ -112,6 +113,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             workdir, first_step=first, total_steps=total_steps, batch_size=config.batch_size
         )
         metrics.write_text(first, "config", config.to_json(indent=2))
+        for name, tree in shapes.params.items():
+            table = parameter_overview.get_parameter_overview(tree, include_stats=False)
+            metrics.write_text(first, f"parameters/{name}", table)
         finite = _FiniteSteps(workdir)
         _profile(config.profile, workdir, first, state)
 
