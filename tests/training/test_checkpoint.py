@@ -133,5 +133,5 @@ def test_a_run_that_began_before_a_key_existed_has_its_old_value(tmp_path):
     schedule = checkpoint.read_config(tmp_path).schedule.to_dict()
     checkpoint.check_config(tmp_path, _config(schedule=schedule))
     schedule["prediction_type"] = "sample"
-    with pytest.raises(ValueError, match=r"schedule\.prediction_type: 'epsilon' there"):
+    with pytest.raises(ValueError, match=r"schedule\.prediction_type='epsilon' there"):
         checkpoint.check_config(tmp_path, _config(schedule=schedule))
