@@ -161,6 +161,33 @@ def test_a_program_has_the_kernels_of_the_platform_that_it_is_lowered_for(case):
         assert cpu.count("convolution") > 3
 
 
+def test_a_batch_that_is_spread_over_devices_is_not_gathered():
+    code = """
+        import jax
+        import jax.numpy as jnp
+        from jax.sharding import AxisType, NamedSharding
+        from jax.sharding import PartitionSpec as P
+
+        from tests.models.kernels.test_platforms import WIDE
+
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+        rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+        for case, (f, shape, kernel) in WIDE.items():
+            second = rows if case == "attention" else whole
+            args = (
+                jax.ShapeDtypeStruct((8, *shape[1:]), jnp.float32, sharding=rows),
+                jax.ShapeDtypeStruct(
+                    (8, *kernel[1:]) if second is rows else kernel, jnp.float32, sharding=second
+                ),
+            )
+            gradient = jax.grad(lambda *args: jnp.mean(f(*args) ** 2), (0, 1))
+            program = jax.jit(gradient, out_shardings=(rows, second)).lower(*args).compile()
+            for moved in ("all-gather(", "all-to-all(", "collective-permute("):
+                assert moved not in program.as_text(), (case, moved)
+    """
+    run_python(code, devices=8)
+
+
 def test_the_environment_turns_the_forms_for_cpus_off():
     code = """
         from tests.models.kernels.test_platforms import WIDE, operations
