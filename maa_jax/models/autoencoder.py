@@ -105,7 +105,8 @@ class Autoencoder(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        latent, common = config.latent_channels, dict(dtype=dtype, rngs=rngs)
+        latent = config.latent_channels
+        common: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         self.config = config
         self.encoder = Encoder(config, remat=remat, **common)
         self.decoder = Decoder(config, remat=remat, **common)
@@ -136,9 +137,17 @@ class Autoencoder(nnx.Module):
 class ResnetBlock(nnx.Module):
     """Two convolutions around a skip connection."""
 
-    def __init__(self, width_in, width, *, config: AutoencoderConfig, dtype, rngs: nnx.Rngs):
-        common = dict(dtype=dtype, rngs=rngs)
-        norm = dict(num_groups=config.norm_num_groups, epsilon=1e-6, **common)
+    def __init__(
+        self,
+        width_in: int,
+        width: int,
+        *,
+        config: AutoencoderConfig,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        common: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
+        norm: dict[str, Any] = dict(num_groups=config.norm_num_groups, epsilon=1e-6, **common)
         self.norm1 = GroupNorm(width_in, **norm)
         self.conv1 = Conv(width_in, width, 3, padding=1, **common)
         self.norm2 = GroupNorm(width, **norm)
@@ -155,7 +164,7 @@ class ResnetBlock(nnx.Module):
 class Attention(nnx.Module):
     """Attention with one head over all positions, around a skip connection."""
 
-    def __init__(self, width: int, *, config: AutoencoderConfig, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, config: AutoencoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
         dense = lambda: nnx.Linear(width, width, kernel_init=default_init, dtype=dtype, rngs=rngs)
         self.group_norm = GroupNorm(
             width, num_groups=config.norm_num_groups, epsilon=1e-6, dtype=dtype, rngs=rngs
@@ -173,7 +182,7 @@ class Attention(nnx.Module):
 class Downsample(nnx.Module):
     """Halves a map; zeros are added at its end only, on each axis."""
 
-    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         padding = ((0, 1), (0, 1))
         self.conv = Conv(width, width, 3, stride=2, padding=padding, dtype=dtype, rngs=rngs)
 
@@ -185,7 +194,7 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Nearest-neighbour 2x upsampling and a convolution."""
 
-    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.conv = UpsampleConv(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -209,7 +218,7 @@ class Block(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        plain = dict(dtype=dtype, rngs=rngs)
+        plain: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         ins = [width_in] + [width] * (layers - 1)
         self.resnets = nnx.List([ResnetBlock(i, width, config=config, **plain) for i in ins])
         self.attentions = (
@@ -233,7 +242,7 @@ class Block(nnx.Module):
 class MidBlock(nnx.Module):
     """Residual block, attention, residual block."""
 
-    def __init__(self, width: int, **common):
+    def __init__(self, width: int, **common: Any):
         self.resnets = nnx.List([ResnetBlock(width, width, **common) for _ in range(2)])
         self.attentions = nnx.List([Attention(width, **common)])
 
@@ -245,9 +254,10 @@ class MidBlock(nnx.Module):
 class Encoder(nnx.Module):
     """Mel image to twice the latent channels."""
 
-    def __init__(self, config: AutoencoderConfig, *, dtype, remat: bool, rngs: nnx.Rngs):
-        widths, plain = config.block_out_channels, dict(dtype=dtype, rngs=rngs)
-        common = dict(config=config, **plain)
+    def __init__(self, config: AutoencoderConfig, *, dtype: jnp.dtype, remat: bool, rngs: nnx.Rngs):
+        widths = config.block_out_channels
+        plain: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
+        common: dict[str, Any] = dict(config=config, **plain)
         self.conv_in = Conv(config.in_channels, widths[0], 3, padding=1, **plain)
         width, blocks = widths[0], []
         for level, out in enumerate(widths):
@@ -281,9 +291,10 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents to a mel image."""
 
-    def __init__(self, config: AutoencoderConfig, *, dtype, remat: bool, rngs: nnx.Rngs):
-        widths, plain = config.block_out_channels, dict(dtype=dtype, rngs=rngs)
-        common = dict(config=config, **plain)
+    def __init__(self, config: AutoencoderConfig, *, dtype: jnp.dtype, remat: bool, rngs: nnx.Rngs):
+        widths = config.block_out_channels
+        plain: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
+        common: dict[str, Any] = dict(config=config, **plain)
         width, blocks = widths[-1], []
         self.conv_in = Conv(config.latent_channels, width, 3, padding=1, **plain)
         self.mid_block = MidBlock(width, **common)

@@ -6,6 +6,7 @@ do not fold back.
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -162,7 +163,7 @@ class AntiAliased(nnx.Module):
 class ResidualBlock(nnx.Module):
     """BigVGAN's AMPBlock1: pairs of a dilated and a plain convolution, each after an activation."""
 
-    def __init__(self, channels, kernel_size, dilations, **kwargs):
+    def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...], **kwargs: Any):
         self.convs1 = nnx.List(
             Conv1d(
                 channels,
@@ -196,7 +197,7 @@ class BigVGAN(nnx.Module):
         config: BigVGANConfig,
         *,
         weight_norm: bool = False,
-        dtype=jnp.float32,
+        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Builds the network.
@@ -208,7 +209,7 @@ class BigVGAN(nnx.Module):
           dtype: type of the computation; parameters are float32.
           rngs: source of the initial weights.
         """
-        kwargs = {"weight_norm": weight_norm, "dtype": dtype, "rngs": rngs}
+        kwargs: dict[str, Any] = {"weight_norm": weight_norm, "dtype": dtype, "rngs": rngs}
         channels = config.upsample_initial_channel
         self.conv_pre = Conv1d(config.model_in_dim, channels, 7, padding=3, **kwargs)
         ups, resblocks = [], []

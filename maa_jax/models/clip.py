@@ -255,8 +255,9 @@ class TextTransformer(nnx.Module):
                 f"{self.config.max_position_embeddings}: cut the prompt."
             )
         bias = jnp.where(jnp.tri(n, dtype=bool), 0.0, MASK_VALUE)[None, None]
-        if attention_mask is not None:
-            bias = bias + key_bias(attention_mask)
+        padding = key_bias(attention_mask)
+        if padding is not None:
+            bias = bias + padding
         return self.final_layer_norm(self.encoder(self.embeddings(input_ids), bias))
 
     def pooled(self, hidden: jax.Array, input_ids: jax.Array) -> jax.Array:

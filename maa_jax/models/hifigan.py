@@ -7,6 +7,7 @@ name in a folder that `SpeechT5HifiGan.from_pretrained` opens.
 import dataclasses
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ class HifiGanConfig:
         return cls(**{f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d})
 
 
-def check_vocoder(config) -> None:
+def check_vocoder(config: Any) -> None:
     """Makes tuples of a vocoder config's lists, and raises ValueError unless they fit together."""
     for field in dataclasses.fields(config):
         # Frozen: what came as lists, from JSON, must be hashable inside a graph definition.
@@ -126,7 +127,14 @@ def _tupled(value):
 class ResidualBlock(nnx.Module):
     """Pairs of a dilated and a plain convolution, each pair with a residual."""
 
-    def __init__(self, channels, kernel_size, dilations, slope, **kwargs):
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        dilations: tuple[int, ...],
+        slope: float,
+        **kwargs: Any,
+    ):
         self.convs1 = nnx.List(
             Conv1d(
                 channels,
@@ -163,7 +171,7 @@ class HifiGan(nnx.Module):
         config: HifiGanConfig,
         *,
         weight_norm: bool = False,
-        dtype=jnp.float32,
+        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Builds the network.
@@ -175,7 +183,7 @@ class HifiGan(nnx.Module):
           dtype: type of the computation; parameters are float32.
           rngs: source of the initial weights.
         """
-        kwargs = {"weight_norm": weight_norm, "dtype": dtype, "rngs": rngs}
+        kwargs: dict[str, Any] = {"weight_norm": weight_norm, "dtype": dtype, "rngs": rngs}
         channels = config.upsample_initial_channel
         self.conv_pre = Conv1d(config.model_in_dim, channels, 7, padding=3, **kwargs)
         upsampler, resblocks = [], []

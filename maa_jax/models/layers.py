@@ -17,7 +17,7 @@ Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    return (value, value) if isinstance(value, int) else value
 
 
 def conv2d(
@@ -42,11 +42,12 @@ def conv2d(
     Returns:
       [b, h', w', out].
     """
+    high, wide = (padding, padding) if isinstance(padding, int) else padding
     return kernels.conv2d(
         x,
         kernel,
         stride=_pair(stride),
-        padding=tuple(_pair(p) for p in _pair(padding)),
+        padding=(_pair(high), _pair(wide)),
         dilation=_pair(dilation),
         groups=groups,
     )

@@ -83,7 +83,7 @@ class Conv1d(NormConv):
         groups: int = 1,
         use_bias: bool = True,
         weight_norm: bool = False,
-        dtype=jnp.float32,
+        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         shape = (kernel_size, in_features // groups, out_features)
@@ -119,7 +119,7 @@ class ConvTranspose1d(NormConv):
         padding: int = 0,
         use_bias: bool = True,
         weight_norm: bool = False,
-        dtype=jnp.float32,
+        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         shape = (kernel_size, out_features, in_features)
@@ -136,7 +136,10 @@ class ConvTranspose1d(NormConv):
 
 def mean_of(blocks: Sequence[Callable[[jax.Array], jax.Array]], x: jax.Array) -> jax.Array:
     """Returns the mean of what `blocks` make of x [b, t, channels]."""
-    return sum(block(x) for block in blocks) / len(blocks)
+    total = blocks[0](x)
+    for block in blocks[1:]:
+        total = total + block(x)
+    return total / len(blocks)
 
 
 def split_weight_norm(params: dict) -> dict:

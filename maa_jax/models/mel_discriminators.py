@@ -5,6 +5,7 @@ waveforms do.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ class MultiWindowConfig:
 class WindowDiscriminator(nnx.Module):
     """Strided convolutions over one crop of a mel image."""
 
-    def __init__(self, config: MultiWindowConfig, dtype, rngs):
+    def __init__(self, config: MultiWindowConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.convs = nnx.List(
             Conv(
                 config.channels if i else 1,
@@ -66,7 +67,11 @@ class MultiWindowDiscriminator(nnx.Module):
     """Random crops of mel images, a sub-discriminator for each length."""
 
     def __init__(
-        self, config: MultiWindowConfig = MultiWindowConfig(), *, dtype=jnp.float32, rngs: nnx.Rngs
+        self,
+        config: MultiWindowConfig = MultiWindowConfig(),
+        *,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
     ):
         self.discriminators = nnx.List(
             WindowDiscriminator(config, dtype, rngs) for _ in config.windows
@@ -102,9 +107,11 @@ class PatchConfig:
 class PatchDiscriminator(nnx.Module):
     """PatchGAN: logits of overlapping patches, with batch norm by the batch's own statistics."""
 
-    def __init__(self, config: PatchConfig = PatchConfig(), *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self, config: PatchConfig = PatchConfig(), *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
+    ):
         init = nnx.initializers.normal(0.02)
-        kwargs = {"padding": 1, "kernel_init": init, "dtype": dtype, "rngs": rngs}
+        kwargs: dict[str, Any] = {"padding": 1, "kernel_init": init, "dtype": dtype, "rngs": rngs}
         widths = [config.channels * min(2**i, 8) for i in range(config.layers + 1)]
         convs = [Conv(1, widths[0], 4, stride=2, **kwargs)]
         norms = []

@@ -122,27 +122,26 @@ class UNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         widths = config.block_out_channels
-        common = dict(config=config, dtype=dtype, remat=remat, rngs=rngs)
+        common: dict[str, Any] = dict(config=config, dtype=dtype, remat=remat, rngs=rngs)
         self.config, self.dtype = config, dtype
         self.conv_in = Conv(config.in_channels, widths[0], 3, padding=1, dtype=dtype, rngs=rngs)
         self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0], dtype=dtype, rngs=rngs)
 
-        skips, width, blocks = [widths[0]], widths[0], []
+        skips, width, down_blocks, up_blocks = [widths[0]], widths[0], [], []
         for level, out in enumerate(widths):
             last = level == len(widths) - 1
             ins = [width] + [out] * (config.layers_per_block - 1)
-            blocks.append(DownBlock(ins, out, downsample=not last, **common))
+            down_blocks.append(DownBlock(ins, out, downsample=not last, **common))
             skips += [out] * (config.layers_per_block + (not last))
             width = out
-        self.down_blocks = nnx.List(blocks)
+        self.down_blocks = nnx.List(down_blocks)
         self.mid_block = MidBlock(width, **common)
-        blocks = []
         for level, out in reversed(list(enumerate(widths))):
             outs = [width] + [out] * config.layers_per_block
             ins = [w + skips.pop() for w in outs]
-            blocks.append(UpBlock(ins, out, upsample=level > 0, **common))
+            up_blocks.append(UpBlock(ins, out, upsample=level > 0, **common))
             width = out
-        self.up_blocks = nnx.List(blocks)
+        self.up_blocks = nnx.List(up_blocks)
         self.conv_norm_out = GroupNorm(
             width, num_groups=config.norm_num_groups, epsilon=1e-5, dtype=dtype, rngs=rngs
         )
@@ -175,8 +174,8 @@ class UNet(nnx.Module):
             x, made = block(x, time, context)
             skips += made
         x = self.mid_block(x, time, context)
-        for block in self.up_blocks:
-            x = block(x, skips, time, context)
+        for up_block in self.up_blocks:
+            x = up_block(x, skips, time, context)
         return self.conv_out(nnx.silu(self.conv_norm_out(x))).astype(jnp.float32)
 
 
@@ -203,8 +202,12 @@ class TimestepEmbedding(nnx.Module):
 class ResnetBlock(nnx.Module):
     """Two convolutions with the time added between them, around a skip connection."""
 
-    def __init__(self, width_in, width, *, config: UNetConfig, dtype, rngs: nnx.Rngs):
-        norm = dict(num_groups=config.norm_num_groups, epsilon=1e-5, dtype=dtype, rngs=rngs)
+    def __init__(
+        self, width_in: int, width: int, *, config: UNetConfig, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        norm: dict[str, Any] = dict(
+            num_groups=config.norm_num_groups, epsilon=1e-5, dtype=dtype, rngs=rngs
+        )
         self.norm1 = GroupNorm(width_in, **norm)
         self.conv1 = Conv(width_in, width, 3, padding=1, dtype=dtype, rngs=rngs)
         self.time_emb_proj = Linear(
@@ -232,7 +235,9 @@ class ResnetBlock(nnx.Module):
 class CrossAttention(nnx.Module):
     """Attention of one sequence to another, or to itself."""
 
-    def __init__(self, width, context_width, *, num_heads: int, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, width: int, context_width: int, *, num_heads: int, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
         dense = lambda i, bias: Linear(i, width, use_bias=bias, dtype=dtype, rngs=rngs)
         self.to_q, self.to_k, self.to_v = (
             dense(i, False) for i in (width, context_width, context_width)
@@ -250,7 +255,7 @@ class CrossAttention(nnx.Module):
 class GEGLU(nnx.Module):
     """A dense layer, one half of which is gated by the GELU of the other."""
 
-    def __init__(self, width: int, inner: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, inner: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.proj = Linear(width, 2 * inner, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -262,7 +267,7 @@ class GEGLU(nnx.Module):
 class FeedForward(nnx.Module):
     """The transformer's feed-forward part; `net.1` is a dropout of rate 0 in diffusers."""
 
-    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.net = nnx.Dict(
             {
                 "0": GEGLU(width, 4 * width, dtype=dtype, rngs=rngs),
@@ -278,9 +283,9 @@ class FeedForward(nnx.Module):
 class TransformerBlock(nnx.Module):
     """Self-attention, cross-attention and feed-forward, each on a normalised copy."""
 
-    def __init__(self, width: int, *, config: UNetConfig, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, config: UNetConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
         norm = lambda: nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        common = dict(num_heads=config.num_heads, dtype=dtype, rngs=rngs)
+        common: dict[str, Any] = dict(num_heads=config.num_heads, dtype=dtype, rngs=rngs)
         self.norm1, self.norm2, self.norm3 = norm(), norm(), norm()
         self.attn1 = CrossAttention(width, width, **common)
         self.attn2 = CrossAttention(width, config.cross_attention_dim, **common)
@@ -297,8 +302,8 @@ class TransformerBlock(nnx.Module):
 class SpatialTransformer(nnx.Module):
     """A transformer block over the positions of a map, around a skip connection."""
 
-    def __init__(self, width: int, *, config: UNetConfig, dtype, rngs: nnx.Rngs):
-        common = dict(dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, *, config: UNetConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        common: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         self.norm = GroupNorm(width, num_groups=config.norm_num_groups, epsilon=1e-6, **common)
         self.proj_in = Conv(width, width, 1, **common)
         self.transformer_blocks = nnx.List([TransformerBlock(width, config=config, **common)])
@@ -314,7 +319,7 @@ class SpatialTransformer(nnx.Module):
 class Downsample(nnx.Module):
     """A convolution of stride 2."""
 
-    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.conv = Conv(width, width, 3, stride=2, padding=1, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -325,7 +330,7 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Nearest-neighbour 2x upsampling and a convolution."""
 
-    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.conv = UpsampleConv(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -337,9 +342,17 @@ class _Block(nnx.Module):
     """Residual blocks and spatial transformers of one level."""
 
     def __init__(
-        self, ins: list[int], out: int, attentions: int, *, config, dtype, remat, rngs: nnx.Rngs
+        self,
+        ins: list[int],
+        out: int,
+        attentions: int,
+        *,
+        config: UNetConfig,
+        dtype: jnp.dtype,
+        remat: bool,
+        rngs: nnx.Rngs,
     ):
-        common = dict(config=config, dtype=dtype, rngs=rngs)
+        common: dict[str, Any] = dict(config=config, dtype=dtype, rngs=rngs)
         self.resnets = nnx.List([ResnetBlock(i, out, **common) for i in ins])
         self.attentions = nnx.List([SpatialTransformer(out, **common) for _ in range(attentions)])
         self.remat = remat
@@ -352,7 +365,16 @@ class _Block(nnx.Module):
 class DownBlock(_Block):
     """A level on the way down."""
 
-    def __init__(self, ins: list[int], out: int, *, downsample: bool, dtype, rngs, **common):
+    def __init__(
+        self,
+        ins: list[int],
+        out: int,
+        *,
+        downsample: bool,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        **common: Any,
+    ):
         super().__init__(ins, out, len(ins), dtype=dtype, rngs=rngs, **common)
         self.downsamplers = (
             nnx.List([Downsample(out, dtype=dtype, rngs=rngs)]) if downsample else None
@@ -375,7 +397,7 @@ class DownBlock(_Block):
 class MidBlock(_Block):
     """The lowest level: residual block, transformer, residual block."""
 
-    def __init__(self, width: int, **common):
+    def __init__(self, width: int, **common: Any):
         super().__init__([width, width], width, 1, **common)
 
     def __call__(self, x: jax.Array, time: jax.Array, context: jax.Array) -> jax.Array:
@@ -388,7 +410,16 @@ class MidBlock(_Block):
 class UpBlock(_Block):
     """A level on the way up."""
 
-    def __init__(self, ins: list[int], out: int, *, upsample: bool, dtype, rngs, **common):
+    def __init__(
+        self,
+        ins: list[int],
+        out: int,
+        *,
+        upsample: bool,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        **common: Any,
+    ):
         super().__init__(ins, out, len(ins), dtype=dtype, rngs=rngs, **common)
         self.upsamplers = nnx.List([Upsample(out, dtype=dtype, rngs=rngs)]) if upsample else None
 

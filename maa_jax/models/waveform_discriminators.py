@@ -5,6 +5,8 @@ shape, high for recordings, and the list of inner activations for feature matchi
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +31,7 @@ class Conv2d(NormConv):
         *,
         stride: tuple[int, int] = (1, 1),
         padding: tuple[int, int] = (0, 0),
-        dtype=jnp.float32,
+        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         shape = (*kernel_size, in_features, out_features)
@@ -61,7 +63,7 @@ class SpectralConv1d(NormConv):
         stride: int = 1,
         padding: int = 0,
         groups: int = 1,
-        dtype=jnp.float32,
+        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         shape = (kernel_size, in_features // groups, out_features)
@@ -97,7 +99,7 @@ class MultiPeriodConfig:
 class PeriodDiscriminator(nnx.Module):
     """Convolutions over every `period`-th sample: each phase is a sequence of its own."""
 
-    def __init__(self, period: int, channels: tuple[int, ...], **kwargs):
+    def __init__(self, period: int, channels: tuple[int, ...], **kwargs: Any):
         widths = (1, *channels)
         self.convs = nnx.List(
             Conv1d(
@@ -144,7 +146,7 @@ class MultiPeriodDiscriminator(nnx.Module):
         self,
         config: MultiPeriodConfig = MultiPeriodConfig(),
         *,
-        dtype=jnp.float32,
+        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.discriminators = nnx.List(
@@ -187,7 +189,7 @@ class MultiScaleConfig:
 class ScaleDiscriminator(nnx.Module):
     """Grouped, strided convolutions over the waveform."""
 
-    def __init__(self, config: MultiScaleConfig, conv, conv_post):
+    def __init__(self, config: MultiScaleConfig, conv: Callable[..., NormConv]):
         widths = (1, *config.channels)
         self.convs = nnx.List(
             conv(
@@ -200,7 +202,7 @@ class ScaleDiscriminator(nnx.Module):
             )
             for i, size in enumerate(config.kernel_sizes)
         )
-        self.conv_post = conv_post(widths[-1], 1, 3, padding=1)
+        self.conv_post = conv(widths[-1], 1, 3, padding=1)
 
     def __call__(self, wav: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         """Returns logits of waveforms [b, samples], and features [b, t, channels]."""
@@ -216,17 +218,20 @@ class MultiScaleDiscriminator(nnx.Module):
     """The raw waveform with spectral norm, and averages of it with weight norm."""
 
     def __init__(
-        self, config: MultiScaleConfig = MultiScaleConfig(), *, dtype=jnp.float32, rngs: nnx.Rngs
+        self,
+        config: MultiScaleConfig = MultiScaleConfig(),
+        *,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
     ):
-        def spectral(*args, **kwargs):
+        def spectral(*args: Any, **kwargs: Any) -> SpectralConv1d:
             return SpectralConv1d(*args, **kwargs, dtype=dtype, rngs=rngs)
 
-        def weight(*args, **kwargs):
+        def weight(*args: Any, **kwargs: Any) -> Conv1d:
             return Conv1d(*args, **kwargs, weight_norm=True, dtype=dtype, rngs=rngs)
 
         self.discriminators = nnx.List(
-            ScaleDiscriminator(config, conv, conv)
-            for conv in [spectral] + [weight] * (config.scales - 1)
+            ScaleDiscriminator(config, conv) for conv in [spectral] + [weight] * (config.scales - 1)
         )
 
     def __call__(self, wav: jax.Array, *, rngs: nnx.Rngs | None = None) -> Outputs:
@@ -260,7 +265,7 @@ class MultiResolutionConfig:
 class ResolutionDiscriminator(nnx.Module):
     """Convolutions over short-time Fourier magnitudes, an image [bins, frames]."""
 
-    def __init__(self, resolution: tuple[int, int, int], channels: int, **kwargs):
+    def __init__(self, resolution: tuple[int, int, int], channels: int, **kwargs: Any):
         wide = {"kernel_size": (3, 9), "padding": (1, 4), **kwargs}
         self.convs = nnx.List(
             [
@@ -306,7 +311,7 @@ class MultiResolutionDiscriminator(nnx.Module):
         self,
         config: MultiResolutionConfig = MultiResolutionConfig(),
         *,
-        dtype=jnp.float32,
+        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.discriminators = nnx.List(

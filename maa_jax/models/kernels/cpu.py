@@ -9,6 +9,8 @@ Nothing here is differentiated: these are forms of the operations of `bilinear`.
 the batch, which may be spread over devices.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,12 +40,18 @@ def conv(
 ) -> jax.Array:
     """Convolves [b, ..., in] with [..., in / groups, out] over one or two axes."""
     if groups > 1:
-        options = dict(stride=stride, padding=padding, dilation=dilation, groups=1)
+        options: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, groups=1)
         pairs = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
         return jnp.concatenate([conv(x, kernel, **options) for x, kernel in pairs], -1)
     if x.ndim == 3:  # an image one pixel high takes up to a third less time
-        options = dict(stride=(1, *stride), padding=((0, 0), *padding), dilation=(1, *dilation))
-        return conv(x[:, None], kernel[None], **options, groups=1)[:, 0]
+        return conv(
+            x[:, None],
+            kernel[None],
+            stride=(1, *stride),
+            padding=((0, 0), *padding),
+            dilation=(1, *dilation),
+            groups=1,
+        )[:, 0]
     if _suits_winograd(x, kernel, stride, dilation):
         return winograd(x, kernel, padding, dilation[1])
     return _conv(x, kernel, stride, padding, dilation)
@@ -61,7 +69,7 @@ def conv_left(
 ) -> jax.Array:
     """Returns the gradient of the input, [b, ..., in] of the given shape, from the output's."""
     if groups > 1:
-        options = dict(stride=stride, padding=padding, dilation=dilation, groups=1)
+        options: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, groups=1)
         shape = (*shape[:-1], shape[-1] // groups)
         pairs = zip(jnp.split(y, groups, -1), jnp.split(kernel, groups, -1), strict=True)
         parts = [conv_left(y, kernel, shape=shape, **options) for y, kernel in pairs]
@@ -92,7 +100,7 @@ def conv_right(
 ) -> jax.Array:
     """Returns the gradient of the kernel, [..., in / groups, out] of the given shape."""
     if groups > 1:
-        options = dict(stride=stride, padding=padding, dilation=dilation, groups=1)
+        options: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, groups=1)
         shape = (*shape[:-1], shape[-1] // groups)
         pairs = zip(jnp.split(x, groups, -1), jnp.split(y, groups, -1), strict=True)
         return jnp.concatenate([conv_right(x, y, shape=shape, **options) for x, y in pairs], -1)
@@ -212,6 +220,6 @@ def winograd_right(x: jax.Array, y: jax.Array, padding: Pads) -> jax.Array:
         products = band(0)
     else:
         zeros = jnp.zeros((16, x.shape[-1], y.shape[-1]), x.dtype)
-        products, _ = lax.scan(lambda sum, i: (sum + band(i), None), zeros, jnp.arange(bands))
+        products = lax.fori_loop(0, bands, lambda i, total: total + band(i), zeros)
     kernel = jnp.tensordot(np.kron(F23.kernel, F23.kernel).T, products, 1)
     return kernel.reshape(3, 3, *products.shape[1:])
