@@ -30,6 +30,7 @@ from maa_jax.checks import nearest
 EXTRAS = {
     "PIL": "train",
     "apache_beam": "beam",
+    "clu": "train",
     "etils": "train",
     "grain": "train",
     "jinja2": "train",
