@@ -1,11 +1,11 @@
-"""Makes wav files of sentences.
+"""Generates wav files from text prompts.
 
     python -m maa_jax.sample --prompt="a crow caws" --prompt="rain on a roof" --out=sounds
 
-Each sample is a file of its own, such as sounds/000_a-crow-caws.wav, written as soon as it is made;
-sounds/samples.jsonl holds what is needed to make it again. A run that was killed goes on where it
-stopped when the same command is given again. Several processes (as for maa_jax.train) share the
-prompts among them, and each spreads its batches over its devices; they need a folder in common.
+Each sound is a file of its own, such as sounds/000_a-crow-caws.wav, written as soon as it is made;
+sounds/samples.jsonl holds what is needed to make it again. The same command resumes a run that was
+killed. Several processes (as for maa_jax.train) divide the prompts among them, and each spreads its
+batches over its devices; they need a shared folder.
 """
 
 import dataclasses
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling(Request):
-    """Which sounds are to be made, how, and where they are written."""
+    """Which model makes which sounds, how, and where they are written."""
 
     model: str = option("bundled", 'Model folder, hub id, or "bundled".', recorded=False)
     prompt: tuple[str, ...] = option(
-        (), 'A sentence; may be repeated. "" is any sound.', repeated=True, recorded=False
+        (), 'Prompt; may be repeated. "" is any sound.', repeated=True, recorded=False
     )
     prompts_file: str | None = option(
-        None, "A text file with a prompt a line.", path=True, recorded=False
+        None, "Text file with one prompt per line.", path=True, recorded=False
     )
     out: str = option(REQUIRED, "Folder for the wav files.", path=True, recorded=False)
 
@@ -54,9 +54,9 @@ def define_flags() -> None:
 
 
 def read_prompts(prompts: Sequence[str], prompts_file: str | None) -> list[str]:
-    """Returns the prompts of the command line, then those of the file, a line each.
+    """Returns the prompts of the command line, then those of the file, one per line.
 
-    Empty lines are left out, and named on stderr.
+    Empty lines are skipped and reported on stderr.
 
     Raises:
       ValueError: there are none, or the file cannot be read.
@@ -76,7 +76,7 @@ def read_prompts(prompts: Sequence[str], prompts_file: str | None) -> list[str]:
                 "save the file as UTF-8"
             ) from e
         if not lines[-1].strip():
-            lines.pop()  # behind the last line's end
+            lines.pop()  # after the final line break
         empty = [str(number) for number, line in enumerate(lines, 1) if not line.strip()]
         if empty:
             more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
@@ -92,14 +92,14 @@ def read_prompts(prompts: Sequence[str], prompts_file: str | None) -> list[str]:
 
 
 def sample(prompts: Sequence[str], sampling: Sampling) -> list[pathlib.Path]:
-    """Writes a wav file a sample and samples.jsonl, and prints what takes how long.
+    """Writes one wav file per sound and samples.jsonl, and prints the time that each part takes.
 
-    What is asked for is checked before weights are read. Sounds of this request that are there
-    already are not made again.
+    The request is checked before weights are read. Sounds that an earlier run of the same request
+    wrote are not made again.
 
     Args:
-      prompts: the sentences, such as `read_prompts` gives them.
-      sampling: how sounds are made of them, and where.
+      prompts: prompts, as `read_prompts` returns them.
+      sampling: options of the sounds, and where they are written.
 
     Returns:
       The wav files, in the order of samples.jsonl.
@@ -147,7 +147,7 @@ def sample(prompts: Sequence[str], sampling: Sampling) -> list[pathlib.Path]:
         pipe.load(ranking=sampling.ranks)
     print(f"Read the model in {model.path}: {time.perf_counter() - clock:.1f} s", flush=True)
     if journal.outdated:
-        print(f"samples.jsonl is of another request ({journal.outdated}): its sounds are replaced")
+        print(f"samples.jsonl: another request ({journal.outdated}): its sounds are replaced")
     if len(todo) < len(units):
         print(f"Already there: {kept * (len(units) - len(todo))} sound(s)")
 
@@ -174,7 +174,7 @@ def sample(prompts: Sequence[str], sampling: Sampling) -> list[pathlib.Path]:
 
 
 def _common(sampling: Sampling, model: "Model") -> dict[str, Any]:
-    """Returns what the lines of all sounds say, and what is compared when a run is resumed."""
+    """Returns the fields that all lines share and that must agree when a run is resumed."""
     import maa_jax
     from maa_jax.model_folder.index import content_hash
 
@@ -190,7 +190,7 @@ def _common(sampling: Sampling, model: "Model") -> dict[str, Any]:
 
 
 def _where(model: "Model") -> dict[str, Any]:
-    """Returns what lines say besides, and may differ when a run is resumed."""
+    """Returns the fields that record the environment and may differ when a run is resumed."""
     import jax
 
     from maa_jax.model_folder import hub
@@ -204,9 +204,9 @@ def _where(model: "Model") -> dict[str, Any]:
 
 
 def _unit(sampling: Sampling) -> tuple[int, int]:
-    """Returns how many sounds are made and kept together, and how many are made for them.
+    """Returns the number of sounds kept per unit of work, and the number made for them.
 
-    Ranking takes a prompt at a time and keeps some of its candidates, else a sound is a unit.
+    With ranking a unit is a prompt, of whose candidates some are kept; otherwise it is one sound.
     """
     return (sampling.num_samples, sampling.tries) if sampling.ranks else (1, 1)
 
@@ -217,14 +217,14 @@ def _sounds(
     """Makes the sounds of some units, and shows the progress.
 
     Args:
-      pipe: the pipeline.
-      sampling: how sounds are made.
-      every: the prompt of each file.
+      pipe: pipeline that makes the sounds.
+      sampling: options of the sounds.
+      every: prompt of each file.
       chunks: units that are made together.
 
     Yields:
-      The place of a file, its sound, and what its line says of it alone. `index` is the sound's
-      start_index: with it the sound can be made again alone.
+      The index of a file, its sound, and the fields of its line that are its own. `index` is the
+      `start_index` with which the sound can be made again alone.
     """
     import tqdm
 

@@ -100,7 +100,7 @@ def test_notes_of_another_version_are_redone_or_refused_in_one_line(tiny_model, 
     (tmp_path / "samples.jsonl").write_text(json.dumps(row) + "\n[]\n{}\n")
     capsys.readouterr()
     make(["rain"], tmp_path, tiny_model)
-    line = "samples.jsonl is of another request (000_rain.wav: spacing='absent' there, 'ldm' here)"
+    line = "samples.jsonl: another request (000_rain.wav: spacing='absent' there, 'ldm' here)"
     assert line in capsys.readouterr().out
     assert read(tmp_path)[0]["spacing"] == "ldm"
 

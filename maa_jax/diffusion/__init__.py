@@ -1,6 +1,6 @@
-"""The mathematics of diffusion: schedules, samplers and editing.
+"""The mathematics of diffusion: noise schedules and samplers.
 
-The names that options offer stand here, where they can be read without importing JAX.
+The choices of options are defined here, so that they can be read without importing JAX.
 """
 
 SAMPLERS = ("ddim", "plms", "dpmpp_2m")

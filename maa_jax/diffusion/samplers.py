@@ -1,10 +1,10 @@
 """Samplers: from noise to a latent, as one `lax.scan`.
 
-A sampler is a table. Each of them takes the next latents to be a weighted sum of what is at hand
-(the latents, those before, an estimate from the network's output, and the last three such
-estimates), with weights that the schedule alone decides. They are worked out beforehand, a row an
-evaluation of the network, and one step serves all: a new sampler is a new table, and programs need
-not be compiled again for it.
+A sampler is a table of coefficients. Every sampler computes the next latents as a weighted sum of
+the current latents, the previous ones, an estimate from the network's output, and the last three
+such estimates, with weights that depend only on the schedule. The table holds them, one row per
+evaluation of the network, and all samplers share the step: a new sampler is a new table, for which
+nothing is recompiled.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ from maa_jax.diffusion import SAMPLERS
 from maa_jax.diffusion.schedule import Schedule
 
 Tree = Any
-Array = Any  # numpy's where tables are made, JAX's inside the scan
-# (latents [b, h, w, c], timestep [], guidance scale []) -> what the network predicts of them,
-# [b, h, w, c]: noise, clean latents or v, as the schedule's `prediction_type` says.
+Array = Any  # numpy where tables are made, JAX inside the scan
+# (latents [b, h, w, c], timestep [], guidance scale []) -> the network's prediction [b, h, w, c]:
+# noise, clean latents or v, according to the schedule's `prediction_type`.
 Predict = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 _HISTORY = 3
@@ -34,21 +34,21 @@ _ADAMS_BASHFORTH = np.array(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
-    """A sampler's weights, a row an evaluation of the network, in the order of sampling.
+    """A sampler's coefficients, one row per evaluation of the network, in the order of sampling.
 
     Attributes:
-      timestep: int32 [n].
+      timestep: timestep of the evaluation, int32 [n].
       guidance_scale: classifier-free guidance of the evaluation, [n].
-      pred_x0: weights of the latents and of the network's output in the clean latents that these
-        estimate, [n, 2].
-      pred_noise: the same for the noise, [n, 2].
-      uses_x0: whether it is `pred_x0`, and not `pred_noise`, that is summed and kept, bool [n].
-      kept: whether it is kept for the steps that follow, bool [n].
+      pred_x0: weights of the latents and of the network's output in the estimate of the clean
+        latents, [n, 2].
+      pred_noise: weights of the same two in the estimate of the noise, [n, 2].
+      uses_x0: whether the estimate used is `pred_x0` and not `pred_noise`, bool [n].
+      kept: whether the estimate is kept for later steps, bool [n].
       latents: weight of the latents, [n].
       previous: weight of the latents one evaluation before, [n].
       estimates: weights of this estimate and of the three kept before it, newest first, [n, 4].
       noise: standard deviation of the fresh noise, [n].
-      alpha: the level that the next latents are at, as the schedule's alphas_cumprod, [n].
+      alpha: noise level of the next latents, as the schedule's alphas_cumprod, [n].
     """
 
     timestep: Array
@@ -71,13 +71,13 @@ class Table:
 
 
 class SamplerState(NamedTuple):
-    """What one step hands to the next.
+    """State carried from one step to the next.
 
     Attributes:
-      latents: [b, h, w, c].
-      previous: the latents one step before, [b, h, w, c].
-      history: the estimates kept, the newest first, [3, b, h, w, c].
-      pred_x0: the clean latents as estimated in this step, [b, h, w, c]; for previews.
+      latents: current latents, [b, h, w, c].
+      previous: latents one step before, [b, h, w, c].
+      history: estimates kept, newest first, [3, b, h, w, c].
+      pred_x0: estimate of the clean latents in this step, [b, h, w, c]; for previews.
     """
 
     latents: jax.Array
@@ -86,8 +86,8 @@ class SamplerState(NamedTuple):
     pred_x0: jax.Array
 
 
-# (state after a step, alphas_cumprod [] of the level that its latents are at) -> state. Runs inside
-# the scan, so it has to be pure.
+# (state after a step, noise level of its latents as alphas_cumprod []) -> state. Runs inside the
+# scan, so it must be pure.
 Hook = Callable[[SamplerState, jax.Array], SamplerState]
 
 
@@ -100,14 +100,14 @@ def guided(
     """Classifier-free guidance (Ho and Salimans 2022): both conditions in one batch.
 
     Args:
-      network: (latents [2b, h, w, c], timesteps [2b], context [2b, n, d]) -> [2b, h, w, c]; where
-        there are `inputs`, these are its fourth argument.
-      context: the condition, [b, n, d].
-      unconditional: the context of the empty or the negative prompt, [b, n, d].
-      inputs: arrays [b, ...] that the network is given besides, with either condition, such as
-        channels that it concatenates to the latents.
+      network: function (latents [2b, h, w, c], timesteps [2b], context [2b, n, d]) -> [2b, h, w, c]
+        that takes `inputs`, where given, as its fourth argument.
+      context: context of the prompts, [b, n, d].
+      unconditional: context of the empty or the negative prompt, [b, n, d].
+      inputs: further arrays [b, ...] for the network, the same with both contexts, such as channels
+        that it concatenates to the latents.
     """
-    # The two of a sample are neighbours, so that they are on one device where batches are split.
+    # A sample's two rows are adjacent, so that a split batch keeps them on one device.
     pairs = jnp.stack([unconditional, context], axis=1).reshape(-1, *context.shape[1:])
     more = () if inputs is None else (jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), inputs),)
 
@@ -134,20 +134,20 @@ def coefficients(
 
     Args:
       sampler: "ddim", "plms" or "dpmpp_2m".
-      schedule: the noise schedule.
-      steps: 1 to the schedule's length. There are as many rows, and with "plms" one more.
-      spacing: how the timesteps are spread; see `Schedule.timesteps`.
-      eta: 0 to 1, noise added on the way; "ddim" alone has it.
-      start: steps left out at the beginning, for latents that are at the noise level of
-        `timestep[0]` of the table. Methods of several steps warm up from there.
-      guidance_scale: 1 is the condition alone; larger values follow it more closely. One number,
-        or one for each of the `steps`.
+      schedule: noise schedule.
+      steps: number of steps, 1 to the schedule's length; the number of rows is one more for "plms".
+      spacing: spacing of the timesteps; see `Schedule.timesteps`.
+      eta: amount of noise added at each step, 0 to 1; only "ddim" supports it.
+      start: number of steps to skip, for latents that are at the noise level of `timestep[0]` of
+        the table. Multistep methods warm up from there.
+      guidance_scale: scale of classifier-free guidance, one number or one for each of the `steps`;
+        1 is none, larger values follow the condition more closely.
 
     Raises:
-      ValueError: an argument is not as above; unknown names with the nearest that is known.
+      ValueError: an argument is invalid; for an unknown name, the error has the nearest one.
     """
     check_name("sampler", sampler, SAMPLERS)
-    schedule.timesteps(steps, spacing)  # raises where there are none
+    schedule.timesteps(steps, spacing)  # raises if the arguments are invalid
     if not 0 <= start < steps:
         raise ValueError(f"start={start}: give a number from 0 to {steps - 1}")
     if not 0 <= eta <= 1:
@@ -174,7 +174,7 @@ def _ddim(
     alphas = schedule.alphas_cumprod.astype(np.float64)
     here, there = alphas[times], alphas[following]
     sigma = eta * np.sqrt((1 - there) / (1 - here) * (1 - here / there))
-    # Latents without any signal say nothing of the noise in them: the step is made of pred_x0.
+    # Latents that are pure noise have no pred_noise estimate: the step uses pred_x0.
     uses_x0 = here == 0
     latents, estimate = _move(np.where(uses_x0, 1, here), there, sigma)
     spread = np.sqrt(np.maximum(1 - there - np.square(sigma), 0))
@@ -195,9 +195,9 @@ def _plms(
 ) -> Table:
     """PLMS (Liu et al. 2022); diffusers' PNDMScheduler(skip_prk_steps=True).
 
-    The first step takes two evaluations of the network (Heun's rule): there is a row more than
-    there are steps. It is noise that is extrapolated, whatever the network predicts; diffusers
-    extrapolates v, which is another method.
+    The first step takes two evaluations of the network (Heun's rule), so there is one more row than
+    steps. The noise is extrapolated, whatever the network predicts; diffusers extrapolates the
+    network's output, which for v is another method.
     """
     alphas, steps = schedule.alphas_cumprod.astype(np.float64), len(times)
     if (alphas[times] == 0).any():
@@ -208,11 +208,11 @@ def _plms(
     rows = np.insert(np.arange(steps), 1, 1)[: steps + (steps > 1)]  # 0 1 1 2 3 ...
     start, end = times[rows], following[rows]
     second = np.arange(len(rows)) == 1
-    if steps > 1:  # the second evaluation takes the first step again, from where that began
+    if steps > 1:  # the second evaluation repeats the first step, from its start
         start[1], end[1] = times[1] + times[0] - following[0], times[1]
     latents, estimate = _move(alphas[start], alphas[end])
     orders = _ADAMS_BASHFORTH[np.minimum(np.arange(len(rows)), len(_ADAMS_BASHFORTH) - 1)]
-    # Both evaluations of the first step have its guidance.
+    # Both evaluations of the first step use its guidance scale.
     step = np.maximum(np.arange(len(rows)) - (len(rows) - steps), 0)
     return _table(
         schedule,
@@ -227,18 +227,18 @@ def _plms(
 
 
 def _dpmpp_2m(schedule: Schedule, times: np.ndarray, guidance: np.ndarray) -> Table:
-    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2), to the clean latents.
+    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2), ending at the clean latents.
 
-    Diffusers' DPMSolverMultistepScheduler of order 2.
+    The same as diffusers' DPMSolverMultistepScheduler of order 2.
     """
     here = schedule.alphas_cumprod.astype(np.float64)[times]
     there = np.append(here[1:], 1.0)
-    with np.errstate(divide="ignore"):  # infinite without noise, and without signal
+    with np.errstate(divide="ignore"):  # infinite where there is no noise or no signal
         ends = [0.5 * np.log(alpha / (1 - alpha)) for alpha in (here, there)]
-    length = ends[1] - ends[0]  # of each step, in half the logarithm of signal to noise
+    length = ends[1] - ends[0]  # step length in half the log signal-to-noise ratio
     before = np.append(0.0, length[:-1])
     weight = np.sqrt(there) * -np.expm1(-length)
-    # Of the first order: the first step, the last, and any behind two equal timesteps.
+    # First order: the first step, the last, and any after two equal timesteps.
     second = (before > 0) & np.isfinite(length)
     ratio = np.divide(length, 2 * before, out=np.zeros(len(times)), where=second)
     return _table(
@@ -259,14 +259,14 @@ def _path(
     times = schedule.timesteps(steps, spacing)[::-1].copy()
     if spacing == "ldm":
         following = np.append(times[1:], 0)
-    else:  # diffusers' strides are all the same, also where the timesteps' are not
+    else:  # diffusers uses one stride throughout, even where the timesteps' differ
         following = np.maximum(times - schedule.num_train_timesteps // steps, 0)
     return times[start:], following[start:]
 
 
 def _points(schedule: Schedule, steps: int, spacing: str) -> np.ndarray:
-    """Returns DPM-Solver's timesteps [steps]; the clean latents are the point behind them."""
-    if spacing == "trailing":  # which leaves out the end by itself
+    """Returns DPM-Solver's timesteps [steps], after which come the clean latents."""
+    if spacing == "trailing":  # already excludes the end
         return schedule.timesteps(steps, spacing)[::-1]
     if steps == schedule.num_train_timesteps:
         raise ValueError(f"steps={steps}: sampler='dpmpp_2m' takes up to {steps - 1}")
@@ -294,7 +294,7 @@ def _table(
     previous: np.ndarray | float = 0.0,
     noise: np.ndarray | float = 0.0,
 ) -> Table:
-    """Fills up the columns that a sampler has no need of."""
+    """Returns a table, with defaults for the columns that a sampler does not use."""
     pred_x0, pred_noise = schedule.conversions(times)
 
     def column(value: Any, dtype: Any = np.float32) -> np.ndarray:
@@ -318,7 +318,7 @@ def _table(
 
 
 def initial_state(latents: jax.Array) -> SamplerState:
-    """Returns the state before the first step: noise, or latents at the table's first level."""
+    """Returns the state before the first step, from noise or latents at the table's first level."""
     history = jnp.zeros((_HISTORY, *latents.shape), latents.dtype)
     return SamplerState(latents, jnp.zeros_like(latents), history, jnp.zeros_like(latents))
 
@@ -326,14 +326,14 @@ def initial_state(latents: jax.Array) -> SamplerState:
 def make_step(
     predict: Predict, keys: jax.Array | None = None, hook: Hook | None = None
 ) -> Callable[[SamplerState, Table], tuple[SamplerState, None]]:
-    """Returns the step of all samplers, (state, a row of the table) -> (state, None), for a scan.
+    """Returns the step of all samplers, (state, row of the table) -> (state, None), for a scan.
 
     Args:
-      predict: the network under guidance, such as `guided` gives it.
-      keys: for a table with eta above 0, one a sample [b], so that a sample does not depend on its
-        batch.
-      hook: called with the state behind every row and the noise level that its latents are at;
-        what it returns goes into the next. It can blend known latents in, or join windows.
+      predict: network with guidance, such as `guided` returns.
+      keys: one key per sample [b], for a table with eta above 0; a sample thus does not depend on
+        its batch.
+      hook: function called after every row with the state and the noise level of its latents; the
+        state that it returns enters the next row. It can blend in known latents, or join windows.
     """
 
     def step(state: SamplerState, row: Table) -> tuple[SamplerState, None]:
@@ -366,17 +366,17 @@ def sample(
     """Takes all steps of a table with one `lax.scan`.
 
     Args:
-      predict: as in `make_step`, and so are `keys` and `hook`.
-      latents: noise [b, h, w, c], or latents at the level of the table's first timestep.
-      table: from `coefficients`.
-      keys: one a sample [b], where the table has eta above 0.
-      hook: called between steps.
+      predict: network with guidance; see `make_step`.
+      latents: noise [b, h, w, c], or latents at the noise level of the table's first timestep.
+      table: table from `coefficients`.
+      keys: one key per sample [b], for a table with eta above 0.
+      hook: function called after every row; see `make_step`.
 
     Returns:
       Latents [b, h, w, c], scaled as the U-Net has them: divide by the autoencoder's scaling
       factor before decoding.
     """
     if keys is None and (table.noise > 0).any():
-        raise ValueError("a table with eta above 0 adds noise: give keys, one a sample, or eta=0")
+        raise ValueError("a table with eta above 0 adds noise: give keys, one per sample, or eta=0")
     step = make_step(predict, keys, hook)
     return jax.lax.scan(step, initial_state(latents), table)[0].latents

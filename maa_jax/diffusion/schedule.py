@@ -1,4 +1,4 @@
-"""The noise schedule, and what a denoiser is trained to predict."""
+"""The noise schedule, and the denoiser's training target."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import numpy as np
 from maa_jax.checks import check_name
 from maa_jax.diffusion import BETA_SCHEDULES, PREDICTION_TYPES, SPACINGS
 
-# Diffusers' settings that this schedule has no other value for.
+# Settings of diffusers for which this schedule supports only one value.
 _FIXED = {
     "timestep_spacing": "leading",
     "steps_offset": 1,
@@ -29,9 +29,8 @@ class Schedule:
       beta_start: variance of the noise added at the first timestep.
       beta_end: variance of the noise added at the last timestep.
       beta_schedule: "scaled_linear", linear in the square root of beta, or "linear".
-      prediction_type: what the denoiser predicts: "epsilon", the noise; "sample", the clean
-        latents; or "v_prediction", sqrt(alpha) * noise - sqrt(1 - alpha) * latents (Salimans and Ho
-        2022).
+      prediction_type: output of the denoiser: "epsilon", the noise; "sample", the clean latents; or
+        "v_prediction", sqrt(alpha) * noise - sqrt(1 - alpha) * latents (Salimans and Ho 2022).
       rescale_betas_zero_snr: whether betas are rescaled so that the last timestep is pure noise
         (Lin et al. 2023, algorithm 1). Sample such a model with the spacing "trailing".
     """
@@ -51,7 +50,7 @@ class Schedule:
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(
                 f"beta_start={self.beta_start}, beta_end={self.beta_end}: give numbers between 0 "
-                "and 1 that do not fall"
+                "and 1 that do not decrease"
             )
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
             raise ValueError(
@@ -82,7 +81,7 @@ class Schedule:
         Args:
           latents: clean latents [b, ...].
           noise: standard normal noise [b, ...].
-          timesteps: int [b].
+          timesteps: timesteps, int [b].
 
         Returns:
           Noisy latents [b, ...].
@@ -91,7 +90,7 @@ class Schedule:
         return signal * latents + spread * noise
 
     def target(self, latents: jax.Array, noise: jax.Array, timesteps: jax.Array) -> jax.Array:
-        """Returns what the denoiser is trained to predict, [b, ...]; arguments as `add_noise`'s."""
+        """Returns the denoiser's training target [b, ...]; for the arguments see `add_noise`."""
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "sample":
@@ -106,22 +105,22 @@ class Schedule:
         return jnp.sqrt(alpha), jnp.sqrt(1 - alpha)
 
     def conversions(self, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns how the denoiser's output is turned into clean latents and into noise.
+        """Returns the weights that turn the denoiser's output into clean latents and noise.
 
         Args:
-          timesteps: int [n].
+          timesteps: timesteps, int [n].
 
         Returns:
           (pred_x0, pred_noise), float64 [n, 2] each: the weights of the noisy latents and of the
-          output. Where no signal is left, the weights of pred_x0 are not finite for "epsilon", nor
-          are those of pred_noise where no noise is for "sample".
+          output. For "epsilon", the weights of pred_x0 are not finite where no signal is left; for
+          "sample", those of pred_noise are not where there is no noise.
         """
         alpha = self.alphas_cumprod.astype(np.float64)[timesteps]
         signal, spread = np.sqrt(alpha), np.sqrt(1 - alpha)
         zeros, ones = np.zeros_like(alpha), np.ones_like(alpha)
         match self.prediction_type:
             case "epsilon":
-                # Not spread / signal, which rounds differently.
+                # Not `spread / signal`, which rounds differently.
                 pred_x0, pred_noise = (1 / signal, -np.sqrt((1 - alpha) / alpha)), (zeros, ones)
             case "v_prediction":
                 pred_x0, pred_noise = (signal, -spread), (spread, signal)
@@ -134,11 +133,11 @@ class Schedule:
 
         Args:
           steps: number of timesteps, 1 to num_train_timesteps.
-          spacing: "ldm" is the release's, 1, 1 + 1000/n, ...; "leading" (with offset 1),
-            "trailing" and "linspace" are diffusers' (Lin et al. 2023, Table 2).
+          spacing: "ldm", that of the release: 1, 1 + 1000/n, ...; or diffusers' "leading" (with
+            offset 1), "trailing" or "linspace" (Lin et al. 2023, Table 2).
 
         Raises:
-          ValueError: steps out of range, or an unknown spacing.
+          ValueError: `steps` is out of range, or the spacing unknown.
         """
         check_name("spacing", spacing, SPACINGS)
         total, n = self.num_train_timesteps, np.arange(steps)
@@ -146,9 +145,9 @@ class Schedule:
             raise ValueError(f"steps={steps}: give a number from 1 to {total}")
         match spacing:
             case "ldm":
-                # Where n divides 1000 these are LDM's. Where it does not, LDM visits more than n
-                # timesteps, and "leading" starts late in the chain, where the model expects some
-                # signal in the noise.
+                # Where n divides 1000 these are LDM's. Otherwise LDM visits more than n timesteps,
+                # and "leading" starts at a lower timestep, where the model expects some signal in
+                # the noise.
                 timesteps = n * total // steps + 1
             case "leading":
                 timesteps = n * (total // steps) + 1
@@ -167,7 +166,7 @@ class Schedule:
         """Reads a scheduler_config.json.
 
         Raises:
-          ValueError: a value that asks for another schedule than this one.
+          ValueError: a setting is not supported.
         """
         for key, value in _FIXED.items():
             if config.get(key, value) != value:

@@ -1,1 +1,1 @@
-"""Frozen networks ready for use: sentences and sounds to conditions and embeddings."""
+"""Frozen encoders: from sentences and sounds to conditions and embeddings."""

@@ -1,4 +1,4 @@
-"""What conditions a denoiser: the interface that text, stored contexts, images and video share."""
+"""The interface of whatever conditions a denoiser: text, stored contexts, images, video."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,13 +12,13 @@ Tree = Any
 class Conditioner(Protocol):
     """A frozen encoder that turns inputs, such as sentences, into the denoiser's context.
 
-    In two halves: `prepare` runs on the host, in the workers of the input pipeline as well, and
-    `encode` runs on the devices, inside the jitted functions of training and sampling. What passes
-    between them, the condition, is a tree of arrays whose first axis is the batch.
+    `prepare` runs on the host, in the workers of the input pipeline as well, and `encode` on the
+    devices, inside the jitted functions of training and sampling. The condition, which `prepare`
+    returns and `encode` takes, is a tree of arrays whose first axis is the batch.
 
     Attributes:
       width: channels of the context.
-      params: the encoder's weights, to be passed to `encode` as an argument of a jitted function.
+      params: weights of the encoder, to be passed to `encode` as an argument of a jitted function.
     """
 
     width: int
@@ -28,24 +28,24 @@ class Conditioner(Protocol):
     def prepare(self) -> Callable[[Sequence[Any]], Tree]:
         """The function from n inputs to their condition, a tree of arrays [n, ...].
 
-        It is a small object of its own that can be pickled: a method of the conditioner would take
-        the weights along to every worker.
+        It is a small object that can be pickled: a method of the conditioner would carry the
+        weights into every worker.
         """
         ...
 
     def unconditional(self) -> Tree:
-        """Returns the condition that stands for none, arrays [1, ...], for guidance."""
+        """Returns the condition of the empty input, arrays [1, ...], for guidance."""
         ...
 
     def encode(self, params: Tree, condition: Tree) -> jax.Array:
         """Returns the context [n, length, width] of a condition; pure.
 
         Args:
-          params: the weights, such as `self.params`.
-          condition: what `prepare` or `unconditional` gave.
+          params: weights, such as `self.params`.
+          condition: condition from `prepare` or `unconditional`.
         """
         ...
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the encoder's networks and what else it needs into a model folder."""
+        """Writes the encoder's networks and tokenizer, where it has one, into a model folder."""
         ...

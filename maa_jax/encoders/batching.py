@@ -1,4 +1,4 @@
-"""Any number of rows through a jitted function that takes a fixed number, on all devices."""
+"""Applies jitted functions of a fixed batch size to any number of rows, on all devices."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,12 +15,12 @@ Tree = Any
 def in_batches(function: Callable[[Tree], Tree], rows: Tree, batch_size: int) -> Tree:
     """Applies a function of `batch_size` rows to any number of them.
 
-    The last batch is filled up by repeating its rows, so that one program is compiled.
+    The last batch is filled up by repeating its rows, so that only one program is compiled.
 
     Args:
-      function: maps a tree of arrays [batch_size, ...] to another one.
-      rows: a tree of arrays [n, ...], n at least 1.
-      batch_size: rows in a batch.
+      function: function from a tree of arrays [batch_size, ...] to another.
+      rows: tree of arrays [n, ...], n at least 1.
+      batch_size: number of rows in a batch.
 
     Returns:
       The function's results for the n rows, as numpy arrays [n, ...].
@@ -35,33 +35,33 @@ def in_batches(function: Callable[[Tree], Tree], rows: Tree, batch_size: int) ->
 
 
 class Batches:
-    """Runs jitted functions of weights and rows, batch by batch, on devices of this process.
+    """Runs jitted functions of weights and rows in batches, on devices of this process.
 
     Attributes:
-      batch_size: rows in a batch, over all devices.
+      batch_size: number of rows in a batch, over all devices.
     """
 
     def __init__(self, batch_size: int, devices: Sequence[jax.Device] | None = None):
-        """Lays the devices out.
+        """Makes the mesh of the devices.
 
         Args:
-          batch_size: rows in a batch, rounded up to a multiple of the number of devices.
-          devices: what every batch is spread over, by default all devices of this process.
+          batch_size: number of rows in a batch, rounded up to a multiple of that of the devices.
+          devices: devices that share every batch, by default all of this process.
         """
         devices = devices or jax.local_devices()
         self._devices = LocalDevices(devices)
         self.batch_size = -(-batch_size // len(devices)) * len(devices)
 
     def put(self, params: Tree) -> Tree:
-        """Returns weights on the devices, whole on each."""
+        """Returns weights replicated on all devices."""
         return self._devices.replicate(params)
 
     def run(self, function: Callable[..., Tree], params: Tree, *rows: Tree) -> Tree:
         """Returns `function(params, *rows)` for any number of rows, as numpy arrays.
 
         Args:
-          function: jitted; takes weights and trees of arrays [batch_size, ...].
-          params: the weights, as `put` gave them.
+          function: jitted function of weights and trees of arrays [batch_size, ...].
+          params: weights from `put`.
           *rows: trees of arrays [n, ...], n at least 1.
         """
 
@@ -75,7 +75,7 @@ def gather(rows: np.ndarray) -> np.ndarray:
     """Returns the rows of all processes, [n, ...], those of the first process first.
 
     Args:
-      rows: this process's rows; their number may differ between processes.
+      rows: rows of this process; their number may differ between processes.
     """
     if jax.process_count() == 1:
         return rows

@@ -1,4 +1,4 @@
-"""CLAP: embeddings of sounds and sentences, whose cosine says how well they fit each other.
+"""CLAP: embeddings of sounds and sentences, whose cosine measures how well they match.
 
 Two families share the name and this interface: Microsoft's of 2022 (BERT and Cnn14, each with a
 projection, as a model folder holds them) and LAION's (Wu et al. 2023; transformers' `ClapModel`, as
@@ -36,7 +36,7 @@ LAION_FILES = ("tokenizer.json", "preprocessor_config.json")
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:
-    """Raises a FolderError unless a folder holds both sides of a CLAP; reads configs alone."""
+    """Raises a FolderError unless a folder holds both towers of a CLAP; reads only its configs."""
     folder = pathlib.Path(folder)
     laion = _laion(folder)
     if laion:
@@ -71,9 +71,9 @@ class _Family(Protocol):
 
     Attributes:
       digest: hash of the networks' files.
-      tokenizer: the text tower's tokenizer.
-      params: the weights of both towers.
-      sample_rate: rate in Hz that the audio tower was trained with.
+      tokenizer: tokenizer of the text tower.
+      params: weights of both towers.
+      sample_rate: sample rate in Hz that the audio tower was trained with.
     """
 
     digest: str
@@ -90,7 +90,7 @@ class _Family(Protocol):
         ...
 
     def audio(self, params: Tree, inputs: Tree) -> jax.Array:
-        """Returns embeddings [n, size] of what `front_end` gave; pure."""
+        """Returns embeddings [n, size] of the output of `front_end`; pure."""
         ...
 
 
@@ -156,8 +156,8 @@ class ClapScore:
     """Scores sounds against sentences, in float32.
 
     Attributes:
-      sample_rate: rate in Hz at which the audio tower hears; other sounds are resampled.
-      digest: hash of the networks' files, which tells this CLAP from others.
+      sample_rate: sample rate of the audio tower in Hz; other sounds are resampled.
+      digest: hash of the networks' files, which identifies this CLAP.
     """
 
     def __init__(
@@ -170,10 +170,10 @@ class ClapScore:
         """Reads both towers.
 
         Args:
-          folder: a model folder with the four parts of a Microsoft CLAP, or with a LAION CLAP as
+          folder: model folder with the four parts of a Microsoft CLAP, or with a LAION CLAP as
             `clap/`; or the folder of a LAION CLAP itself.
-          batch_size: sentences or sounds embedded at a time, over all devices.
-          devices: what batches are spread over; the first device of this process by default.
+          batch_size: number of sentences or sounds embedded at a time, over all devices.
+          devices: devices that share every batch; by default the first one of this process.
 
         Raises:
           FolderError: the folder lacks a part.
@@ -197,24 +197,24 @@ class ClapScore:
         """Returns the embeddings of sounds, float32 [n, size] of unit length.
 
         Args:
-          wavs: [n, samples], n at least 1.
-          sample_rate: the sounds' rate in Hz.
+          wavs: waveforms [n, samples], n at least 1.
+          sample_rate: sample rate of the sounds in Hz.
         """
         if sample_rate != self.sample_rate:
             wavs = np.stack([io.resample(wav, sample_rate, self.sample_rate) for wav in wavs])
         return self._run(self._audio, self._clap.front_end(wavs))
 
     def __call__(self, prompts: Sequence[str], wavs: np.ndarray, sample_rate: int) -> np.ndarray:
-        """Returns the score of each sound for its sentence, float32 [n] in [-1, 1].
+        """Returns the score of each sound for its prompt, float32 [n] in [-1, 1].
 
         Args:
-          prompts: n sentences.
-          wavs: [n, samples].
-          sample_rate: the sounds' rate in Hz.
+          prompts: n prompts or captions.
+          wavs: waveforms [n, samples].
+          sample_rate: sample rate of the sounds in Hz.
         """
         words = self.text_embeddings(prompts)
         return np.sum(words * self.audio_embeddings(wavs, sample_rate), axis=1)
 
     def _run(self, function: Callable[..., jax.Array], *rows: Tree) -> np.ndarray:
-        with jax.default_matmul_precision("highest"):  # scores rank what differs by little
+        with jax.default_matmul_precision("highest"):  # the scores that are ranked differ little
             return self._batches.run(function, self._params, *rows)

@@ -19,10 +19,10 @@ class Embedder:
     """A trained retriever: captions and recordings to embeddings of unit length.
 
     Attributes:
-      config: the retriever's configuration.
-      digest: hash of the retriever's files, which tells it from others wherever its folder is.
-      sample_rate: rate in Hz of the recordings it was trained with.
-      batch_size: texts or clips embedded at a time.
+      config: configuration of the retriever.
+      digest: hash of the retriever's files, which identifies it wherever its folder is.
+      sample_rate: sample rate in Hz of the recordings that it was trained with.
+      batch_size: number of captions or clips embedded at a time.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class Embedder:
         """Reads `retriever/` and `tokenizer/` of a model folder.
 
         Args:
-          folder: the model folder.
-          batch_size: texts or clips embedded at a time, over all devices; rounded up to a multiple
-            of their number.
-          dtype: the network's compute dtype.
-          devices: what batches are spread over, by default all devices of this process.
+          folder: path of the model folder.
+          batch_size: number of captions or clips embedded at a time, over all devices; rounded up
+            to a multiple of their number.
+          dtype: compute dtype of the network.
+          devices: devices that share every batch, by default all of this process.
 
         Raises:
           ValueError: the folder lacks either, or they do not belong together.
@@ -75,12 +75,12 @@ class Embedder:
     def audio(self, wavs: np.ndarray) -> np.ndarray:
         """Returns the embeddings of recordings, float32 [n, width].
 
-        A recording longer than the clips in training is covered by as few windows as possible, and
-        its embedding is their mean; a shorter one is padded with zeros behind, as in training.
-        Zeros at a recording's end, with which a batch is filled up, are no part of it.
+        A recording longer than the training clips is covered by as few windows as possible, whose
+        mean is its embedding; a shorter one is padded with zeros at the end, as in training. Zeros
+        at a recording's end are taken for padding and ignored.
 
         Args:
-          wavs: [n, samples] at `sample_rate`.
+          wavs: waveforms [n, samples] at `sample_rate`.
         """
         window, clips, counts = self.config.max_samples, [], []
         for wav in np.asarray(wavs, np.float32):

@@ -13,16 +13,16 @@ from maa_jax.encoders.text import TextConditioner
 
 
 class StoredContexts:
-    """A `Conditioner` that looks contexts up on the disk; `encode` hands them on.
+    """A `Conditioner` that looks contexts up on disk; `encode` returns them as they are.
 
     Args:
-      contexts: the folder of contexts, open.
-      text_encoder: the folder of the text encoder that computed them, for `save`.
+      contexts: open folder of contexts.
+      text_encoder: folder of the text encoder that computed them, for `save`.
 
     Attributes:
       width: channels of the context.
-      params: empty.
-      prepare: looks up the contexts of captions, float16 [n, length, width].
+      params: empty tree.
+      prepare: function from captions to their contexts, float16 [n, length, width].
     """
 
     params: Tree

@@ -1,6 +1,6 @@
-"""Prompts to the denoiser's context: a tokenizer and a frozen text encoder.
+"""From prompts to the denoiser's context: a tokenizer and a frozen text encoder.
 
-The paper compares four encoders (Table 1). The config.json of a folder says which one it holds:
+The paper compares four encoders (Table 1). A folder's config.json states which one it holds:
 
     kind  network                    context                         attends to padding
     clap  BERT of Microsoft's CLAP   projected hidden states         yes, as the release does
@@ -8,7 +8,7 @@ The paper compares four encoders (Table 1). The config.json of a folder says whi
     t5    the encoder of a T5        hidden states                   no
     clip  the text tower of a CLIP   hidden states                   only from padding itself
 
-The context has a vector for each token, padding included, and the denoiser attends to all of them.
+The context has one vector per token, padding included, and the denoiser attends to all of them.
 
 Of Hugging Face's libraries only `tokenizers` is needed, so that sampling never imports PyTorch or
 TensorFlow.
@@ -28,7 +28,7 @@ from maa_jax.model_folder import hub, networks
 from maa_jax.model_folder.registry import class_of
 from maa_jax.text.tokenizer import Tokenizer
 
-# The folder or hub id of each text encoder that can be named in short.
+# {short name of a text encoder: folder or hub id}.
 ENCODERS = {
     "clap": "models/clap",
     "bert": "google-bert/bert-large-uncased",
@@ -50,11 +50,12 @@ def find(text_encoder: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the folder of a text encoder and its tokenizer.
 
     Args:
-      text_encoder: the path of a model folder (with `text_encoder/` and `tokenizer/`) or of the
-        text encoder's own folder, a hub id, "bundled", or a key of `ENCODERS`.
+      text_encoder: path of a model folder (with `text_encoder/` and `tokenizer/`) or of the text
+        encoder's own folder, a hub id, "bundled", or a key of `ENCODERS`.
 
     Raises:
-      ValueError: it does not exist; the error has the nearest name, or says how to get the files.
+      ValueError: the folder does not exist; the error has the nearest name, or says how to get the
+        files.
     """
     name = str(text_encoder)
     if not pathlib.Path(user_path(name)).is_dir():
@@ -73,14 +74,14 @@ class TextConditioner:
 
     Args:
       kind: "clap", "bert", "t5" or "clip".
-      tokenizer: the text encoder's tokenizer.
-      graphdefs: {network: its structure}, `text_encoder` and, for a CLAP, `text_projection`.
-      params: {network: its weights}.
+      tokenizer: tokenizer of the text encoder.
+      graphdefs: {network: graph} for `text_encoder` and, in a CLAP, `text_projection`.
+      params: {network: weights}.
 
     Attributes:
       kind: "clap", "bert", "t5" or "clip".
-      tokenizer: the text encoder's tokenizer.
-      params: {network: its weights}.
+      tokenizer: tokenizer of the text encoder.
+      params: {network: weights}.
       width: channels of the context.
 
     Raises:
@@ -116,10 +117,10 @@ class TextConditioner:
         """Reads the text encoder and its tokenizer.
 
         Args:
-          folder: a model folder with `tokenizer/`, `text_encoder/` and, for a CLAP,
+          folder: model folder with `tokenizer/`, `text_encoder/` and, for a CLAP,
             `text_projection/`; or a text encoder's own folder as on the Hugging Face hub, with the
             tokenizer's files among its own.
-          dtype: the networks' compute dtype.
+          dtype: compute dtype of the networks.
         """
         folder = pathlib.Path(folder)
         own = (folder / "config.json").is_file() and not (folder / "text_encoder").is_dir()
@@ -153,7 +154,7 @@ class TextConditioner:
 
     @property
     def prepare(self) -> Tokenizer:
-        """The tokenizer: prompts to int32 ids [n, length]."""
+        """The tokenizer, from prompts to int32 ids [n, length]."""
         return self.tokenizer
 
     def unconditional(self) -> np.ndarray:

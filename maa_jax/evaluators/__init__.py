@@ -13,9 +13,9 @@ A program or a training loop scores sounds like this:
     for name, value in base.run(scores, base.Inputs(sounds, references)):
         print(name, value)                                        # clap_score 0.31
 
-`generate(captions, first)` returns the waveforms of a few captions, the first of which is number
-`first` of all; it is called when sounds are needed, and not before. Every process of a run makes
-and hears its own share of the sounds and all get the same scores, so all must take part.
+`generate(captions, first)` returns the waveforms of a few captions, the first of which has index
+`first` among all; it is called only when sounds are needed. Every process of a run makes and
+embeds its own share of the sounds, and all get the same scores, so all must take part.
 """
 
 import importlib
@@ -47,5 +47,5 @@ def find(name: str) -> "type[Evaluator]":
 
 
 def make(names: Iterable[str], networks: "Networks") -> list["Evaluator"]:
-    """Returns evaluators by their names; they share the networks that hear sounds."""
+    """Returns evaluators by their names; they share the networks that embed sounds."""
     return [find(name)(networks) for name in names]

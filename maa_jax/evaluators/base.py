@@ -1,4 +1,4 @@
-"""What an evaluator is, and what it is given: sounds, and what is known of them."""
+"""The evaluators' protocol, and their inputs: sounds with captions and labels."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class Sounds:
-    """Sounds that come batch by batch, what is known of each, and features of them.
+    """Sounds that are produced in batches, with their captions, labels and features.
 
     Attributes:
-      sample_rate: rate in Hz.
-      samples: length of each.
-      names: a name for each sound in errors, such as its file or a recording's id.
-      captions: each sound's captions, none where they are unknown.
-      labels: each sound's labels, none where they are unknown.
+      sample_rate: sample rate in Hz.
+      samples: length of each sound.
+      names: name of each sound in errors, such as its file or a recording's id.
+      captions: captions of each sound, empty where unknown.
+      labels: labels of each sound, empty where unknown.
     """
 
     def __init__(
@@ -33,16 +33,16 @@ class Sounds:
         captions: Sequence[Sequence[str]],
         labels: Sequence[Collection[str]],
     ):
-        """Keeps what is given, and asks for no sound yet.
+        """Describes the sounds; they are produced when their features are first needed.
 
         Args:
-          batches: returns this process's share of the sounds, batch by batch: their numbers among
-            the sounds of all processes, int [b], and waveforms, float32 [b, samples].
-          sample_rate: rate in Hz.
+          batches: function that yields this process's share of the sounds in batches: their indices
+            among the sounds of all processes, int [b], and waveforms, float32 [b, samples].
+          sample_rate: sample rate in Hz.
           samples: length of each sound.
-          names: a name for each sound of all processes.
-          captions: captions of each sound, empty where they are unknown.
-          labels: labels of each sound, empty where they are unknown.
+          names: name of each sound of all processes.
+          captions: captions of each sound, empty where unknown.
+          labels: labels of each sound, empty where unknown.
         """
         self.sample_rate, self.samples = sample_rate, samples
         self.names, self.captions, self.labels = names, captions, labels
@@ -54,9 +54,9 @@ class Sounds:
         return len(self.names)
 
     def features(self, networks: Sequence["Network"]) -> list[np.ndarray]:
-        """Returns features [n, width] of all processes' sounds, one array a network.
+        """Returns features [n, width] of all processes' sounds, one array per network.
 
-        One pass over the sounds computes those of all networks that have not heard them yet.
+        One pass over the sounds computes the features of all networks that are not cached yet.
         """
         new = [network for network in networks if network.digest not in self._features]
         new = list({network.digest: network for network in new}.values())
@@ -81,10 +81,10 @@ def no_sounds() -> Sounds:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What evaluators are given.
+    """Inputs of the evaluators.
 
     Attributes:
-      sounds: the sounds to be scored.
+      sounds: sounds to score.
       references: recordings that they are compared with.
     """
 
@@ -96,12 +96,11 @@ class Evaluator(Protocol):
     """Scores sounds.
 
     Attributes:
-      name: its name in the registry.
-      needs: what it reads, of "sounds", "references", "captions" and "labels"; the latter two
-        of each side that it reads.
-      networks: the networks that must hear the sounds.
-      samples: length at 16 kHz of the clips that its references should be, None for that of the
-        sounds.
+      name: name in the registry.
+      needs: inputs that it reads, a subset of "sounds", "references", "captions" and "labels";
+        captions and labels of whichever of sounds and references it reads.
+      networks: networks whose features of the sounds it reads.
+      samples: length of the reference clips at 16 kHz; None for the length of the sounds.
     """
 
     name: str
@@ -110,7 +109,7 @@ class Evaluator(Protocol):
     samples: int | None
 
     def __init__(self, networks: "Networks"):
-        """Asks for the networks that it needs, which are then read."""
+        """Takes the networks that it needs, which are then read."""
         ...
 
     def run(self, inputs: Inputs) -> Iterator[tuple[str, float]]:
@@ -122,7 +121,7 @@ def run(evaluators: Sequence[Evaluator], inputs: Inputs) -> Iterator[tuple[str, 
     """Yields the scores of all evaluators; every sound is made or read once for all of them.
 
     Raises:
-      ValueError: something that an evaluator needs is missing.
+      ValueError: an input that an evaluator needs is missing.
     """
     for evaluator in evaluators:
         check(evaluator, inputs)
@@ -136,16 +135,16 @@ def run(evaluators: Sequence[Evaluator], inputs: Inputs) -> Iterator[tuple[str, 
 
 
 def check(evaluator: Evaluator, inputs: Inputs) -> None:
-    """Raises a ValueError unless the inputs hold all that an evaluator needs."""
+    """Raises a ValueError if the inputs lack something that an evaluator needs."""
     for side in sorted(evaluator.needs & {"sounds", "references"}):
         sounds = getattr(inputs, side)
         if not len(sounds):
-            raise ValueError(f"{evaluator.name} needs {side}, and there are none")
+            raise ValueError(f"{evaluator.name} needs {side}, but there are none")
         for fact in sorted(evaluator.needs & {"captions", "labels"}):
             known = getattr(sounds, fact)
             without = [name for name, of in zip(sounds.names, known, strict=True) if not of]
             if without:
                 raise ValueError(
-                    f"{evaluator.name} needs {fact} of all {side}, and {len(without)} of "
+                    f"{evaluator.name} needs {fact} of all {side}, but {len(without)} of "
                     f"{len(sounds)} have none, such as {without[0]!r}"
                 )

@@ -20,7 +20,7 @@ class ClapSimilarity:
         self._clap = networks.clap
 
     def run(self, inputs: Inputs) -> Iterator[tuple[str, float]]:
-        """Yields ("clap_score", the mean cosine of all pairs of a sound and its caption)."""
+        """Yields ("clap_score", mean cosine of all pairs of a sound and its caption)."""
         (heard,) = inputs.sounds.features(self.networks)
         pairs = [(i, text) for i, texts in enumerate(inputs.sounds.captions) for text in texts]
         words = self._clap.text_embeddings([text for _, text in pairs])

@@ -1,4 +1,4 @@
-"""Networks that make features of sounds, for evaluators that compare them."""
+"""Networks that compute features of sounds, for evaluators that compare them."""
 
 import functools
 import hashlib
@@ -21,11 +21,11 @@ from maa_jax.model_folder import hub
 
 
 class Network(Protocol):
-    """Makes features of sounds, in float32 and with the highest precision of matrix products.
+    """Computes features of sounds, in float32 with the highest matrix product precision.
 
     Attributes:
-      name: how scores name it, such as "clap".
-      digest: tells its features from those of any other network.
+      name: name in scores, such as "clap".
+      digest: hash that distinguishes its features from those of other networks.
     """
 
     name: str
@@ -69,7 +69,7 @@ class RetrieverAudio:
 
 
 class LogMel:
-    """Mean and standard deviation of a log-mel spectrogram over time: no network's opinion."""
+    """Mean and standard deviation of a log-mel spectrogram over time; nothing is learned."""
 
     name = "log_mel"
     digest = "log_mel"
@@ -93,7 +93,7 @@ def _mel_statistics(params: dict, wavs: jax.Array, sample_rate: int) -> jax.Arra
 
 
 class Cached:
-    """A network whose features of a batch are kept on the disk, by the content of both."""
+    """A network whose features are cached on disk, keyed by hashes of the network and the batch."""
 
     def __init__(self, network: Network, folder: pathlib.Path):
         self.name, self.digest = network.name, network.digest
@@ -115,7 +115,7 @@ class Cached:
 
 
 class Networks:
-    """The networks that evaluators use, each read when it is first asked for, and once."""
+    """The networks that evaluators use, each read once, on first use."""
 
     def __init__(
         self,
@@ -126,14 +126,14 @@ class Networks:
         devices: Sequence[jax.Device] | None = None,
         cache: str | os.PathLike[str] | None = None,
     ):
-        """Notes where they are.
+        """Stores the locations; nothing is read yet.
 
         Args:
-          clap: a folder that `ClapScore` opens, a hub id, or "bundled".
-          retriever: model folder of a retriever, for the recall of that retriever.
-          batch_size: sounds heard at a time, over all devices.
-          devices: what batches are spread over, by default all devices of this process.
-          cache: folder in which features are kept by content, None for none.
+          clap: folder that `ClapScore` opens, a hub id, or "bundled".
+          retriever: model folder of the retriever whose recall is measured.
+          batch_size: sounds embedded at a time, over all devices.
+          devices: devices that share every batch, by default all of this process.
+          cache: folder in which features are cached by content; None for no cache.
         """
         self._clap_folder, self._retriever_folder = clap, retriever
         self._batch_size, self._devices = batch_size, devices or jax.local_devices()
@@ -141,15 +141,15 @@ class Networks:
 
     @functools.cached_property
     def clap(self) -> ClapScore:
-        """The CLAP, both towers."""
+        """Both towers of the CLAP."""
         folder = hub.fetch(str(self._clap_folder), LAION_FILES)
         return ClapScore(folder, batch_size=self._batch_size, devices=self._devices)
 
     @functools.cached_property
     def retriever(self) -> Embedder:
-        """The retriever, both sides."""
+        """Both sides of the retriever."""
         if not self._retriever_folder:
-            raise ValueError("recall is a score of a retriever: name its model folder")
+            raise ValueError("recall measures a retriever: give its model folder")
         return Embedder(self._retriever_folder, batch_size=self._batch_size, devices=self._devices)
 
     @functools.cached_property
@@ -164,7 +164,7 @@ class Networks:
 
     @functools.cached_property
     def log_mel(self) -> Network:
-        """Statistics of log-mel spectrograms, too cheap to be kept on the disk."""
+        """Statistics of log-mel spectrograms, too cheap to cache on disk."""
         return LogMel(Batches(self._batch_size, self._devices))
 
     def _kept(self, network: Network) -> Network:

@@ -1,8 +1,8 @@
-"""Whether sounds are of the class that their captions name.
+"""Whether sounds belong to the class that their captions name.
 
-Is the recording nearest to a sound one with a right label (top 1), is one of the five nearest (top
-5)? Nearness is measured twice, by a CLAP's audio tower and by plain log-mel statistics, which no
-network of the model could have been trained to please.
+Top 1: the recording nearest to a sound has one of the sound's labels; top 5: one of the five
+nearest has. Distances are measured twice, between the embeddings of a CLAP's audio tower and
+between plain log-mel statistics, for which no network of the model can have been optimized.
 """
 
 import math
@@ -18,7 +18,7 @@ TOPS = (1, 5)
 
 
 class LabelAccuracy:
-    """An `Evaluator` that compares labels of sounds with those of the nearest recordings."""
+    """An `Evaluator` that compares the labels of sounds with those of the nearest recordings."""
 
     name = "label_accuracy"
     needs = frozenset({"sounds", "references", "labels"})
@@ -31,10 +31,10 @@ class LabelAccuracy:
         """Yields scores, for FEATURES in "clap" and "log_mel" and K in 1 and 5.
 
         Yields:
-          ("prompts", the number of sounds); ("top_K_chance", what K recordings drawn at random
-          would score); ("FEATURES/top_K", the share of sounds with a right recording among the K
-          nearest); ("FEATURES/top_K_recordings", the same of the recordings, each with itself left
-          out).
+          ("prompts", number of sounds); ("top_K_chance", expected score of K recordings drawn at
+          random); ("FEATURES/top_K", share of sounds that have a recording with one of their labels
+          among the K nearest); ("FEATURES/top_K_recordings", the same for the recordings
+          themselves, each compared with all others).
         """
         sounds, references = inputs.sounds, inputs.references
         yield "prompts", float(len(sounds))
@@ -59,9 +59,9 @@ def top(
     """Returns the share of sounds that found a recording with one of their labels.
 
     Args:
-      found: int [n, k], the recordings that each sound found.
-      labels: the n sounds' labels.
-      theirs: the recordings' labels.
+      found: indices of the recordings that each sound found, int [n, k].
+      labels: labels of each of the n sounds.
+      theirs: labels of each recording.
     """
     right = [
         any(not set(of).isdisjoint(theirs[recording]) for recording in row)
@@ -71,11 +71,11 @@ def top(
 
 
 def chance(labels: Sequence[Collection[str]], theirs: Sequence[Collection[str]], k: int) -> float:
-    """Returns what k different recordings drawn at random would score, exactly.
+    """Returns the exact expected score of k different recordings drawn at random.
 
     Args:
-      labels: the sounds' labels.
-      theirs: the recordings' labels.
+      labels: labels of each sound.
+      theirs: labels of each recording.
       k: recordings drawn for a sound.
     """
     having: dict[str, set[int]] = {}  # label: recordings

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours, with no array larger than a block of rows by the items."""
+"""Exact nearest neighbours, computed in blocks of queries to limit memory."""
 
 import numpy as np
 
@@ -8,18 +8,18 @@ _BLOCK = 256  # rows of distances at a time
 def nearest(
     queries: np.ndarray, items: np.ndarray, k: int, *, leave_out_self: bool = False
 ) -> np.ndarray:
-    """Returns the k items nearest to each query, the nearest first.
+    """Returns the k items nearest to each query, nearest first.
 
-    By Euclidean distance, which for rows of unit length is the order of cosines.
+    The distance is Euclidean, which for rows of unit length gives the order of cosines.
 
     Args:
-      queries: [n, d].
-      items: [m, d].
-      k: items wanted; all of them where there are fewer.
-      leave_out_self: whether the queries are the items and none may find itself.
+      queries: query vectors [n, d].
+      items: item vectors [m, d].
+      k: number of items to return, at most all of them.
+      leave_out_self: whether the queries are the items, and each is excluded from its own results.
 
     Returns:
-      int [n, k], numbers of items.
+      Indices of items, int [n, k].
     """
     items = items.astype(np.float64)
     lengths = np.square(items).sum(axis=1)

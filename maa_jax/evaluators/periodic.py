@@ -1,4 +1,4 @@
-"""Evaluators that a training run calls every so many steps, on the sounds that it makes so far."""
+"""Evaluators that a training run calls every so many steps, on sounds of its current state."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ _SOUNDS = 8  # made at a time, at least
 
 
 class PeriodicEvaluators:
-    """Scores of sounds that a run's state makes of validation captions."""
+    """Scores sounds that a run's state generates from validation captions."""
 
     def __init__(
         self,
@@ -34,20 +34,20 @@ class PeriodicEvaluators:
         prepare_text: Callable[[Sequence[str]], Tree],
         mesh: Mesh,
     ):
-        """Reads the validation captions; hears and makes no sound yet.
+        """Reads the validation captions; no sound is generated yet.
 
         Args:
           blocks: `config.evaluators`, {name: {every, num_prompts, clap}}: the number of steps from
-            one evaluation to the next; the number of captions that sounds are made of, 0 for all;
-            and the CLAP that hears them, as `Networks` takes it.
-          data: the run's datasets.
-          sample_rate: rate of the sounds in Hz.
-          generate: makes the sounds; pure, and compiled here.
-          prepare_text: captions to their condition.
-          mesh: the run's mesh, over which every batch of captions is split.
+            one evaluation to the next; the number of captions that sounds are generated from, 0 for
+            all; and the CLAP that embeds them, as `Networks` takes it.
+          data: datasets of the run.
+          sample_rate: sample rate of the sounds in Hz.
+          generate: pure function that generates the sounds; compiled here.
+          prepare_text: function from captions to their condition.
+          mesh: mesh of the run, over which every batch of captions is split.
 
         Raises:
-          ValueError: an unknown evaluator.
+          ValueError: an evaluator is unknown.
         """
         self._blocks = blocks
         self._evaluators = {
@@ -66,10 +66,10 @@ class PeriodicEvaluators:
         Every process of the run must call it, and gets the same scores.
 
         Args:
-          step: the step.
-          state: the run's state after it.
-          frozen: the arrays that the stage reads and never changes.
-          last: whether it is the run's last step, at which all evaluators are due.
+          step: number of the step.
+          state: state of the run after the step.
+          frozen: arrays that the stage reads and never changes.
+          last: whether this is the run's last step, at which all evaluators are due.
         """
         scores: dict[str, float] = {}
         for name, block in self._blocks.items():
@@ -86,7 +86,7 @@ class PeriodicEvaluators:
         share = self._batch_size // jax.process_count()
 
         def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            # All processes take part in each batch, and each hears its own rows of it.
+            # All processes take part in each batch, and each keeps its own rows of it.
             for start in range(0, len(captions), self._batch_size):
                 mine = start + jax.process_index() * share + np.arange(share)
                 padded = [captions[i] for i in np.minimum(mine, len(captions) - 1)]

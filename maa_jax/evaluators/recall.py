@@ -1,6 +1,6 @@
 """How often a retriever finds the recording of a caption, and a caption of a recording.
 
-Reported as by Koepke et al. 2022: recall at 1, 5 and 10, both ways, over a whole split.
+Reported as in Koepke et al. 2022: recall at 1, 5 and 10 in both directions, over a whole split.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,10 +29,10 @@ class Recall:
         """Yields scores, for K in 1, 5 and 10.
 
         Yields:
-          ("captions", number of different captions); ("recordings", their number);
-          ("text_to_audio/recall_at_K", the share of captions that find one of their recordings
-          among the K nearest); ("audio_to_text/recall_at_K", the share of recordings that find one
-          of their captions among the K nearest).
+          ("captions", number of different captions); ("recordings", number of recordings);
+          ("text_to_audio/recall_at_K", share of captions with one of their recordings among the K
+          nearest); ("audio_to_text/recall_at_K", share of recordings with one of their captions
+          among the K nearest).
         """
         references = inputs.references
         captions = sorted({text for texts in references.captions for text in texts})
@@ -55,11 +55,11 @@ class Recall:
 
 
 def recall(found: np.ndarray, right: Sequence[set[int]]) -> float:
-    """Returns the share of queries that found a right item.
+    """Returns the share of queries that found a correct item.
 
     Args:
-      found: int [queries, k], the items that each query found.
-      right: each query's right items.
+      found: indices of the items that each query found, int [queries, k].
+      right: correct items of each query.
     """
     hits = [not of.isdisjoint(row) for row, of in zip(found.tolist(), right, strict=True)]
     return float(np.mean(hits))

@@ -1,4 +1,4 @@
-"""Where sounds that are scored come from: a model, the recordings of a dataset, a folder."""
+"""Sources of the sounds to score: a model, the recordings of a dataset, a folder."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from maa_jax.data.config import DataConfig
 from maa_jax.devices import share
 from maa_jax.evaluators.base import Sounds
 
-Batch = tuple[np.ndarray, np.ndarray]  # numbers of sounds [b], waveforms [b, samples]
+Batch = tuple[np.ndarray, np.ndarray]  # indices of sounds [b], waveforms [b, samples]
 TABLE = "samples.jsonl"
 
 
@@ -33,12 +33,12 @@ def metadata(data: DataConfig | Mapping[str, Any]) -> list[dict[str, Any]]:
 def choose_prompts(
     captions: Sequence[Sequence[str]], per_recording: int, count: int
 ) -> list[tuple[int, str]]:
-    """Returns (recording, caption) pairs for sounds to be made, spread evenly over a dataset.
+    """Returns (recording, caption) pairs to generate sounds from, spread evenly over a dataset.
 
     Args:
-      captions: each recording's captions.
-      per_recording: captions taken of a recording, 0 for all.
-      count: pairs taken, 0 for all.
+      captions: captions of each recording.
+      per_recording: number of captions per recording, 0 for all.
+      count: number of pairs, 0 for all.
     """
     prompts = [
         (recording, caption)
@@ -60,19 +60,20 @@ def generated(
     batch_size: int = 8,
     keep: Callable[[int, np.ndarray], None] | None = None,
 ) -> Sounds:
-    """Returns the sounds that a model makes of captions, when they are asked for.
+    """Returns the sounds that a model generates from captions, on demand.
 
-    The processes of a run share the captions.
+    The processes of a run divide the captions among them.
 
     Args:
-      generate: makes sounds [b, samples] of some captions, given the number of the first, on which
-        alone its noise should depend.
-      captions: a caption for each sound.
-      sample_rate: rate of the sounds in Hz.
+      generate: function from some captions and the index of the first, on which alone its noise
+        should depend, to sounds [b, samples].
+      captions: caption of each sound.
+      sample_rate: sample rate of the sounds in Hz.
       samples: length of each sound.
-      labels: the labels that each sound should have, where they are known.
-      batch_size: sounds made at a time.
-      keep: called with the number and the waveform [samples] of each sound that this process made.
+      labels: labels that each sound should have, where known.
+      batch_size: number of sounds generated at a time.
+      keep: function called with the index and waveform [samples] of each sound that this process
+        generated.
     """
 
     def batches() -> Iterator[Batch]:
@@ -100,15 +101,15 @@ def generated(
 def recordings(
     data: DataConfig | Mapping[str, Any], samples: int, *, batch_size: int = 8
 ) -> Sounds:
-    """Returns the recordings of `data.split`, read when they are asked for.
+    """Returns the recordings of `data.split`, read on demand.
 
-    The processes of a run share the recordings.
+    The processes of a run divide the recordings among them.
 
     Args:
-      data: the dataset; its `samples` is replaced.
-      samples: length of the clips at 16 kHz. Of a longer recording a random part is taken, the
-        same each time; a shorter one is padded with zeros.
-      batch_size: recordings read at a time, in each process.
+      data: dataset; its `samples` is replaced.
+      samples: length of the clips at 16 kHz. Longer recordings are cropped at random, always in the
+        same place; shorter ones are padded with zeros.
+      batch_size: number of recordings read at a time, in each process.
     """
     data = DataConfig.of(data)
     config = {
@@ -146,17 +147,17 @@ def folder(
     *,
     batch_size: int = 8,
 ) -> Sounds:
-    """Returns the wav files of a folder, read when they are asked for.
+    """Returns the wav files of a folder, read on demand.
 
-    The processes of a run share the files. All are resampled to 16 kHz and padded with zeros to the
-    length of the longest.
+    The processes of a run divide the files among them. All are resampled to 16 kHz and padded with
+    zeros to the length of the longest.
 
     Args:
-      path: the folder.
-      captions_file: a CSV file with the columns `file`, `caption` and, where they are known,
-        `label` (`;` between several); by default the folder's samples.jsonl, as maa_jax.sample and
+      path: folder of the wav files.
+      captions_file: CSV file with the columns `file`, `caption` and optionally `label` (several
+        separated by `;`); by default the folder's samples.jsonl, as maa_jax.sample and
         maa_jax.evaluate write it, if there is one.
-      batch_size: files read at a time.
+      batch_size: number of files read at a time.
 
     Raises:
       ValueError: there is no wav file, or the table is broken or lacks a file.
@@ -164,7 +165,7 @@ def folder(
     path = pathlib.Path(path)
     files = sorted(path.glob("*.wav"))
     if not files:
-        raise ValueError(f"sounds={str(path)!r} holds no wav file: name a folder with some")
+        raise ValueError(f"sounds={str(path)!r} holds no wav file: give a folder with wav files")
     rows = _read_table(path, captions_file)
     missing = [file.name for file in files if file.name not in rows] if rows else []
     if missing:

@@ -1,4 +1,4 @@
-"""Which sounds of a request are on the disk."""
+"""Record of the sounds already written, by which a run is resumed."""
 
 import json
 import pathlib
@@ -12,24 +12,24 @@ Row = dict[str, Any]
 
 
 class Journal:
-    """What is noted of the sounds in a folder: samples.jsonl, and the notes of unfinished runs.
+    """Metadata of the sounds in a folder: samples.jsonl, and the part files of unfinished runs.
 
-    Every process appends to a file of its own, samples.part-N.jsonl, a line a sound; in the end
-    all of them become samples.jsonl.
+    Every process appends one line per sound to its own file, samples.part-N.jsonl; at the end
+    these are merged into samples.jsonl.
 
     Attributes:
       rows: {file name: its line} of the sounds that need not be made again.
-      outdated: how the first sound noted that is to be made again differs from the one that is
-        wanted, "" if there is none.
+      outdated: difference between the first recorded sound that must be replaced and the one
+        requested; "" if there is none.
     """
 
     def __init__(self, folder: pathlib.Path, wanted: Mapping[str, Row], process: int):
-        """Reads what is there.
+        """Reads samples.jsonl and the part files.
 
         Args:
           folder: folder of the sounds.
-          wanted: {file name: what its line has to say}.
-          process: number of this process, from 0.
+          wanted: {file name: fields that its line must have}.
+          process: index of this process, from 0.
 
         Raises:
           ValueError: the folder holds an unfinished run of another request.
@@ -49,42 +49,42 @@ class Journal:
                 other = self._differences(row)
                 if other:
                     raise ValueError(
-                        f"--out={folder}: {part.name} is of an unfinished run of another request "
-                        f"({other}); give the same request again to go on with it, or another "
+                        f"--out={folder}: {part.name} belongs to an unfinished run of another "
+                        f"request ({other}); repeat that request to resume it, or choose another "
                         "folder, or delete that file"
                     )
                 self._found(row)
 
     def begin(self) -> None:
-        """Makes ready for `add`, before any sound is written."""
+        """Opens this process's part file for `add`, before any sound is written."""
         if self._part.is_file() and not self._part.read_bytes().endswith(b"\n"):
             with self._part.open("ab") as file:  # ends the line that a kill cut short
                 file.write(b"\n")
         table = self._folder / "samples.jsonl"
         if self._part.name == "samples.part-0.jsonl" and table.is_file():
-            # Files of another request are about to be written over: its lines go, ours are kept.
+            # Files of another request are about to be overwritten: drop its lines and keep ours.
             for row in list(self.rows.values()):
                 self.add(row)
             table.unlink()
 
     def add(self, row: Row) -> None:
-        """Notes that a sound's file is written."""
+        """Records that a sound's file has been written."""
         self.rows[row["file"]] = row
-        with self._part.open("ab") as file:  # one write a line
+        with self._part.open("ab") as file:  # one write per line
             file.write(json.dumps(row).encode() + b"\n")
 
     def finish(self) -> None:
-        """Writes samples.jsonl, in order, in place of all processes' notes.
+        """Merges all processes' part files into samples.jsonl, in order.
 
         Raises:
-          ValueError: sounds that other processes were to make are not noted here.
+          ValueError: sounds of other processes are not recorded in this folder.
         """
         parts = self._parts()
         rows = self.rows | {row["file"]: row for part in parts for row in _read_rows(part)}
         missing = [name for name in self._wanted if name not in rows]
         if missing:
             raise ValueError(
-                f"--out={self._folder}: {len(missing)} sound(s) are not noted here, such as "
+                f"--out={self._folder}: {len(missing)} sound(s) are not recorded here, such as "
                 f"{missing[0]}: give a folder that all processes share"
             )
         with replace_file(self._folder / "samples.jsonl") as new:
@@ -102,12 +102,12 @@ class Journal:
     def _differences(self, row: Row) -> str:
         wanted = self._wanted.get(row["file"])
         if wanted is None:
-            return f"file={row['file']!r} there, not asked for here"
+            return f"file={row['file']!r} there, not requested here"
         return ", ".join(differences(row, wanted))
 
 
 def _read_rows(path: pathlib.Path) -> Iterator[Row]:
-    """Yields the lines that are whole and name a file."""
+    """Yields the complete lines that name a file."""
     try:
         text = path.read_text("utf-8", "replace")
     except FileNotFoundError:

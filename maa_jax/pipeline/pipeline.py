@@ -29,7 +29,7 @@ from maa_jax.pipeline import programs
 from maa_jax.pipeline.request import OUTPUTS, Request, is_list
 
 # Latent widths are rounded up to a multiple of this (1.02 s at 16 kHz and hop 256), so that all
-# durations together compile one program a second of sound and not one a frame.
+# programs are compiled per second of duration and not per frame.
 WIDTH_MULTIPLE = 8
 # The most evaluations of the U-Net in one call of the program. Between calls the host reports
 # progress: a callback from inside the program would keep it out of the persistent compilation
@@ -38,12 +38,12 @@ MAX_SEGMENT = 10
 
 
 class Ranked(NamedTuple):
-    """The best of several candidates a prompt, each prompt's best first.
+    """The best of each prompt's candidates, best first.
 
     Attributes:
-      sounds: as `Pipeline.__call__` gives them without ranking.
+      sounds: sounds as `Pipeline.__call__` returns them without ranking.
       scores: cosine of the CLAP embeddings of sound and prompt, float32 [n].
-      indices: the `start_index` with which each sound can be made again alone, int [n].
+      indices: `start_index` with which each sound can be made again alone, int [n].
     """
 
     sounds: np.ndarray | list[np.ndarray]
@@ -52,23 +52,23 @@ class Ranked(NamedTuple):
 
 
 class Pipeline:
-    """Makes sounds of sentences.
+    """Generates sounds from text prompts.
 
         pipe = Pipeline.from_pretrained("bundled")
         wavs = pipe(["a crow caws"], seed=0)  # float32 [1, samples] at pipe.sample_rate
 
     Attributes:
-      model: what the model folder states.
-      path: the model folder.
-      sample_rate: rate of the sounds, in Hz.
+      model: description of the model folder.
+      path: path of the model folder.
+      sample_rate: sample rate of the sounds, in Hz.
       max_duration: length of the longest sound, in seconds; also the default.
     """
 
     def __init__(self, model: Model, dtype: Any, devices: LocalDevices):
-        """Reads the text encoder. `from_pretrained` is what users call.
+        """Reads the text encoder; users call `from_pretrained`.
 
         Raises:
-          ValueError: the folder's networks do not make sounds of text alone.
+          ValueError: the folder's networks do not generate sounds from text alone.
         """
         self.model, self.path = model, model.path
         self.sample_rate, self.max_duration = model.sample_rate, model.max_duration
@@ -103,9 +103,9 @@ class Pipeline:
         """Opens a model folder. The denoiser and decoders are read when they are first needed.
 
         Args:
-          model: the folder's path, a hub id ("user/model"), or "bundled" for the small model inside
-            this package.
-          dtype: the networks' compute dtype; float32 on CPUs by default, bfloat16 elsewhere.
+          model: path of the folder, a hub id ("user/model"), or "bundled" for the small model
+            inside this package.
+          dtype: compute dtype of the networks; float32 on CPUs by default, bfloat16 elsewhere.
           devices: devices of this process that share every batch; JAX's default device otherwise.
 
         Raises:
@@ -133,9 +133,9 @@ class Pipeline:
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[dict[str, float]]:
-        """Measures, within a `with` block, the seconds that each part takes.
+        """Measures the seconds that each part takes, as a context manager.
 
-        Compilation is included. Each part then waits for the one before.
+        Compilation is included. Inside the block each part waits for the one before.
         """
         self._seconds = collections.defaultdict(float)
         try:
@@ -157,7 +157,7 @@ class Pipeline:
         return self._shape(self._samples(seconds))
 
     def _samples(self, seconds: float) -> int:
-        return max(1, round(seconds * self.sample_rate))  # less than half a sample is a sound, too
+        return max(1, round(seconds * self.sample_rate))  # at least one sample
 
     def _shape(self, samples: int) -> tuple[int, int, int]:
         multiple = self.model.unet.downscale
@@ -173,30 +173,29 @@ class Pipeline:
         callback: Callable[[int, int, jax.Array], None] | None = None,
         **options: Any,
     ) -> np.ndarray | list[np.ndarray] | Ranked:
-        """Makes `num_samples` sounds of each prompt.
+        """Generates `num_samples` sounds for each prompt.
 
-        Sound i (of prompt i // num_samples) starts from noise that depends on `seed`, on
-        `start_index + i` and on the latents' shape, and on nothing else: made alone, with its
-        index as `start_index`, it is the same sound. Durations whose latents have one shape
-        (within about a second) start from the same noise. Where sounds are ranked, candidates have
-        the indices.
+        Sound i (of prompt i // num_samples) starts from noise that depends only on `seed`,
+        `start_index + i` and the latents' shape: made alone, with its index as `start_index`, it is
+        the same sound. Durations whose latents have one shape (within about a second) start from
+        the same noise. With ranking, the indices count candidates.
 
         Args:
-          prompts: one sentence or several; an empty one gives any sound of the model's.
-          initial_latents: noise to start from in place of the seed's, an entry for each sound (or
-            candidate): [n, *latent_shape(duration)], or a list where there is a list of durations.
-          callback: called as sampling goes on with (evaluations of the U-Net done, evaluations in
-            all, the batch's latents without noise as estimated so far [b, height, width,
-            channels]). `decode` makes these audible.
-          **options: the fields of `Request`.
+          prompts: one prompt or several; an empty one gives any sound that the model can make.
+          initial_latents: noise to start from in place of the seed's, one entry for each sound (or
+            candidate): [n, *latent_shape(duration)], or a list if `duration` is a list.
+          callback: function called during sampling with (evaluations of the U-Net done, evaluations
+            in total, current estimate of the batch's clean latents [b, height, width, channels]).
+            `decode` makes these audible.
+          **options: fields of `Request`.
 
         Returns:
           float32 [n, round(duration * sample_rate)] in [-1, 1], n = len(prompts) * num_samples; or
-          mels or latents [n, ...]. A list of n arrays where there is a list of durations. With
-          `num_candidates`, these are the first of a `Ranked`'s three fields.
+          mels or latents [n, ...]. A list of n arrays if `duration` is a list. With
+          `num_candidates`, a `Ranked`, whose `sounds` these are.
 
         Raises:
-          ValueError: an argument is not as above, or the folder lacks what ranking needs.
+          ValueError: an argument is invalid, or the folder lacks the CLAP that ranking needs.
         """
         request, prompts = Request(**options), _sentences(prompts)
         table = request.table(self.model.schedule)
@@ -232,7 +231,7 @@ class Pipeline:
         return _result(request, sounds, scores)
 
     def _conditions(self, prompts: list[str], negative_prompt: str) -> tuple[Any, jax.Array]:
-        """Returns the prompts' condition, [n, ...], and the context that guidance leads from."""
+        """Returns the prompts' condition [n, ...] and the unconditional context of guidance."""
         prepare = self._conditioner.prepare
         nothing = (
             prepare([negative_prompt]) if negative_prompt else self._conditioner.unconditional()
@@ -252,7 +251,7 @@ class Pipeline:
         unconditional: jax.Array,
         keys: jax.Array | None,
     ) -> Iterator[tuple[int, samplers.SamplerState]]:
-        """Goes through a table, and yields how many rows are done and the state they lead to."""
+        """Runs a sampler's table; yields the number of rows done and the state after them."""
         state = samplers.initial_state(jnp.asarray(latents))
         split = self._devices.split
         state = samplers.SamplerState(
@@ -272,7 +271,7 @@ class Pipeline:
             yield done, state
 
     def _decode(self, latents: jax.Array, output: str) -> dict[str, np.ndarray]:
-        """Returns latents, mels and wavs of latents as far as `output`, whole ones."""
+        """Decodes latents as far as `output` needs; returns each stage, at full length."""
         made = {"latents": latents}
         if output != "latents":
             _, params = self._networks.load("vae")
@@ -283,26 +282,26 @@ class Pipeline:
         return {name: np.array(value, np.float32) for name, value in made.items()}
 
     def _rank(self, prompts: list[str], wavs: np.ndarray, samples: np.ndarray) -> np.ndarray:
-        """Returns how well sounds fit their prompts, [n]; what is behind their ends is silenced."""
+        """Zeroes `wavs` past their ends and returns each sound's CLAP score for its prompt, [n]."""
         for wav, end in zip(wavs, samples, strict=True):
-            wav[end:] = 0  # not cut, which would be a program for each length
-        assert self._score is not None  # `load` has made it
+            wav[end:] = 0  # not cut, which would compile a program for each length
+        assert self._score is not None  # set by `load`
         return self._run("CLAP", self._score, prompts, wavs, self.sample_rate)
 
     def _cut(self, sound: np.ndarray, samples: int, output: str) -> np.ndarray:
-        """Returns a sound, or mel, of the length asked for; latents stay whole."""
+        """Cuts a sound or mel to its duration; latents stay whole."""
         ends = {"wav": samples, "mel": self._codec.frames(samples)}
         return sound[: ends.get(output)]
 
     def encode(self, wavs: np.ndarray | jax.Array) -> np.ndarray:
-        """Turns sounds into latents: the way back from `decode`.
+        """Encodes sounds to latents, such as `decode` takes.
 
         Args:
-          wavs: [n, samples] in [-1, 1] at `sample_rate`, up to `max_duration` long.
+          wavs: waveforms [n, samples] in [-1, 1] at `sample_rate`, up to `max_duration` long.
 
         Returns:
           float32 [n, *latent_shape(duration)], scaled as the U-Net has them: the means of the
-          autoencoder's posterior. Behind the sounds they hold silence.
+          autoencoder's posterior. After the sounds they are padded with silence.
 
         Raises:
           ValueError: the sounds are too long, or have another shape.
@@ -316,10 +315,10 @@ class Pipeline:
         return np.array(programs.encode(self._codec, params, audio))
 
     def decode(self, latents: np.ndarray | jax.Array, output: str = "wav") -> np.ndarray:
-        """Turns latents into sound, as sampling does at its end.
+        """Decodes latents to sound, as sampling does at its end.
 
         Args:
-          latents: [n, height, width, channels], scaled as the U-Net has them.
+          latents: latents [n, height, width, channels], scaled as the U-Net has them.
           output: "wav", or "mel" for log-mel spectrograms.
 
         Returns:
@@ -331,10 +330,10 @@ class Pipeline:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes the model folder, with a model card where there is none.
 
-        Parts of a model that `folder` holds already are replaced; whatever else is in it stays.
+        Parts of a model that `folder` already holds are replaced; other files in it stay.
 
         Raises:
-          ValueError: `folder` is this model's own, or holds something that is no model.
+          ValueError: `folder` is this model's own, or holds something other than a model.
         """
         target = pathlib.Path(user_path(folder))
         copy_folder(self.path, target)
@@ -349,9 +348,9 @@ class Pipeline:
 
 
 def segments(evaluations: int) -> list[int]:
-    """Returns how many evaluations of the U-Net each call of the program takes.
+    """Divides the evaluations of the U-Net into calls of the program.
 
-    Each length is a program of its own: a divisor needs one, and 20, 50 and 100 steps share theirs.
+    Each length compiles a program: a divisor needs only one, and 20, 50 and 100 steps share theirs.
     """
     sizes = range(MAX_SEGMENT, MAX_SEGMENT // 2, -1)
     size = next((size for size in sizes if evaluations % size == 0), MAX_SEGMENT)
@@ -377,7 +376,7 @@ def _check_latents(latents: Any, shapes: Sequence[tuple[int, ...]], listed: bool
 
 
 def _batches(shapes: Sequence[tuple[int, ...]], size: int) -> Iterator[np.ndarray]:
-    """Yields the indices of `shapes` in batches of one shape; the last is smaller, not padded."""
+    """Yields the indices of `shapes` in batches of one shape; the last one is not padded."""
     for shape in dict.fromkeys(shapes):
         same = np.array([i for i, other in enumerate(shapes) if other == shape])
         for start in range(0, len(same), size):

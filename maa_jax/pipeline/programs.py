@@ -1,6 +1,6 @@
-"""What a pipeline computes: networks, read when they are first used, and pure functions of them.
+"""The pipeline's computations: networks, read on first use, and pure functions of their weights.
 
-Weights are arguments of the jitted functions. Closed over they would be constants of the programs,
+Weights are arguments of the jitted functions. Closed over, they would be constants of the programs,
 copied into each and hashed for the compilation cache. Graphs are static arguments, so that all
 pipelines of one architecture share their programs.
 """
@@ -25,9 +25,9 @@ class Networks:
     """The networks of a model folder, each read once, when it is first needed.
 
     Args:
-      folder: the model folder.
-      dtype: the compute dtype.
-      devices: where the weights go.
+      folder: path of the model folder.
+      dtype: compute dtype.
+      devices: devices that hold the weights.
     """
 
     def __init__(self, folder: pathlib.Path, dtype: Any, devices: LocalDevices):
@@ -64,13 +64,13 @@ def denoise(
     """Takes some steps of a sampler.
 
     Args:
-      unet: the U-Net's graph.
-      params: its weights.
-      state: the state before the first of these steps.
-      table: these steps' rows.
-      context: the condition, [b, n, d].
-      unconditional: the context of the negative prompt, [1, n, d].
-      keys: keys of the noise that is added on the way, [b], if any is.
+      unet: graph of the U-Net.
+      params: weights of the U-Net.
+      state: state before the first of these steps.
+      table: rows of these steps.
+      context: context of the prompts, [b, n, d].
+      unconditional: context of the negative prompt, [1, n, d].
+      keys: keys of the noise that the steps add, [b], if they add any.
     """
     unconditional = jnp.broadcast_to(unconditional, context.shape)
     predict = samplers.guided(networks.build(unet, params), context, unconditional)

@@ -1,11 +1,11 @@
-"""What may be asked of a pipeline, declared once.
+"""The options of a pipeline's call, declared once.
 
-The fields of `Request` are `Pipeline.__call__`'s keywords, the flags of maa_jax.sample, what is
-checked of either, and what samples.jsonl records. Nothing here imports JAX before a model is at
-hand, so that a program's --help and mistakes in its flags answer at once.
+The fields of `Request` define the keywords of `Pipeline.__call__`, the flags of maa_jax.sample, the
+checks of both, and the record in samples.jsonl. Nothing here imports JAX until a model is loaded,
+so that --help and mistakes in a program's flags are answered at once.
 
-What is no field: the prompts, which are what is asked for and not how; arrays (initial latents),
-which no flag and no line of JSON can hold; and the callback, which does not change the sounds.
+Not fields: the prompts, which are the input; arrays (initial latents), which neither a flag nor a
+line of JSON can hold; and the callback, which does not change the sounds.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Guidance = float | Sequence[float] | Callable[[float], float]
 
-# What a pipeline can give -> the networks behind the denoiser that it takes.
+# {output of a pipeline: networks after the denoiser that it needs}.
 OUTPUTS = {"latents": (), "mel": ("vae",), "wav": ("vae", "vocoder")}
 _MAX_UINT32 = 2**32 - 1
 
@@ -38,7 +38,7 @@ def _check_guidance(value: Any, request: Any) -> str:
     if len(scales) == request.steps and all(map(is_finite, scales)):
         return FINE
     return (
-        f"a finite number, such as 3.0, or {request.steps} of them, one a step, or a function of "
+        f"a finite number, such as 3.0, or {request.steps} of them, one per step, or a function of "
         "the progress from 0 to 1"
     )
 
@@ -61,10 +61,10 @@ def _check_candidates(value: Any, request: Any) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request(Options):
-    """How sounds are to be made.
+    """Options of generating sounds.
 
     Raises:
-      ValueError: naming the field, its value and what to give instead.
+      ValueError: a field is invalid; the error names it, its value and the remedy.
     """
 
     steps: int = option(
@@ -72,7 +72,7 @@ class Request(Options):
     )
     sampler: str = option(
         "ddim",
-        "Sampler: ddim, plms (one evaluation of the U-Net more than steps) or dpmpp_2m.",
+        "Sampler: ddim, plms (one more evaluation of the U-Net than steps) or dpmpp_2m.",
         choices=SAMPLERS,
     )
     spacing: str = option(
@@ -81,16 +81,16 @@ class Request(Options):
         "linspace.",
         choices=SPACINGS,
     )
-    eta: float = option(0.0, "How much fresh noise the steps of ddim add, 0 to 1.", least=0, most=1)
+    eta: float = option(0.0, "Amount of noise that ddim adds per step, 0 to 1.", least=0, most=1)
     guidance_scale: Guidance = option(
         3.0,
         "Classifier-free guidance; 1 is none, larger follows the prompt more closely. In Python "
-        "also one number a step, or a function of the progress, 0 at the first step and 1 at the "
+        "also one number per step, or a function of the progress, 0 at the first step and 1 at the "
         "last.",
         flag=float,
         check=_check_guidance,
     )
-    negative_prompt: str = option("", 'What guidance leads away from; "" is any sound.')
+    negative_prompt: str = option("", 'Prompt that guidance leads away from; "" is any sound.')
     seed: int = option(
         0, "Seed of the noise; the same seed makes the same sounds.", least=0, most=_MAX_UINT32
     )
@@ -101,16 +101,16 @@ class Request(Options):
         flag=float,
         check=_check_duration,
     )
-    num_samples: int = option(1, "Sounds given of each prompt.", least=1, most=_MAX_UINT32)
+    num_samples: int = option(1, "Number of sounds for each prompt.", least=1, most=_MAX_UINT32)
     num_candidates: int | None = option(
         None,
-        "Sounds made of each prompt, of which those that fit it best by the folder's CLAP are "
-        "given; without it there is no ranking.",
+        "Candidates made for each prompt; those that score best under the folder's CLAP are "
+        "kept. By default nothing is ranked.",
         check=_check_candidates,
     )
     output: str = option(
         "wav",
-        "What is given: wav, mel (log mels [frames, n_mels]) or latents (as `decode` takes them). "
+        "Output: wav, mel (log mels [frames, n_mels]) or latents (as `decode` takes them). "
         "Networks that it does not need are not read.",
         choices=OUTPUTS,
         flag=False,
@@ -118,7 +118,7 @@ class Request(Options):
     )
     batch_size: int = option(
         8,
-        "Sounds made at a time; sets how much memory is needed.",
+        "Sounds made at a time; determines the memory needed.",
         least=1,
         most=_MAX_UINT32,
         recorded=False,
@@ -138,14 +138,14 @@ class Request(Options):
 
     @property
     def tries(self) -> int:
-        """Number of sounds made of each prompt."""
+        """Number of sounds made for each prompt."""
         return self.num_samples if self.num_candidates is None else self.num_candidates
 
     def table(self, schedule: "Schedule") -> "Table":
         """Returns the sampler's table for a model's noise schedule.
 
         Raises:
-          ValueError: the schedule does not have as many steps, or the sampler no such option.
+          ValueError: the schedule has fewer steps, or the sampler lacks an option.
         """
         from maa_jax.diffusion import samplers
 
@@ -159,14 +159,14 @@ class Request(Options):
         )
 
     def durations(self, max_duration: float, prompts: int) -> list[float]:
-        """Returns the seconds of each prompt's sounds.
+        """Returns the duration of each prompt's sounds, in seconds.
 
         Args:
-          max_duration: the model's limit in seconds.
+          max_duration: limit of the model in seconds.
           prompts: number of prompts.
 
         Raises:
-          ValueError: a duration is over the limit, or there are not as many as prompts.
+          ValueError: a duration is over the limit, or their number is not that of the prompts.
         """
         given: Any = max_duration if self.duration is None else self.duration
         seconds = [float(x) for x in given] if is_list(given) else [float(given)] * prompts

@@ -79,7 +79,7 @@ def test_top_asks_whether_any_found_recording_has_a_right_label():
 
 def test_recordings_without_labels_are_refused(evaluators, recordings):
     unlabelled = sounds(["drum", "bell"], [["drum"], []], 0)
-    with pytest.raises(ValueError, match=r"needs labels of all sounds, and 1 of 2 .* 'bell'"):
+    with pytest.raises(ValueError, match=r"needs labels of all sounds, but 1 of 2 .* 'bell'"):
         dict(base.run(evaluators, Inputs(unlabelled, recordings)))
     with pytest.raises(ValueError, match="needs references"):
         dict(base.run(evaluators, Inputs(recordings)))

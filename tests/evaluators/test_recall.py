@@ -53,5 +53,5 @@ def test_the_recall_of_a_split_is_that_of_its_cosines(model, data_dir):
 
 
 def test_recall_needs_a_retriever():
-    with pytest.raises(ValueError, match="name its model folder"):
+    with pytest.raises(ValueError, match="give its model folder"):
         make(["recall"], Networks())
