@@ -1,4 +1,4 @@
-"""Checks of what a user gave: a mistake is an error that names the right value."""
+"""Checks of user input, whose errors suggest the right value."""
 
 import difflib
 from collections.abc import Collection, Mapping
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """Returns the one of the `known` names that is most like `name`."""
+    """Returns the `known` name that is most similar to `name`."""
     return difflib.get_close_matches(name, known, 1, 0)[0]
 
 
 def check_name(key: str, value: object, known: Collection[str]) -> None:
-    """Raises a ValueError with the nearest name unless `value` is one of the `known`."""
+    """Raises a ValueError that has the nearest name unless `value` is one of the `known`."""
     if value not in known:
         raise ValueError(
             f"{key}={value!r}: did you mean {nearest(str(value), known)!r}? There are"
@@ -20,11 +20,11 @@ def check_name(key: str, value: object, known: Collection[str]) -> None:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Returns how settings that were written down differ from those that are wanted now.
+    """Compares recorded settings with current ones.
 
     Args:
       there: settings read from a file.
-      here: settings wanted; only their keys are compared.
+      here: current settings; only their keys are compared.
 
     Returns:
       A line for each key that differs, "key=1 there, 2 here".

@@ -1,4 +1,4 @@
-"""The head of every program: its flags, its help, its errors, and a quiet terminal.
+"""What all programs share: flags, help, errors, and a quiet terminal.
 
     def define_flags() -> None: ...    # absl flags, or options.define_flags(Request)
     def main() -> None: ...            # reads the flags and makes one call
@@ -6,9 +6,9 @@
     def run() -> None:                 # python -m maa_jax.NAME and the console script maa-NAME
         command.run(main, define_flags)
 
-A program ends with 0; with 2 and one line on stderr for a mistake that the user can mend
-(ValueError, FileNotFoundError, a flag, a missing extra); with 130 after Ctrl-C. Any other exception
-is a bug and keeps its traceback.
+A program's exit status is 0; 2, with one line on stderr, for a mistake that the user can correct
+(ValueError, FileNotFoundError, a flag, a missing extra); 130 after Ctrl-C. Any other exception is a
+bug and keeps its traceback.
 """
 
 import importlib
@@ -26,7 +26,7 @@ from absl import flags, logging
 
 from maa_jax.checks import nearest
 
-# Modules that the base install lacks, and the extra of this package that brings each.
+# {module that the base install lacks: extra of this package that installs it}.
 EXTRAS = {
     "PIL": "train",
     "apache_beam": "beam",
@@ -49,9 +49,9 @@ _CONFIGS = _HERE / "configs"
 
 
 def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
-    """Runs a program: parses its flags, calls `main`, and turns mistakes into one line.
+    """Runs a program: parses its flags, calls `main`, and prints a user's mistake as one line.
 
-    The program's help is the docstring of the module that defines `main`, with its flags.
+    The program's help is the docstring of the module that defines `main`, followed by its flags.
     """
     module = main.__globals__
     name = module["__spec__"].name.removesuffix(".__main__")
@@ -81,7 +81,7 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
 
 
 def define_config_flag() -> None:
-    """Defines --config, whose value is a ConfigDict: a file's, or one in the package by its name.
+    """Defines --config, whose value is a ConfigDict from a file or, by name, from the package.
 
     `--config=configs/t2a.py:demo` calls `get_config("demo")` of that file; where there is no such
     file, `--config=t2a:demo` calls that of `maa_jax.configs.t2a`. `--config.KEY=VALUE` sets a key.
@@ -92,16 +92,16 @@ def define_config_flag() -> None:
         "config", None, "Config: a file, configs/t2a.py[:ARG], or a name, t2a[:ARG]."
     )
     flags.mark_flag_as_required("config")
-    # The file's loader of ml_collections reports mistakes as tracebacks, and knows paths alone.
+    # ml_collections' loader reports mistakes as tracebacks, and takes only paths.
     setattr(flags.FLAGS["config"].parser, "parse", read_config)  # noqa: B010 (a method)
 
 
 def read_config(argument: str) -> Any:
-    """Returns the locked config that `--config=ARGUMENT` stands for: see `define_config_flag`.
+    """Returns the locked config for `--config=ARGUMENT`; see `define_config_flag`.
 
     Raises:
-      ValueError: there is no such file or name, or a key on the command line is not in it; the
-        message has the nearest right one.
+      ValueError: there is no such file or name, or the config lacks a key on the command line; the
+        message has the nearest known one.
     """
     place, _, argument = argument.partition(":")
     if pathlib.Path(place).is_file():
@@ -122,7 +122,7 @@ def read_config(argument: str) -> Any:
 
 
 def _check_key(config: Any, key: str) -> None:
-    """Raises a ValueError with the nearest right key unless a config has `key`, "unet.layers"."""
+    """Raises a ValueError that has the nearest key unless a config has `key`, "unet.layers"."""
     node, path = config, "config"
     for name in key.split("."):
         known = list(node) if hasattr(node, "keys") else []
@@ -162,9 +162,9 @@ def _help(doc: str, own: list[str]) -> str:
 
 
 def _quieten() -> None:
-    """Keeps other libraries' warnings and logs off the terminal; this package's, and errors, stay.
+    """Hides other libraries' warnings and logs, but not this package's, nor any errors.
 
-    Unless --verbosity says otherwise; nor are warnings touched where Python's -W was given.
+    --verbosity overrides this, and Python's -W is respected.
     """
     if flags.FLAGS["verbosity"].present:
         logging.use_absl_handler()
@@ -175,7 +175,7 @@ def _quieten() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", module=r"maa_jax\b")
-    # For libraries in C++ and for transformers, which write by themselves.
+    # For C++ libraries and transformers, which do not log through Python's logging.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

@@ -11,10 +11,10 @@ from jax.sharding import PartitionSpec as P
 
 
 def initialize() -> None:
-    """Prepares the process of a program: its cache of compiled programs, and its fellow processes.
+    """Sets up a program's process: the compilation cache, and the connection to other processes.
 
-    Programs call this before anything touches a device; a library that imports maa_jax decides
-    both itself.
+    Programs call this before anything touches a device; a library that imports maa_jax makes both
+    choices itself.
     """
     enable_compilation_cache()
     initialize_distributed()
@@ -23,14 +23,14 @@ def initialize() -> None:
 def enable_compilation_cache() -> None:
     """Keeps compiled programs on disk, so that a second run starts at once.
 
-    In JAX_COMPILATION_CACHE_DIR, or else $XDG_CACHE_HOME/maa_jax/jax, or else
+    The folder is JAX_COMPILATION_CACHE_DIR, else $XDG_CACHE_HOME/maa_jax/jax, else
     ~/.cache/maa_jax/jax. Entry points call this; a library that imports maa_jax decides itself.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "maa_jax", "jax"))
-    # The default leaves out programs that compile in under a second; together those are most of
-    # what a small model waits for.
+    # The default leaves out programs that compile in under a second, which together take most of a
+    # small model's compilation time.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
@@ -38,14 +38,14 @@ _COORDINATOR = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
 def initialize_distributed() -> None:
-    """Joins the other processes of the run, where there are any.
+    """Connects to the other processes of the run, if there are any.
 
     Starts `jax.distributed` when JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are
     set, under Slurm with more than one task, and on a TPU pod of more than one host. Call it before
     anything else touches a device.
 
     Raises:
-      ValueError: if only some of the three variables are set.
+      ValueError: only some of the three variables are set.
     """
     present = [name for name in _COORDINATOR if os.environ.get(name)]
     if present:
@@ -73,12 +73,12 @@ def share(
     """Returns a process's share of work that all processes divide among them.
 
     Args:
-      items: the work, the same in every process.
-      process_index: number of the process, by default this one's.
+      items: all items of work, the same in every process.
+      process_index: index of the process, by default this one's.
       process_count: number of processes, by default all of this run.
 
     Returns:
-      Consecutive items; shares differ in length by one at most, the first ones being longer.
+      Consecutive items; shares differ in length by at most one, the first ones being longer.
     """
     index = jax.process_index() if process_index is None else process_index
     count = jax.process_count() if process_count is None else process_count
@@ -87,42 +87,42 @@ def share(
 
 
 def create_local_mesh(devices: Sequence[jax.Device]) -> Mesh:
-    """Returns a mesh of some of this process's devices, for batches that it spreads by itself."""
+    """Returns a mesh of some of this process's devices, for batches local to the process."""
     return jax.make_mesh(
         (len(devices), 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices
     )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array that every device holds whole."""
+    """Returns the sharding of an array that is replicated on every device."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: its first axis over all devices."""
+    """Returns the sharding of a batch, split along its first axis over all devices."""
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
 class LocalDevices:
-    """Devices of this process that share batches, each with all the weights.
+    """Devices of this process that share batches, each with a copy of the weights.
 
     Args:
-      devices: the devices, or None for JAX's default device.
+      devices: devices to use, or None for JAX's default device.
     """
 
     def __init__(self, devices: Sequence[jax.Device] | None):
         self._mesh = None if devices is None else create_local_mesh(devices)
 
     def replicate(self, tree: Any) -> Any:
-        """Returns a tree of arrays, whole on each device."""
+        """Returns a tree of arrays, replicated on every device."""
         return jax.device_put(tree, self._sharding(P()))
 
     def split(self, tree: Any, axis: int = 0) -> Any:
-        """Returns a tree of arrays, an axis of which is split over the devices."""
+        """Returns a tree of arrays, split along an axis over the devices."""
         return jax.device_put(tree, self._sharding(P(*(None,) * axis, "data")))
 
     def fill(self, rows: np.ndarray) -> np.ndarray:
-        """Returns rows [n, ...], the last repeated until they divide among the devices."""
+        """Returns rows [n, ...], the last one repeated until n is a multiple of the devices."""
         count = 1 if self._mesh is None else self._mesh.size
         return np.pad(rows, ((0, -len(rows) % count), *((0, 0),) * (rows.ndim - 1)), "edge")
 

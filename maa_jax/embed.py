@@ -1,17 +1,17 @@
-"""Computes once what is read often: the contexts of all captions of a run.
+"""Precomputes the contexts of all captions of a run.
 
     python -m maa_jax.embed --config=configs/t2a.py:t5 --out=embeddings/t5
     python -m maa_jax.train --config=configs/t2a.py:t5 --config.text_embeddings=embeddings/t5 ...
 
 The captions are those of the config's splits for training and evaluation, its fixed prompts and
-the empty one. Several processes share them; a context of T5-Large takes 158 KB.
+the empty one. Several processes divide them; a context of T5-Large takes 158 KB.
 
-With a retriever it writes a bank of captions instead, in which that retriever finds the captions of
-a recording:
+With a retriever it writes a bank of captions instead, in which that retriever finds captions for
+recordings:
 
     python -m maa_jax.embed --config=configs/retriever.py --retriever=models/retriever --out=bank
 
-A bank holds the captions of the config's training split alone.
+A bank holds only the captions of the config's training split.
 """
 
 import dataclasses
@@ -29,17 +29,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Embedding(Options):
-    """What is computed, beside the config."""
+    """Options of the computation, apart from the config."""
 
     out: str = option(REQUIRED, "Folder for the contexts or the bank.", path=True)
-    retriever: str | None = option(
-        None, "Model folder of a retriever, to write a bank of captions."
-    )
+    retriever: str | None = option(None, "Model folder of a retriever; writes a bank of captions.")
     batch_size: int = option(32, "Captions encoded at a time, over all devices.", least=1)
 
 
 def define_flags() -> None:
-    """Defines the flags; by this module as a program alone, or two programs' flags would clash."""
+    """Defines the flags, which other programs also define: call it only from this program."""
     command.define_config_flag()
     options.define_flags(Embedding)
 
@@ -48,8 +46,8 @@ def embed(config: "ml_collections.ConfigDict", request: Embedding) -> int:
     """Writes this process's share of the contexts of a run's captions, or of a bank.
 
     Args:
-      config: a config of the diffusion stage; for a bank that of any stage, whose `data` is read.
-      request: what is computed and where it goes.
+      config: config of the diffusion stage; for a bank, of any stage, whose `data` is read.
+      request: options of the computation and its output.
 
     Returns:
       The number of captions written.
@@ -72,7 +70,7 @@ def _embed_contexts(config: "ml_collections.ConfigDict", request: Embedding) -> 
     if config.data.reprogram.events:
         raise ValueError(
             f"config.data.reprogram.events={config.data.reprogram.events!r}: reprogramming makes "
-            "new captions as training runs, whose contexts cannot be computed before; set it to ''"
+            "new captions during training, whose contexts cannot be precomputed; set it to ''"
         )
     import jax
     import jax.numpy as jnp

@@ -3,17 +3,17 @@
     python -m maa_jax.enhance --dataset=fsd50k --name=fsd50k --out=DATA_DIR --withhold_labels \
         --captioner=models/captioner --retriever=models/retriever --bank_captions=audiocaps
 
-Writes the TFDS dataset enhanced/NAME beside the datasets that it reads, all of them in OUT, and a
-report of scores and examples beside that. Training reads it by its name. The same command resumes
-an interrupted run: the candidates are kept a shard at a time. Several processes share the shards;
-OUT must be a place that all of them see. With --beam_options Apache Beam (extra: beam) writes the
-dataset, and its workers must see OUT too:
+Writes the TFDS dataset enhanced/NAME into OUT, the folder of the datasets that it reads, and a
+report of scores and examples beside it. Training reads the dataset by its name. The same command
+resumes an interrupted run: candidates are saved one shard at a time. Several processes divide the
+shards; OUT must be a folder that all of them can access. With --beam_options Apache Beam (extra:
+beam) writes the dataset, and its workers must have access to OUT too:
 
     --beam_options="--runner=DirectRunner"                              # this machine
     --beam_options="--runner=FlinkRunner --flink_master=HOST:8081"      # or Spark, Dataflow
 
-Experts and CLAP hear one clip of each recording: its middle if it is longer than the clip, padded
-with zeros at its end if it is shorter. The dataset holds the recordings whole and unchanged.
+Experts and CLAP get one clip of each recording: its middle if it is longer than the clip, padded
+with zeros at the end if it is shorter. The dataset holds the whole recordings, unchanged.
 """
 
 from maa_jax import command, options
@@ -28,7 +28,7 @@ def define_flags() -> None:
 def main() -> None:
     """Runs the program that this module's docstring describes."""
     request = options.from_flags(Enhancement)
-    # After the flags, so that --help and a mistake in them answer at once.
+    # Imported after the flags are parsed, so that --help and mistakes in them are answered at once.
     from maa_jax import devices
     from maa_jax.enhancement.run import enhance
 

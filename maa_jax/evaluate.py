@@ -1,4 +1,4 @@
-"""Scores sounds: those that a model makes of a dataset's captions, or those in a folder.
+"""Scores sounds that a model generates from a dataset's captions, or the sounds in a folder.
 
     python -m maa_jax.evaluate --model=bundled --dataset=sonic_sounds --split=train --out=scores
     python -m maa_jax.evaluate --model=bundled --evaluators=label_accuracy,clap_score --out=scores
@@ -7,14 +7,15 @@
 
 Evaluators:
 
-    label_accuracy  whether the recording nearest to a sound, or one of the five nearest, has a
-                    label of the recording whose caption the sound was made of
-    clap_score      the mean cosine of the CLAP embeddings of sounds and their captions
+    label_accuracy  whether the recording nearest to a sound, or one of the five nearest, shares a
+                    label with the recording whose caption the sound was generated from
+    clap_score      mean cosine of the CLAP embeddings of sounds and their captions
     recall          how often a retriever, which is then the model, finds recordings and captions
 
 The captions of a folder's sounds are read from its samples.jsonl, as maa_jax.sample writes it, or
 from a CSV file with the columns file, caption and label (--captions_file). The processes of a run
-share the sounds. Scores are printed and written to OUT/scores.json, with what made them.
+divide the sounds among them. Scores are printed and written to OUT/scores.json, with the options
+that led to them.
 """
 
 import dataclasses
@@ -43,34 +44,34 @@ def _check_evaluators(names: tuple[str, ...], _: Options) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation(Request):
-    """What is scored, and how; the fields of `Request` say how a model makes sounds."""
+    """Options of an evaluation; the fields of `Request` are those of generating the sounds."""
 
     out: str = option(REQUIRED, "Folder for scores.json.", path=True, recorded=False)
     evaluators: tuple[str, ...] = option(
         ("label_accuracy",),
-        "What scores: label_accuracy, clap_score, recall.",
+        "Evaluators: label_accuracy, clap_score, recall.",
         check=_check_evaluators,
     )
     model: str = option("bundled", 'Model folder, hub id, or "bundled".')
     sounds: str | None = option(
-        None, "Folder of wav files to score in the place of a model's sounds.", path=True
+        None, "Folder of wav files to score instead of a model's sounds.", path=True
     )
     captions_file: str | None = option(
         None, "CSV file with file,caption[,label] of those wav files.", path=True
     )
-    dataset: str = option("sonic_sounds", "Dataset whose captions and recordings are taken.")
+    dataset: str = option("sonic_sounds", "Dataset of the captions and reference recordings.")
     data_dir: str | None = option(
         None, "Where TFDS keeps datasets; TFDS's own place by default.", path=True, recorded=False
     )
     split: str = option("train", "Split of the dataset.")
-    num_prompts: int = option(0, "Sounds made, evenly over the captions; 0 for all.", least=0)
+    num_prompts: int = option(0, "Captions used as prompts, evenly spread; 0 for all.", least=0)
     captions_per_recording: int = option(
-        1, "Captions of a recording that sounds are made of; 0 for all.", least=0
+        1, "Captions of a recording used as prompts; 0 for all.", least=0
     )
-    clap: str = option("bundled", 'CLAP that hears: model folder, hub id, or "bundled".')
-    keep_wavs: bool = option(False, "Whether the sounds are written to OUT/wavs.", recorded=False)
+    clap: str = option("bundled", 'CLAP that scores: model folder, hub id, or "bundled".')
+    keep_wavs: bool = option(False, "Write the sounds to OUT/wavs.", recorded=False)
     cache: str | None = option(
-        None, "Folder in which features are kept for later runs.", path=True, recorded=False
+        None, "Folder in which features are cached for later runs.", path=True, recorded=False
     )
 
     def __post_init__(self):
@@ -83,7 +84,7 @@ class Evaluation(Request):
 
 
 def define_flags() -> None:
-    """Defines the flags; by this module as a program alone, or two programs' flags would clash."""
+    """Defines the flags, which other programs also define: call it only from this program."""
     options.define_flags(Evaluation)
 
 
@@ -91,15 +92,15 @@ def evaluate(request: Evaluation) -> dict[str, float]:
     """Computes scores, prints them and writes `out/scores.json`.
 
     Args:
-      request: what is scored, and how.
+      request: options of the evaluation.
 
     Returns:
       The scores by name.
 
     Raises:
-      ValueError: something that is named does not exist, or an evaluator needs what is not there.
+      ValueError: something named does not exist, or an input that an evaluator needs is missing.
     """
-    # After the flags, so that --help and a mistake in them answer at once.
+    # Imported after the flags are parsed, so that --help and mistakes in them are answered at once.
     import jax
 
     import maa_jax
@@ -129,7 +130,7 @@ def evaluate(request: Evaluation) -> dict[str, float]:
             sounds, made_by = _generated(request, data)
     elif request.sounds:
         raise ValueError(
-            f"sounds={request.sounds!r}: none of {', '.join(request.evaluators)} hears sounds; "
+            f"sounds={request.sounds!r}: none of {', '.join(request.evaluators)} scores sounds; "
             "leave it out or add another evaluator"
         )
     scores: dict[str, float] = {}
@@ -165,7 +166,7 @@ def evaluate(request: Evaluation) -> dict[str, float]:
 
 
 def _generated(request: Evaluation, data: "DataConfig") -> "tuple[Sounds, dict[str, str]]":
-    """Returns sounds that a model will make of a dataset's captions, and which model that is."""
+    """Returns sounds that a model generates on demand from captions, and the model's record."""
     import jax
     import numpy as np
 

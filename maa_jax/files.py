@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written atomically: whole or not at all."""
 
 import contextlib
 import json
@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-# pathlib's, or epath's for a bucket.
+# A local path, or a path in a bucket.
 Path = TypeVar("Path", bound=pathlib.Path)
 
 
 def user_path(path: str | os.PathLike[str]) -> str:
-    """Returns a path that a user gave as an absolute one, with `~` expanded.
+    """Returns a user's path as an absolute one, with `~` expanded.
 
-    Orbax takes no other, and a shell does not expand `~` behind `--workdir=`. Addresses
+    Orbax requires absolute paths, and a shell does not expand `~` after `--workdir=`. Addresses
     ("gs://bucket/folder") and the name of the model inside this package ("bundled") stay as they
     are.
     """
@@ -29,11 +29,11 @@ def user_path(path: str | os.PathLike[str]) -> str:
     return os.path.abspath(os.path.expanduser(text))
 
 
-REMEDY = "write the folder again (python -m maa_jax.convert), or point to a whole one"
+REMEDY = "write the folder again (python -m maa_jax.convert), or give a complete one"
 
 
 class FolderError(ValueError):
-    """A model folder that cannot be read: what is wrong, in which file, and the remedy."""
+    """A model folder that cannot be read; the message names the file, the fault and the remedy."""
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -52,10 +52,10 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`, which becomes `path` on success and goes on failure.
+    """Yields a temporary path beside `path`; it is moved to `path` on success, removed on failure.
 
     Args:
-      path: a local path, or one in a bucket as `etils.epath` has it. Its folder exists.
+      path: path of the file, local or in a bucket (`etils.epath`), in an existing folder.
     """
     new = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -65,18 +65,18 @@ def replace_file(path: Path) -> Iterator[Path]:
         new.unlink(missing_ok=True)
 
 
-# What a part of a model folder (a network, the tokenizer, the scheduler) consists of. Anything else
-# in it is the user's.
+# The files of a part of a model folder (a network, the tokenizer, the scheduler). Anything else in
+# its folder is the user's.
 PART_FILES = ("*.json", "*.safetensors", "vocab.txt")
 
 
 @contextlib.contextmanager
 def replace_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a temporary folder whose content becomes that of a part of a model folder.
+    """Yields a temporary folder whose content replaces that of a part of a model folder.
 
-    On failure nothing has changed. On success the part's own files, `PART_FILES`, are replaced, and
-    whatever else is in the folder stays. Where `target` is a symbolic link, the folder that it
-    points to is written.
+    On failure nothing is changed. On success the part's own files, `PART_FILES`, are replaced, and
+    other files in the folder stay. If `target` is a symbolic link, the folder that it points to is
+    written.
 
     Raises:
       FolderError: `target` is a file.
@@ -89,7 +89,7 @@ def replace_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
     try:
         yield new
         if target.exists():
-            # What was there goes first: a kill from here on leaves a folder that is refused, and
+            # The old files are removed first: a kill from here on leaves a folder that is refused,
             # not one that mixes two networks.
             remove_part_files(target)
             _move_content(new, target)
@@ -101,7 +101,7 @@ def replace_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def remove_part_files(folder: pathlib.Path) -> None:
-    """Removes the files that a part of a model folder consists of, and no others."""
+    """Removes the files of a part of a model folder, and no others."""
     for pattern in PART_FILES:
         for path in folder.glob(pattern):
             path.unlink()
@@ -130,14 +130,14 @@ def write_array(
     batch_size: int,
     dtype: Any = np.float16,
 ) -> None:
-    """Writes what `encode` gives of texts as one array, a row a text, whole or not at all.
+    """Writes the encodings of texts as one array, one row per text, whole or not at all.
 
     Args:
-      path: of the .npy file; rows go to the disk as they come.
-      texts: at least one.
-      encode: maps up to `batch_size` texts to rows [n, ...].
-      batch_size: texts encoded at a time.
-      dtype: the rows' on the disk.
+      path: path of the .npy file; rows are written to disk as they are computed.
+      texts: texts to encode, at least one.
+      encode: function from up to `batch_size` texts to rows [n, ...].
+      batch_size: number of texts encoded at a time.
+      dtype: dtype of the rows on disk.
     """
     with replace_file(path) as new:
         rows: np.memmap | None = None
@@ -152,11 +152,11 @@ def write_array(
             rows.flush()
 
 
-_SLUG_LENGTH = 48  # of the prompt in a file's name; names over 255 bytes cannot be written
+_SLUG_LENGTH = 48  # characters of the prompt in a file's name, which may have up to 255 bytes
 
 
 def file_names(prompts: Sequence[str]) -> list[str]:
-    """Returns a readable name a sample, numbered, so that no two are the same."""
+    """Returns a readable, unique, numbered file name for each prompt."""
     digits = max(3, len(str(len(prompts) - 1)))
     return [
         f"{i:0{digits}d}_{_slug(prompt) or 'unconditional'}.wav" for i, prompt in enumerate(prompts)
@@ -171,7 +171,7 @@ def make_folder(path: str) -> pathlib.Path:
     """Makes a folder and its parents, and checks that files can be written into it.
 
     Raises:
-      ValueError: that is not possible.
+      ValueError: the folder cannot be made or written to.
     """
     folder = pathlib.Path(path)
     try:

@@ -28,10 +28,9 @@ class LatentCodec:
     codec itself as a static argument.
 
     Attributes:
-      mel: the front end that the autoencoder was trained with.
-      config: the autoencoder's configuration. Its `scaling_factor` is the scale unless a call gives
-        another.
-      graphdef: the autoencoder's graph.
+      mel: front end that the autoencoder was trained with.
+      config: configuration of the autoencoder, whose `scaling_factor` is the default scale.
+      graphdef: graph of the autoencoder.
     """
 
     mel: MelConfig
@@ -57,12 +56,12 @@ class LatentCodec:
 
         Args:
           model: path of the folder, or "bundled".
-          mel: the front end of a run that uses the autoencoder; by default that of the folder.
-          dtype: the compute dtype.
+          mel: front end of a run that uses the autoencoder; by default that of the folder.
+          dtype: compute dtype.
 
         Raises:
-          ValueError: the folder is not whole; or its front end is not `mel`; or there is none to
-            be had, neither `mel` nor the folder's.
+          ValueError: the folder is incomplete, its front end is not `mel`, or neither `mel` nor the
+            folder states a front end.
         """
         folder = hub.resolve(model)
         own = front_end(folder, "vae")
@@ -73,7 +72,7 @@ class LatentCodec:
         else:
             raise FolderError(
                 f"{folder} has no {hub.INDEX}, which states the mel front end of its autoencoder: "
-                "write the folder with `python -m maa_jax.convert`, or bring that file"
+                "write the folder with `python -m maa_jax.convert`, or copy that file"
             )
         config = networks.load_config(folder, "vae")
         return cls(mel, config, networks.define(config, dtype)[0])
@@ -88,14 +87,14 @@ class LatentCodec:
     ) -> tuple[Self, Tree]:
         """Returns the codec of a model folder, and its autoencoder's weights as numpy arrays.
 
-        Arguments and errors are those of `from_folder`.
+        For arguments and errors see `from_folder`.
         """
         codec = cls.from_folder(model, mel=mel, dtype=dtype)
         return codec, networks.load_network(hub.resolve(model), "vae", dtype=dtype)[1]
 
     @property
     def downscale(self) -> int:
-        """Number of frames, or of mel bands, that one column or row of a latent stands for."""
+        """Number of frames per latent column, and of mel bands per latent row."""
         return self.config.downscale
 
     def image(self, audio: jax.Array) -> jax.Array:
@@ -117,10 +116,10 @@ class LatentCodec:
         """Returns scaled latents, float32 [b, h, w, c], of waveforms.
 
         Args:
-          params: the autoencoder's weights.
-          audio: [b, samples] at `mel.sample_rate`. The number of frames must be a multiple of
-            `downscale`.
-          key: key of a draw from the posterior; without it, the posterior's mean is taken.
+          params: weights of the autoencoder.
+          audio: waveforms [b, samples] at `mel.sample_rate`, whose number of frames is a multiple
+            of `downscale`.
+          key: PRNG key with which the posterior is sampled; without it, the mean is taken.
           scale: factor that the latents are multiplied by, the configuration's by default.
         """
         mean, logvar = networks.build(self.graphdef, params).encode(self.image(audio))
@@ -142,7 +141,7 @@ class LatentCodec:
         return math.ceil(samples / self.mel.hop_length)
 
     def samples(self, width: int) -> int:
-        """Returns the number of samples that latents of a width hold."""
+        """Returns the number of samples that latents of a given width hold."""
         return width * self.downscale * self.mel.hop_length
 
     def shape(self, samples: int, multiple: int = 1) -> tuple[int, int, int]:
@@ -150,14 +149,14 @@ class LatentCodec:
 
         Args:
           samples: length of the waveform.
-          multiple: factor that the width must have; it is rounded up.
+          multiple: number to whose next multiple the width is rounded up.
         """
         width = math.ceil(self.frames(samples) / self.downscale)
         width = math.ceil(width / multiple) * multiple
         return self.mel.n_mels // self.downscale, width, self.config.latent_channels
 
     def check_clip(self, samples: int) -> None:
-        """Raises ValueError unless a training clip fills whole latents.
+        """Raises a ValueError unless a training clip is a whole number of latent columns.
 
         Args:
           samples: length of the clip, `config.data.samples`.
@@ -171,16 +170,15 @@ class LatentCodec:
 
 
 def check_front_end(mel: MelConfig, others: Mapping[str, MelConfig | None]) -> None:
-    """Checks that a run and the networks it uses have one mel front end.
+    """Checks that a run and the networks that it uses have the same mel front end.
 
     Args:
-      mel: the run's front end, `config.mel`.
-      others: {what it belongs to: front end} of the networks; None where a network does not state
-        its front end.
+      mel: front end of the run, `config.mel`.
+      others: {description of a network: front end}, None where the network does not state one.
 
     Raises:
-      ValueError: front ends differ, naming every setting; or the run's sample rate is not that of
-        the recordings.
+      ValueError: front ends differ, in settings that the error names; or the run's sample rate is
+        not that of the recordings.
     """
     if mel.sample_rate != SAMPLE_RATE:
         raise ValueError(

@@ -1,5 +1,5 @@
-"""Options declared once: the fields of a frozen dataclass are a call's keywords, a program's flags,
-what is checked of either, and what is recorded.
+"""Options declared once: the fields of a frozen dataclass define the keywords of a call, the flags
+of a program, the checks of both, and the record of their values.
 
     @dataclasses.dataclass(frozen=True)
     class Request(Options):
@@ -30,7 +30,7 @@ from maa_jax.checks import check_name
 from maa_jax.files import user_path
 
 REQUIRED: Any = dataclasses.MISSING
-# What a check returns where a value is as it should be.
+# Result of a check of a valid value.
 FINE = ""
 
 
@@ -50,17 +50,17 @@ def option(
     """Declares a field of an `Options`.
 
     Args:
-      default: the field's value where none is given; `REQUIRED` for none.
-      help: a sentence that says what it does, with its unit; shown by --help.
-      least: the smallest number allowed.
-      most: the largest number allowed.
-      choices: the names allowed; an unknown one is an error that names the nearest.
-      path: whether it is a path of the user's; it is made absolute, and `~` expanded.
-      check: called with (value, all options); returns what to give instead, as "a number from 0 to
-        1", or `FINE`.
-      flag: the type of its flag where that is not the field's own; False for no flag.
-      repeated: whether its flag may be given several times, for a tuple of strings.
-      recorded: whether `record` holds it.
+      default: default value; `REQUIRED` for none.
+      help: description of the option, with its unit; shown by --help.
+      least: smallest number allowed.
+      most: largest number allowed.
+      choices: names allowed; an unknown one is an error that names the nearest.
+      path: whether the value is a path, to be made absolute and its `~` expanded.
+      check: function (value, all options) that returns `FINE`, or what to give instead, such as "a
+        number from 0 to 1".
+      flag: type of the flag where it is not that of the field; False for no flag.
+      repeated: whether the flag may be given several times, for a tuple of strings.
+      recorded: whether `record` includes the field.
     """
     metadata = dict(
         help=help,
@@ -80,10 +80,10 @@ def option(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base of all options: checks every field when it is made.
+    """Base class of options, which checks every field on construction.
 
     Raises:
-      ValueError: naming the field, its value and what to give instead.
+      ValueError: a field is invalid; the error names it, its value and what to give instead.
     """
 
     def __post_init__(self):
@@ -96,11 +96,11 @@ class Options:
             _check(self, field, types_[field.name], value)
 
     def replace(self, **changes: Any) -> Self:
-        """Returns these options with some of them changed, checked again."""
+        """Returns a copy with some options changed; it is checked again."""
         return dataclasses.replace(self, **changes)
 
     def record(self) -> dict[str, Any]:
-        """Returns what is to be written down of the options, as JSON can hold it."""
+        """Returns the recorded fields as JSON values."""
         fields = [field for field in dataclasses.fields(self) if field.metadata["recorded"]]
         return {field.name: _plain(getattr(self, field.name)) for field in fields}
 
@@ -112,7 +112,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def define_flags(kind: type[Options]) -> None:
     """Defines a flag for each option that has one.
 
-    By a program alone and not when a module is imported, or two programs' flags would clash.
+    Only programs call it, and never on import: the flags of two programs would clash.
     """
     from absl import flags
 
@@ -139,7 +139,7 @@ def define_flags(kind: type[Options]) -> None:
 
 
 def from_flags(kind: type[Kind], **given: Any) -> Kind:
-    """Returns the options that the parsed flags state, and `given` for those without a flag."""
+    """Returns options from the parsed flags, and from `given` for those without a flag."""
     from absl import flags
 
     values = {}
@@ -150,10 +150,10 @@ def from_flags(kind: type[Kind], **given: Any) -> Kind:
 
 
 def keywords(kind: type[Options]) -> Callable[[Function], Function]:
-    """Gives a function that takes `**options` the fields of `kind` for keywords.
+    """Documents a function's `**options` as keywords with the names of the fields of `kind`.
 
-    Its signature names them, with their defaults, and the line "**options" of its docstring
-    becomes a line for each, so that `help` and editors show what the fields declare.
+    They enter its signature with their defaults, and the line "**options" of its docstring is
+    replaced by a line for each, so that `help` and editors show what the fields declare.
     """
 
     def decorate(function: Function) -> Function:
@@ -188,7 +188,7 @@ def keywords(kind: type[Options]) -> Callable[[Function], Function]:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a value is a real, finite number, and no bool."""
+    """Whether a value is a real, finite number, and not a bool."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     return real and math.isfinite(value)
 
@@ -198,7 +198,7 @@ def _with_flags(kind: type[Options]) -> list[dataclasses.Field]:
 
 
 def _base(annotation: Any) -> type:
-    """Returns the type of `annotation` without its None: `int` of `int | None`."""
+    """Returns the type of `annotation` without None: `int` for `int | None`."""
     if isinstance(annotation, types.UnionType):
         (annotation,) = [a for a in typing.get_args(annotation) if a is not type(None)]
     return typing.get_origin(annotation) or annotation
@@ -209,7 +209,7 @@ def _optional(annotation: Any) -> bool:
 
 
 def _check(options: Options, field: dataclasses.Field, annotation: Any, value: Any) -> None:
-    """Raises a ValueError unless a field's value is as its declaration asks for."""
+    """Raises a ValueError unless a field's value agrees with its declaration."""
     known, name = field.metadata, field.name
 
     def need(good: bool, remedy: str) -> None:
@@ -246,7 +246,7 @@ def _check(options: Options, field: dataclasses.Field, annotation: Any, value: A
 
 
 def _plain(value: Any) -> Any:
-    """Returns a value as JSON can hold it."""
+    """Returns a value as a JSON value."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "tolist"):

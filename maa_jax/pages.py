@@ -1,4 +1,4 @@
-"""HTML pages that need no other file: Jinja2 templates filled with text, sounds and pictures."""
+"""Self-contained HTML pages: Jinja2 templates filled with text, sounds and pictures."""
 
 import base64
 import functools
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 @functools.cache
 def templates() -> "jinja2.Environment":
     """Returns the templates in `maa_jax/templates/`, in which every value is escaped."""
-    import jinja2  # Here, so that programs can say which extra brings it.
+    import jinja2  # here, so that programs can name the extra that installs it
 
     return jinja2.Environment(
         loader=jinja2.PackageLoader("maa_jax"),
@@ -27,14 +27,14 @@ def render(template: str, **values: Any) -> str:
 
     Args:
       template: file name in `maa_jax/templates/`.
-      **values: what the template refers to.
+      **values: variables of the template.
 
     Raises:
-      jinja2.UndefinedError: the template refers to something that is not given.
+      jinja2.UndefinedError: the template refers to a variable that is not given.
     """
     return templates().get_template(template).render(values)
 
 
 def data_uri(content: bytes, mime: str) -> str:
-    """Returns an address that holds `content` itself, for the `src` of an image or a sound."""
+    """Returns a data URI of `content`, for the `src` of an image or a sound."""
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"

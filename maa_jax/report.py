@@ -1,4 +1,4 @@
-"""Writes one page, report.html, of what the demo made; the page needs no other file.
+"""Writes report.html, a self-contained page on the results of the demo.
 
     python -m maa_jax.report --workdir=demo
 
@@ -43,7 +43,7 @@ STEPS = {
     "trained": "Sounds of the model trained here",
 }
 RECORDINGS = 4  # shown beside their reconstruction
-# Scalars that describe how a run was set up, not how it went.
+# Scalars that describe a run's settings, not its progress.
 _NOT_LOSSES = ("learning_rate", "grad_norm", "halted")
 _MAX_CURVES = 6  # of a stage
 _COLOURS = "magma"
@@ -60,9 +60,9 @@ class Picture:
     """A picture in both of the page's themes.
 
     Attributes:
-      light: address of the PNG on a light background.
-      dark: address of the PNG on a dark background.
-      about: what it shows, for readers that cannot see it.
+      light: data URI of the PNG on a light background.
+      dark: data URI of the PNG on a dark background.
+      about: description of the picture, its alternative text.
     """
 
     light: str
@@ -75,10 +75,10 @@ class Sound:
     """A sound's title, spectrogram and player.
 
     Attributes:
-      title: where the sound comes from.
+      title: source of the sound.
       about: title and caption.
-      image: the spectrogram.
-      audio: address of the FLAC file.
+      image: spectrogram.
+      audio: data URI of the FLAC file.
     """
 
     title: str
@@ -118,16 +118,16 @@ def picture(draw: Draw, size: tuple[float, float], about: str) -> Picture:
     """Draws a figure in both themes.
 
     Args:
-      draw: fills the figure with the colours of a theme.
+      draw: function that draws a figure in the colours of a theme.
       size: width and height in inches.
-      about: what the picture shows.
+      about: description of the picture.
     """
     light, dark = (_png(draw, size, theme) for theme in (_LIGHT, _DARK))
     return Picture(light, dark, about)
 
 
 def _png(draw: Draw, size: tuple[float, float], theme: Mapping[str, str]) -> str:
-    """Returns the address of a drawing on a transparent background."""
+    """Returns the data URI of a drawing on a transparent background."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -173,7 +173,7 @@ def spectrogram(mel: np.ndarray, config: "MelConfig", about: str) -> Picture:
 
 
 def sound(title: str, wav: np.ndarray, config: "MelConfig", caption: str) -> Sound:
-    """Returns a waveform [samples] as the page shows it."""
+    """Returns a waveform [samples] with its spectrogram and caption, for the page."""
     import jax.numpy as jnp
 
     from maa_jax.audio.io import encode_flac
@@ -209,7 +209,7 @@ def prompts(workdir: pathlib.Path, config: "MelConfig") -> list[Row]:
 
 
 def read_samples(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Returns {prompt: its first wav file} of a folder that maa_jax.sample wrote."""
+    """Returns {prompt: first wav file} for a folder that maa_jax.sample wrote."""
     files: dict[str, pathlib.Path] = {}
     for line in read(folder / "samples.jsonl").splitlines():
         entry = json.loads(line)
@@ -220,7 +220,7 @@ def read_samples(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 def reconstructions(workdir: pathlib.Path, config: "MelConfig") -> list[Row]:
     """Returns a row for each of some held-out recordings.
 
-    Each has the recording itself, its reconstruction by autoencoder and vocoder, and a sample for
+    A row has the recording itself, its reconstruction by autoencoder and vocoder, and a sample for
     its caption.
     """
     from maa_jax.data import datasets, input_pipeline
@@ -251,10 +251,9 @@ def reconstructions(workdir: pathlib.Path, config: "MelConfig") -> list[Row]:
 
 
 def longest_of_each_class(examples: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Returns the index of each class's longest recording, in falling order of length.
+    """Returns the index of each class's longest recording, longest first.
 
-    There is little to see or hear in the shortest ones. A recording without labels is a class of
-    its own.
+    The shortest ones have little to see or hear. A recording without labels is a class of its own.
     """
     order = sorted(range(len(examples)), key=lambda i: -examples[i]["seconds"])
     classes: dict[Any, int] = {}
@@ -266,7 +265,7 @@ def longest_of_each_class(examples: Sequence[Mapping[str, Any]]) -> list[int]:
 def read_scalars(run: pathlib.Path) -> Scalars:
     """Returns {name: [(step, value)]} of a run's TensorBoard events.
 
-    A run that was resumed may hold two values for a step; the later one counts.
+    A resumed run may have two values for a step; the later one counts.
     """
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
     from tensorboard.util import tensor_util
@@ -283,10 +282,10 @@ def read_scalars(run: pathlib.Path) -> Scalars:
 
 
 def curves(stage: str, scalars: Scalars) -> list[Picture]:
-    """Returns a picture of each loss, with training and validation in one."""
+    """Returns a picture of each loss, with training and validation curves."""
     names = dict.fromkeys(key.split("/", 1)[1] for key in scalars)
     losses = [name for name in names if name not in _NOT_LOSSES]
-    # The total loss precedes its parts, and what both splits have precedes the rest.
+    # The total loss comes before its parts, and losses of both splits before the others.
     losses.sort(key=lambda key: (key != "loss", f"validation/{key}" not in scalars))
 
     def draw(figure, theme, key):
@@ -329,7 +328,7 @@ def training(workdir: pathlib.Path) -> list[Run]:
 
 
 def times(workdir: pathlib.Path) -> list[tuple[str, str]]:
-    """Returns how long each step of the demo took, all its attempts together, and their sum."""
+    """Returns the total time of each step of the demo over all its attempts, and their sum."""
     seconds = dict.fromkeys(STEPS, 0)
     for line in read(workdir / "times.tsv").splitlines():
         name, took = line.split("\t")
@@ -345,7 +344,7 @@ def clock(seconds: int) -> str:
 
 
 def machine() -> list[tuple[str, str]]:
-    """Returns what this ran on."""
+    """Returns the hardware and software that this runs on."""
     import jax
 
     import maa_jax
@@ -363,7 +362,7 @@ def machine() -> list[tuple[str, str]]:
 
 
 def processor() -> str:
-    """Returns the processor's name as far as the system states it."""
+    """Returns the processor's name, if the system states it."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -374,7 +373,7 @@ def read(path: pathlib.Path) -> str:
     """Returns a file's text.
 
     Raises:
-      ValueError: the file is missing, as the demo did not get that far.
+      ValueError: the file is missing because the demo did not get that far.
     """
     if not path.exists():
         raise ValueError(f"{path} is missing: run launch/demo.sh with this workdir first")
@@ -387,7 +386,7 @@ def page(workdir: pathlib.Path) -> str:
     from maa_jax.model_folder.model import read_model
     from maa_jax.training.checkpoint import read_config
 
-    # First what is quick and fails where the demo did not get to its end.
+    # The quick parts first: they fail if the demo did not finish.
     took, runs = times(workdir), training(workdir)
     mel = read_model(workdir / "models" / "t2a").mel
     return pages.render(

@@ -49,7 +49,7 @@ class Sampling(Request):
 
 
 def define_flags() -> None:
-    """Defines the flags; by this module as a program alone, or two programs' flags would clash."""
+    """Defines the flags, which other programs also define: call it only from this program."""
     options.define_flags(Sampling)
 
 
@@ -107,7 +107,7 @@ def sample(prompts: Sequence[str], sampling: Sampling) -> list[pathlib.Path]:
     Raises:
       ValueError: naming the option, its value and the remedy.
     """
-    # After the flags, so that --help and a mistake in them answer at once.
+    # Imported after the flags are parsed, so that --help and mistakes in them are answered at once.
     import jax
     from jax.experimental import multihost_utils
 

@@ -270,7 +270,7 @@ def test_two_processes_write_what_one_writes_and_each_goes_on_where_it_was_kille
         ({"experts": ("retrieval",)}, "'retrieval' needs retriever"),
         ({"experts": ("labls",)}, "nearest: 'labels'"),
         ({"captioner": "models/captioner"}, "add that to experts"),
-        ({"withhold_labels": True}, "'labels' has nothing to say"),
+        ({"withhold_labels": True}, "'labels' has no captions"),
         ({"dataset": "sonic_sounds:none"}, "no split 'none'"),
         ({"dataset": "sonic_sound"}, "did you mean 'sonic_sounds'"),
         ({"dataset": "sonic_sounds*2"}, "weights are for training"),

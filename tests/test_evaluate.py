@@ -95,7 +95,7 @@ def test_a_retriever_is_scored_by_its_recall_and_so_by_two_processes(
     written = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert written["scores"] == scores and scores["recordings"] == 13
     assert "text_to_audio/recall_at_10" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="none of recall hears sounds"):
+    with pytest.raises(ValueError, match="none of recall scores sounds"):
         evaluate(request.replace(sounds=str(tmp_path)))
 
     command = ["-m", "maa_jax.evaluate", "--evaluators=recall", f"--model={folder}"]

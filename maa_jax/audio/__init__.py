@@ -1,1 +1,1 @@
-"""Sound: decoding, resampling, writing, and the mel front end."""
+"""Audio: decoding, resampling, encoding, and the mel front end."""

@@ -1,4 +1,4 @@
-"""The front end of LAION's CLAP: log mels at 48 kHz, as of transformers' ClapFeatureExtractor.
+"""The front end of LAION's CLAP: log mels at 48 kHz, as in transformers' ClapFeatureExtractor.
 
 That class crops long recordings at random. Here a seed decides, and a recording's features do not
 depend on the others in its batch. (Microsoft's CLAP takes waveforms at 44.1 kHz: see
@@ -29,10 +29,10 @@ class ClapFeatures:
       fft_window_size: length of the transform and of its window, in samples.
       frequency_min: lower edge of the lowest mel band, in Hz.
       frequency_max: upper edge of the highest mel band, in Hz.
-      truncation: how a recording longer than a clip is shortened: "fusion" gives all of it, shrunk
-        in time, and three crops; "rand_trunc" gives one crop.
-      padding: how a shorter recording is filled up: "repeatpad" repeats it as often as it fits and
-        adds silence, "repeat" repeats and cuts it, "pad" adds silence.
+      truncation: treatment of a recording longer than a clip: "fusion" gives all of it, shrunk in
+        time, and three crops; "rand_trunc" gives one crop.
+      padding: treatment of a shorter recording: "repeatpad" repeats it as often as it fits and adds
+        silence, "repeat" repeats and cuts it, "pad" adds silence.
     """
 
     feature_size: int = 64
@@ -77,7 +77,7 @@ class ClapFeatures:
 
         Returns:
           Decibels, float32 [4, frames, feature_size] with "fusion", else [1, frames,
-          feature_size]; and what `Htsat` takes as `is_longer`.
+          feature_size]; and the `is_longer` of `Htsat`.
 
         Raises:
           ValueError: the recording has another shape.
@@ -91,7 +91,7 @@ class ClapFeatures:
             longer = len(wav) > self.samples
             return self._decibels(self._padded(wav[start : start + self.samples]))[None], longer
         mel = self._decibels(self._padded(wav))
-        if len(mel) == self.frames:  # also where a recording is less than a hop longer than a clip
+        if len(mel) == self.frames:  # or longer than a clip by less than a hop
             return np.stack([mel] * 4), False
         crops = [mel[start : start + self.frames] for start in self._starts(len(mel), rng)]
         return np.stack([_shrink(mel, self.frames), *crops]), True
@@ -136,7 +136,7 @@ def _filters(config: ClapFeatures, htk: bool) -> np.ndarray:
 
 
 def _shrink(mel: np.ndarray, frames: int) -> np.ndarray:
-    """Interpolates [n, mels] linearly to [frames, mels], as PyTorch with align_corners=False."""
+    """Interpolates [n, mels] linearly to [frames, mels], like PyTorch with align_corners=False."""
     position = np.maximum((np.arange(frames) + 0.5) * (len(mel) / frames) - 0.5, 0)
     first = np.floor(position).astype(int)
     share = (position - first).astype(np.float32)[:, None]

@@ -1,4 +1,4 @@
-"""Sound files in and out: decodes any common format to mono at one rate, writes wav and FLAC.
+"""Reading and writing of sound files: decodes common formats to mono, writes wav and FLAC.
 
 libsndfile decodes (wav, flac, ogg, mp3 and its other formats), soxr resamples.
 """
@@ -39,11 +39,11 @@ def decode(data: bytes, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """Decodes the content of a sound file: channels averaged, resampled, nothing normalised.
 
     Args:
-      data: the file's bytes: wav, flac, ogg, mp3 or another format of libsndfile.
+      data: content of the file: wav, flac, ogg, mp3 or another format of libsndfile.
       sample_rate: sample rate of the result, in Hz.
 
     Returns:
-      float32 [samples] in [-1, 1], apart from what resampling overshoots.
+      float32 [samples] in [-1, 1], apart from overshoot of the resampling.
 
     Raises:
       AudioError: the file cannot be read, is truncated or empty, or holds NaN or infinity.
@@ -56,7 +56,7 @@ def decode(data: bytes, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             expected, rate = file.frames, file.samplerate
-            if file.format == "MP3":  # its header may count up to two frames without sound
+            if file.format == "MP3":  # its header may count up to two frames that hold no audio
                 expected -= 2 * 1152
             wav = file.read(dtype="float32", always_2d=True)  # [frames, channels]
     except soundfile.LibsndfileError as error:
@@ -78,9 +78,9 @@ def _check_complete(data: bytes) -> None:
             name = data[position : position + 4]
             size = int.from_bytes(data[position + 4 : position + 8], "little")
             left = len(data) - position - 8
-            # Programs that write into a pipe leave the size open, as 0 or all ones.
+            # Programs that write into a pipe leave the size unset, as 0 or all ones.
             if name == b"data" and left < size < 0xFFFF0000:
-                raise AudioError(f"truncated: {left} of {size} bytes of samples are there")
+                raise AudioError(f"truncated: {left} of {size} bytes of samples are present")
             position += 8 + size + size % 2
     elif data[:4] == b"OggS":
         last = data[data.rfind(b"OggS") :]

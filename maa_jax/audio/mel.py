@@ -14,7 +14,7 @@ import numpy as np
 
 from maa_jax.audio.io import SAMPLE_RATE
 
-# Added to the power before the root, as in HiFi-GAN, so that the gradient at silence is finite.
+# Added to the power before the square root, as in HiFi-GAN, for a finite gradient at silence.
 _POWER_FLOOR = 1e-9
 
 
@@ -61,9 +61,9 @@ def mel_frequencies(count: int, fmin: float, fmax: float, *, htk: bool = False) 
 
     Args:
       count: number of frequencies.
-      fmin: the lowest one, in Hz.
-      fmax: the highest one, in Hz.
-      htk: whether mels are HTK's instead of Slaney's (linear up to 1 kHz, logarithmic above).
+      fmin: lowest frequency, in Hz.
+      fmax: highest frequency, in Hz.
+      htk: whether to use HTK's mel scale, not Slaney's (linear up to 1 kHz, then logarithmic).
     """
     if htk:
         low, high = (2595.0 * np.log10(1.0 + f / 700.0) for f in (fmin, fmax))
@@ -84,7 +84,7 @@ def triangular_filters(
     """Returns a mel filter bank, float64 [n_fft // 2 + 1, n_mels], as librosa computes it.
 
     Args:
-      sample_rate: rate of the waveform, in Hz.
+      sample_rate: sample rate of the waveform, in Hz.
       n_fft: length of the transform, in samples.
       n_mels: number of filters.
       fmin: lower edge of the lowest filter, in Hz.
@@ -113,7 +113,7 @@ def stft_magnitude(wav: jax.Array, n_fft: int = 1024, hop_length: int = 256) -> 
     """Returns magnitudes of the short-time Fourier transform (periodic Hann window, uncentred).
 
     Args:
-      wav: [b, samples], more than (n_fft - hop_length) / 2 samples.
+      wav: waveforms [b, samples], of more than (n_fft - hop_length) / 2 samples.
       n_fft: length of the transform and of its window, in samples.
       hop_length: samples from one frame to the next.
 
@@ -121,7 +121,7 @@ def stft_magnitude(wav: jax.Array, n_fft: int = 1024, hop_length: int = 256) -> 
       [b, frames, n_fft // 2 + 1], frames = samples // hop_length where hop_length divides n_fft.
 
     Raises:
-      ValueError: the waveform is not [b, samples], or too short to be reflected.
+      ValueError: the waveform is not [b, samples], or too short for the reflect padding.
     """
     padding = (n_fft - hop_length) // 2
     if wav.ndim != 2 or wav.shape[1] <= padding or wav.shape[1] < hop_length:
@@ -141,7 +141,7 @@ def log_mel(wav: jax.Array, config: MelConfig = MelConfig()) -> jax.Array:
     """Returns the log-mel spectrograms of waveforms; pure and differentiable.
 
     Args:
-      wav: [b, samples] in [-1, 1], of any float type; the computation is in float32.
+      wav: waveforms [b, samples] in [-1, 1], of any float type; the computation is in float32.
       config: settings of the front end.
 
     Returns:
@@ -151,6 +151,6 @@ def log_mel(wav: jax.Array, config: MelConfig = MelConfig()) -> jax.Array:
       ValueError: the waveform is not [b, samples], or shorter than the padding.
     """
     magnitude = stft_magnitude(wav.astype(jnp.float32), config.n_fft, config.hop_length)
-    # Accelerators multiply float32 in lower precision by default, to about three digits.
+    # Accelerators multiply float32 matrices in lower precision by default, to about three digits.
     mel = jnp.matmul(magnitude, mel_filters(config), precision=jax.lax.Precision.HIGHEST)
     return getattr(jnp, config.log)(jnp.maximum(mel, config.floor))

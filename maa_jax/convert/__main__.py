@@ -8,7 +8,7 @@
 
 From a workdir: the networks that the run's stage trained (their moving average, where one is kept;
 --noema for the last weights). Runs of several stages may be written into one folder, one after
-another: together they are a model. From and to released files: needs the extra `torch`.
+another, to make a whole model. From and to released files: needs the extra `torch`.
 """
 
 import pathlib
@@ -20,20 +20,20 @@ from maa_jax import command
 
 
 def define_flags() -> None:
-    """Defines the flags; by this module as a program alone, or two programs' flags would clash."""
+    """Defines the flags, which other programs also define: call it only from this program."""
     flags.DEFINE_enum("from", None, ["workdir", "released"], "What to convert to a model folder.")
     flags.DEFINE_enum("to", None, ["released"], "What to convert a model folder to.")
     flags.DEFINE_string("workdir", None, "Folder of a run of maa_jax.train.")
-    flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")
+    flags.DEFINE_integer("step", None, "Step of the checkpoint; the latest by default.")
     flags.DEFINE_bool("ema", True, "Write the moving average where one is kept.")
-    flags.DEFINE_string("checkpoint", None, "maa1_full.ckpt, or a file of its layout.")
-    flags.DEFINE_string("vocoder", None, "Released vocoder: args.yml or config.json and weights.")
-    flags.DEFINE_enum("vocoder_log", "log10", ["log10", "log"], "Of the vocoder's training mels.")
-    flags.DEFINE_string("clap", None, "CLAP_weights_2022.pth, for its audio tower.")
-    flags.DEFINE_string("tokenizer", "bert-base-uncased", "The tokenizer's folder or hub id.")
-    flags.DEFINE_string("model", None, "The model folder to convert.")
-    flags.DEFINE_string("out", None, "The model folder, or .ckpt file, to write.", required=True)
-    flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "How weights are stored.")
+    flags.DEFINE_string("checkpoint", None, "maa1_full.ckpt, or a file with its layout.")
+    flags.DEFINE_string("vocoder", None, "Folder of a released vocoder's files.")
+    flags.DEFINE_enum("vocoder_log", "log10", ["log10", "log"], "Logarithm in the vocoder's mels.")
+    flags.DEFINE_string("clap", None, "CLAP_weights_2022.pth, whose audio tower is converted.")
+    flags.DEFINE_string("tokenizer", "bert-base-uncased", "Folder or hub id of the tokenizer.")
+    flags.DEFINE_string("model", None, "Model folder to convert.")
+    flags.DEFINE_string("out", None, "Model folder, or .ckpt file, to write.", required=True)
+    flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Type of the stored weights.")
 
 
 def _require(f: Any, flag: str, given: str) -> None:
@@ -42,10 +42,10 @@ def _require(f: Any, flag: str, given: str) -> None:
 
 
 def convert(f: Any) -> pathlib.Path:
-    """Does what the flags ask for, and returns the path of what was written."""
+    """Converts as the flags say, and returns the path of the result."""
     if (f["from"].value is None) == (f.to is None):
         raise ValueError("give either --from=workdir, --from=released or --to=released")
-    from maa_jax.convert import folders  # after the flags: --help answers at once
+    from maa_jax.convert import folders  # after the flags, so that --help is answered at once
 
     if f.to == "released":
         _require(f, "model", "--to=released")

@@ -1,7 +1,7 @@
-"""Names of Microsoft's `CLAP_weights_2022.pth`, of PANNs and of BERT checkpoints, to and from ours.
+"""Names of Microsoft's `CLAP_weights_2022.pth`, PANNs and BERT checkpoints, to and from ours.
 
 Everything here maps {name: array} to {name: array} in PyTorch's layouts, which `torch_layout`
-converts. A network's `UNUSED` matches the entries of a released file that are no weights or that
+converts. A network's `UNUSED` matches the entries of a released file that are not weights or that
 nothing uses; any other unknown name is an error.
 """
 
@@ -24,7 +24,7 @@ _UNUSED = {"text_encoder": Bert.UNUSED, "audio_encoder": Cnn14.UNUSED}
 
 
 def without_unused(network: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the tensors of a folder's network without those that have no place in ours."""
+    """Returns a network's tensors without those that ours does not use."""
     unused = _UNUSED.get(network)
     return {k: v for k, v in tensors.items() if not (unused and unused.fullmatch(k))}
 
@@ -36,7 +36,7 @@ def from_released(
 
     Args:
       tensors: `model` of CLAP_weights_2022.pth, or the part of maa1_full.ckpt that begins with
-        `cond_stage_model.` (the text tower alone).
+        `cond_stage_model.` (only the text tower).
       prefix: prefix of every name, which is removed.
 
     Returns:
@@ -68,7 +68,7 @@ def from_released(
 
 
 def to_released(networks: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Undoes `from_released`; what that left out stays out (load it with `strict=False`)."""
+    """Inverts `from_released`, without what that left out (load it with `strict=False`)."""
     released: dict[str, np.ndarray] = {}
     for network, tensors in networks.items():
         start = network if network == "logit_scale" else PREFIXES[network]
@@ -82,5 +82,5 @@ def from_bert(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def from_panns(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns an audio encoder's tensors from `model` of a PANNs Cnn14 checkpoint."""
+    """Returns an audio encoder's tensors from the `model` of a PANNs Cnn14 checkpoint."""
     return without_unused("audio_encoder", tensors)

@@ -14,7 +14,7 @@ def workdir_to_folder(
 
     Args:
       workdir: folder of a run of maa_jax.train.
-      out: the model folder; parts of it that this stage does not train are left as they are.
+      out: path of the model folder; parts that this stage does not train are left as they are.
       step: step of the checkpoint; the latest by default.
       ema: whether to write the moving average, where one is kept, instead of the last weights.
       dtype: storage type of the weights, "float32" or "float16".
@@ -26,7 +26,7 @@ def workdir_to_folder(
       FileNotFoundError: there is no run in the workdir.
       ValueError: there is no such checkpoint.
     """
-    # After the flags, so that --help and a mistake in them answer at once.
+    # Imported after the flags are parsed, so that --help and mistakes in them are answered at once.
     import jax
 
     from maa_jax.model_folder import networks
@@ -75,7 +75,7 @@ def released_to_folder(
     two may differ; whether they do is printed where both are given.
 
     Args:
-      out: the model folder.
+      out: path of the model folder.
       checkpoint: path of `maa1_full.ckpt`; without it, only the vocoder is converted.
       vocoder: folder of a released BigVGAN or HiFi-GAN.
       vocoder_log: logarithm of the mels that the vocoder was trained on, "log10" or "log".
@@ -102,8 +102,8 @@ def released_to_folder(
     folder, mel = pathlib.Path(user_path(out)), MelConfig(log=vocoder_log)
     if checkpoint and vocoder and vocoder_log != MelConfig().log:
         raise ValueError(
-            f"--vocoder_log={vocoder_log}: the checkpoint's mels are base-10; a vocoder of natural "
-            "logarithms does not fit it. Convert it alone, without --checkpoint"
+            f"--vocoder_log={vocoder_log}: the checkpoint's mels are base-10, which a vocoder of "
+            "natural logarithms cannot take. Convert it alone, without --checkpoint"
         )
     tokenizer_found = None
     if checkpoint:
@@ -193,7 +193,7 @@ def folder_to_released(model: str, out: str) -> pathlib.Path:
     if missing:
         raise ValueError(
             f"--model={model}: no {', '.join(missing)}; the release's layout holds a denoiser "
-            "under a CLAP's condition"
+            "conditioned by a CLAP"
         )
     scale = networks.load_config(folder, "vae").scaling_factor
     schedule = Schedule.from_hf(read_json(folder / "scheduler" / "scheduler_config.json"))

@@ -3,7 +3,7 @@
 The released PyTorch checkpoint holds both networks under latent diffusion's names, the U-Net with
 the prefix `model.diffusion_model.` and the autoencoder with `first_stage_model.`; the functions
 here take names without the prefix. Names of neither network are passed on unchanged, so that the
-strict loader (`torch_layout.from_torch`) lists them.
+strict loader (`torch_layout.from_torch`) reports them.
 """
 
 import os
@@ -175,8 +175,8 @@ def read_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the content of a PyTorch file, its tensors memory-mapped; needs the extra `torch`.
 
     Raises:
-      ValueError: the file is missing, broken, or holds more than tensors and plain values, so that
-        opening it could run code.
+      ValueError: the file is missing, broken, or holds more than tensors and plain values, which
+        could run code when opened.
     """
     import torch
 
@@ -240,15 +240,15 @@ def from_checkpoint(state_dict: Mapping[str, np.ndarray]) -> dict[str, Tensors]:
 
 
 def to_checkpoint(networks: Mapping[str, Tensors], schedule: Schedule, scale: float) -> Tensors:
-    """Undoes `from_checkpoint`, and adds the schedule's buffers as latent diffusion has them.
+    """Inverts `from_checkpoint`, and adds the schedule's buffers of latent diffusion.
 
     Raises:
-      ValueError: the denoiser does not predict noise, which the layout cannot state.
+      ValueError: the denoiser does not predict noise, and the layout cannot state anything else.
     """
     if schedule.prediction_type != "epsilon":
         raise ValueError(
             f"scheduler: prediction_type={schedule.prediction_type!r}, but released checkpoints "
-            "predict noise ('epsilon') alone"
+            "predict only noise ('epsilon')"
         )
     text = {name: networks[name] for name in ("text_encoder", "text_projection")}
     parts = {
@@ -286,7 +286,7 @@ def schedule_of(state_dict: Mapping[str, np.ndarray]) -> Schedule:
     """Returns the schedule with a checkpoint's `betas`, or latent diffusion's default.
 
     Raises:
-      ValueError: they are not linear in their square root.
+      ValueError: the betas are not linear in their square root.
     """
     if "betas" not in state_dict:
         return Schedule()
@@ -294,7 +294,7 @@ def schedule_of(state_dict: Mapping[str, np.ndarray]) -> Schedule:
     ends = [float(f"{x:.6g}") for x in (betas[0], betas[-1])]  # float32 of 0.00085 and 0.0120
     schedule = Schedule(len(betas), ends[0], ends[1])
     if not np.allclose(_schedule_buffers(schedule)["betas"], betas, rtol=1e-4, atol=0):
-        raise ValueError("betas: not linear in their square root, which is what is supported")
+        raise ValueError("betas: not linear in their square root, the only supported schedule")
     return schedule
 
 
@@ -332,7 +332,7 @@ def autoencoder_config(tensors: Mapping[str, np.ndarray], scale: float) -> Autoe
 def text_configs(
     encoder: Mapping[str, np.ndarray], projection: Mapping[str, np.ndarray]
 ) -> tuple[BertConfig, ProjectionConfig]:
-    """Returns the configurations of CLAP's text tower, with BERT's heads of 64 channels."""
+    """Returns the configurations of CLAP's text tower, with BERT's 64 channels per head."""
     words = encoder["embeddings.word_embeddings.weight"]
     config = BertConfig(
         vocab_size=words.shape[0],

@@ -1,6 +1,6 @@
-"""Released HiFi-GAN and BigVGAN files to the names here, and back; layouts are `torch_layout`'s.
+"""Names of released HiFi-GAN and BigVGAN files to ours, and back; `torch_layout` converts layouts.
 
-BigVGAN's generator has its released names here too, without the fixed filters of its anti-aliased
+BigVGAN's generator keeps its released names, without the fixed filters of its anti-aliased
 activations, which are computed.
 """
 
@@ -20,7 +20,7 @@ from maa_jax.models.bigvgan import BigVGANConfig
 from maa_jax.models.hifigan import HifiGanConfig
 from maa_jax.models.layers1d import fold_weight_norm, split_weight_norm
 
-# Files that state a released vocoder's sizes: BigVGAN's from Make-An-Audio, then both projects'.
+# Files with a released vocoder's sizes: that of Make-An-Audio's BigVGAN, then both projects' own.
 _SIZES = ("args.yml", "config.json")
 _WEIGHTS = ("best_netG.pt", "generator*", "g_*")
 _SHARED = (
@@ -48,10 +48,10 @@ def bigvgan_tensors(released: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def mpd_tensors(released: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns a released multi-period discriminator's parameters as they are named here.
+    """Returns a released multi-period discriminator's parameters under our names.
 
     The original convolves images [time / period, period] with kernels one pixel wide; here each
-    column is a sequence of its own, so the kernels lose that axis.
+    column is a separate sequence, so the kernels lose that axis.
     """
     return {k: v[..., 0] if v.ndim == 4 else v for k, v in released.items()}
 
@@ -68,7 +68,7 @@ def read_vocoder(
 
     Args:
       folder: folder of both files.
-      log: logarithm of the mels that it was trained on, which the files do not state.
+      log: logarithm of the vocoder's training mels, which the files do not state.
 
     Returns:
       The configuration, and {name here: array in PyTorch's layout}, with weight norm.
@@ -117,7 +117,7 @@ def folded(network: Any, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         if name.endswith(".weight_v"):
             stem = name.removesuffix("_v")
             pair = {"weight_v": value, "weight_g": tensors[f"{stem}_g"]}
-            # The norm is over all axes but the last here, over all but the first there.
+            # The norm is over all axes but the last here, and all but the first in PyTorch.
             pair = {k: np.moveaxis(v, 0, -1) for k, v in pair.items()}
             kernels[stem] = np.moveaxis(np.asarray(fold_weight_norm(pair)["kernel"]), -1, 0)
         elif not name.endswith(".weight_g"):
@@ -134,8 +134,8 @@ def write_vocoder(
 
     Args:
       folder: folder of the vocoder, made if it does not exist.
-      config: the vocoder's configuration.
-      params: its parameters, without weight norm.
+      config: configuration of the vocoder.
+      params: parameters of the vocoder, without weight norm.
     """
     import torch
 

@@ -16,21 +16,21 @@ class DataConfig:
 
     Attributes:
       dataset: "sonic_sounds", "audio_folder", or "audio_folder/NAME" to give the user's folder a
-        name under which it is found again without `folder`; any other built dataset by its folder
+        name under which it is found later without `folder`; any other built dataset by its folder
         in `data_dir`, "enhanced/NAME"; or a mixture with splits and weights, "audiocaps:train +
         enhanced/fsd50k*2.0 + sonic_sounds:train[:50%]". A weight multiplies a dataset's size: with
         all weights 1, the default, every recording is equally likely.
       data_dir: folder where TFDS keeps datasets, by default $TFDS_DATA_DIR or
         ~/tensorflow_datasets. All processes must see it.
-      folder: audio_folder's sound files.
-      captions_file: audio_folder's CSV, TSV or JSONL; without it its recordings have no captions.
-      split: training split of the parts that name none; TFDS's slices work ("train[:50%]").
+      folder: folder of the sound files of audio_folder.
+      captions_file: CSV, TSV or JSONL table of audio_folder; without it there are no captions.
+      split: training split of the parts that name none; TFDS slices are allowed ("train[:50%]").
       eval_split: split of the evaluation data.
       eval_dataset: evaluation data, like `dataset` but without weights; by default the first part's
         dataset.
       samples: length of a clip at 16 kHz, in samples; the default is the paper's 624 mel frames.
-      workers: processes that decode; 0 for threads in this one.
-      prefetch: batches made ahead, by as many threads.
+      workers: number of processes that decode; 0 for threads in this one.
+      prefetch: number of batches prepared ahead, by as many threads.
       reprogram: events that join the training pairs.
     """
 
@@ -56,7 +56,7 @@ class DataConfig:
 
     @classmethod
     def of(cls, config: "DataConfig | Mapping[str, Any]") -> "DataConfig":
-        """Reads a ConfigDict; an unknown key is an error that names the nearest known one."""
+        """Reads a ConfigDict; for an unknown key, the error names the nearest known one."""
         if isinstance(config, DataConfig):
             return config
         config = _known("data", cls, config)
@@ -66,11 +66,11 @@ class DataConfig:
         return cls(**{**config, "reprogram": reprogram})
 
     def parts(self) -> tuple[mixtures.Part, ...]:
-        """Returns the training data."""
+        """Returns the parts of the training data."""
         return mixtures.parse("data.dataset", self.dataset, self.split)
 
     def eval_parts(self) -> tuple[mixtures.Part, ...]:
-        """Returns the evaluation data."""
+        """Returns the parts of the evaluation data."""
         name = self.eval_dataset or self.parts()[0].dataset
         parts = mixtures.parse("data.eval_dataset", name, self.eval_split)
         if any(part.weight != 1 for part in parts):
@@ -88,5 +88,5 @@ def _known(where: str, cls: type, config: Mapping[str, Any]) -> dict[str, Any]:
     for key in config.keys():
         if key not in known:
             near = nearest(key, known)
-            raise ValueError(f"{where}.{key} is no key of the data config; nearest: {near}")
+            raise ValueError(f"{where}.{key} is not a key of the data config; nearest: {near}")
     return {key: config[key] for key in config.keys()}

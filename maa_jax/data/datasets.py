@@ -1,4 +1,4 @@
-"""Datasets of a run: found by name, built where they are missing, opened."""
+"""Datasets of a run: found by name, built if missing, opened."""
 
 import dataclasses
 import functools
@@ -18,12 +18,12 @@ Config = DataConfig | Mapping[str, Any]
 
 
 class Drawn(NamedTuple):
-    """What training draws from.
+    """Recordings that training draws from.
 
     Attributes:
       source: all recordings of the parts.
-      records: for each part the places in `source` that may be drawn, int64.
-      weights: each part's weight.
+      records: indices into `source` that may be drawn, int64, for each part.
+      weights: weight of each part.
     """
 
     source: mixtures.Joined
@@ -32,21 +32,21 @@ class Drawn(NamedTuple):
 
     @property
     def shares(self) -> np.ndarray:
-        """How likely each part is, up to a factor."""
+        """Unnormalised probability of each part."""
         return self.weights * list(map(len, self.records))
 
 
 class Datasets:
-    """The datasets that a config names, each found, and built if it is missing, once.
+    """The datasets that a config names, each found, or built if missing, once.
 
     Process 0 builds; the others wait for it.
 
     Attributes:
-      config: the config.
-      folders: the folders of the built datasets, by name.
+      config: data config.
+      folders: folders of the built datasets, by name.
 
     Raises:
-      ValueError: a dataset is unknown, or a folder of the user's is not described.
+      ValueError: a dataset is unknown, or the user's folder is not given.
       TimeoutError: process 0 did not finish, or has another `data_dir`.
     """
 
@@ -55,7 +55,7 @@ class Datasets:
         self._process = process_index
         c = self.config
         names = dict.fromkeys(p.dataset for p in (*c.parts(), *c.eval_parts(), *c.event_parts()))
-        # All of them are looked for before the first one is built.
+        # All datasets are looked up before the first one is built.
         found = {name: _find(self.config, name) for name in names}
         self.folders = {name: self._built(*place) for name, place in found.items()}
 
@@ -70,7 +70,7 @@ class Datasets:
 
     @functools.cached_property
     def held_out(self) -> list[mixtures.Part]:
-        """The evaluation splits of all datasets: training draws nothing that is in them."""
+        """The evaluation splits of all datasets, from which training never draws."""
         splits = [
             split
             for name, folder in self.folders.items()
@@ -80,7 +80,7 @@ class Datasets:
         return splits + [p for p in own if mixtures.has_split(p, self.folders[p.dataset])]
 
     def write_indices(self) -> None:
-        """Writes the index of each split that is searched for duplicates, unless it is there."""
+        """Writes the index of each split that is searched for duplicates, unless it exists."""
         for part in (*self.config.parts(), *self.config.event_parts(), *self.held_out):
             if mixtures.has_split(part, self.folders[part.dataset]):
                 self._index(part)
@@ -92,7 +92,7 @@ class Datasets:
         """Returns parts as one random-access source of example dicts.
 
         Raises:
-          ValueError: a dataset has no such split, or it is empty.
+          ValueError: a dataset lacks a split, or a split is empty.
         """
         import tensorflow_datasets as tfds
 
@@ -115,7 +115,7 @@ class Datasets:
         return mixtures.Joined(sources)
 
     def open_split(self, split: str | None) -> mixtures.Joined:
-        """Returns the evaluation data with `split`, or all that is trained on: see `metadata`."""
+        """Returns the evaluation data with `split`, or all training data; see `metadata`."""
         if split in (None, self.config.split):
             return self.open(self.config.parts())
         return self.open(dataclasses.replace(self.config, eval_split=split).eval_parts())
@@ -146,22 +146,22 @@ class Datasets:
 
 
 def prepare(config: Config, process_index: int = 0) -> epath.Path:
-    """Makes what training and evaluation read; process 0 builds what is missing, the others wait.
+    """Builds missing datasets and indices on process 0, while the other processes wait.
 
     Returns:
       The folder of the first part's dataset.
 
     Raises:
-      ValueError: as `Datasets`, or training is not allowed on a part (see
+      ValueError: see `Datasets`; or training is not allowed on a part (see
         `mixtures.refuse_untrainable`).
-      TimeoutError: as `Datasets`.
+      TimeoutError: see `Datasets`.
     """
     datasets = open_for_training(config, process_index)
     return datasets.folders[datasets.config.parts()[0].dataset]
 
 
 def open_for_training(config: Config, process_index: int = 0) -> Datasets:
-    """Returns the datasets of a run once all that training reads is there; see `prepare`."""
+    """Returns the datasets of a run once everything that training reads exists; see `prepare`."""
     config = DataConfig.of(config)
     evaluation = config.eval_parts()
     mixtures.refuse_untrainable("data.dataset", config.parts(), evaluation)
@@ -172,7 +172,7 @@ def open_for_training(config: Config, process_index: int = 0) -> Datasets:
 
 
 def num_examples(config: Config, split: str | None = None) -> int:
-    """Returns how many recordings training draws, or a split has; `split` as in `metadata`."""
+    """Returns the number of recordings that training draws, or of a split; see `metadata`."""
     datasets = Datasets(config)
     if split in (None, datasets.config.split):
         return sum(map(len, datasets.training().records))
@@ -180,23 +180,23 @@ def num_examples(config: Config, split: str | None = None) -> int:
 
 
 def metadata(config: Config, split: str | None = None) -> list[dict[str, Any]]:
-    """Returns all examples but their audio: id, source, seconds, captions, labels, as str.
+    """Returns all examples without their audio: id, source, seconds, captions, labels, as str.
 
-    An example's place in the list is its `index` in the batches; captions are never empty.
+    An example's position in the list is its `index` in the batches; captions are never empty.
 
     Args:
-      config: the datasets.
-      split: split of the evaluation data; by default, or if it is `config.split`, all that is
-        trained on, including the recordings that training leaves out.
+      config: data config.
+      split: split of the evaluation data; by default, or if it is `config.split`, all training
+        data, including the recordings that training leaves out.
     """
     return [describe(example) for example in Datasets(config).open_split(split)]
 
 
 def captions(config: Config, split: str | None = None) -> list[str]:
-    """Returns all captions in the order of their records; `split` as in `metadata`.
+    """Returns all captions in the order of their records; for `split` see `metadata`.
 
-    Those of the training data are without the records that training leaves out, and with the
-    labels and words that reprogramming adds.
+    Those of the training data exclude the records that training leaves out, and include the labels
+    and words that reprogramming adds.
     """
     datasets = Datasets(config)
     if split not in (None, datasets.config.split):
@@ -214,7 +214,7 @@ def _described(drawn: Drawn) -> list[dict[str, Any]]:
 
 
 def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None] | None]:
-    """Returns a dataset's folder, and what builds it if it is missing and can be built."""
+    """Returns a dataset's folder, and a function that builds it if it is missing and buildable."""
     from maa_jax.data.builders import BUILDERS, builder_class
 
     data_dir = epath.Path(
@@ -222,7 +222,7 @@ def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None]
     ).expanduser()
     base, _, variant = name.partition("/")
     if base not in BUILDERS:
-        built = {}  # the newest version of each
+        built = {}  # newest version of each
         for depth in ("*/*", "*/*/*"):
             for path in sorted(data_dir.glob(f"{depth}/dataset_info.json")):
                 built[str(path.parent.parent.relative_to(data_dir))] = path.parent
@@ -262,7 +262,7 @@ def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None]
 
 
 def describe(example: dict) -> dict[str, Any]:
-    """Returns an example without its audio, texts as str; see `metadata`."""
+    """Returns an example without its audio, with texts as str; see `metadata`."""
     return {
         "id": example["id"].decode(),
         "source": example["source"].decode(),

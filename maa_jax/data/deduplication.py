@@ -1,7 +1,7 @@
-"""Recordings that are in several datasets, found by an index of each split.
+"""Recordings that occur in several datasets, found by an index of each split.
 
-An index holds 26 bytes per recording. It is made once from the dataset's files, without decoding
-any audio, and kept in the dataset's folder.
+An index holds 26 bytes per recording. It is computed once from the dataset's files, without
+decoding any audio, and kept in the dataset's folder.
 """
 
 import dataclasses
@@ -28,13 +28,12 @@ class Index:
 
     Attributes:
       audio: hash of the samples, uint64 [n].
-      id: hash of the dataset's name and the id in it, uint64 [n]. Recordings of an enhanced dataset
-        keep the name and id of the dataset that they come from.
-      source: hash of the web address of the recording, uint64 [n]; 0 if it has none. A file's name
-        is not an address: it means nothing outside its dataset.
+      id: hash of the dataset's name and the recording's id, uint64 [n]. Recordings of an enhanced
+        dataset keep the name and id of their original dataset.
+      source: hash of the web address of the recording, uint64 [n]; 0 if it has none. A file name is
+        not an address: it means nothing outside its dataset.
       labels: number of labels, uint8 [n].
-      held_out: whether the recording is in an evaluation split of the dataset that it comes from,
-        bool [n].
+      held_out: whether the recording is in an evaluation split of its original dataset, bool [n].
     """
 
     audio: np.ndarray
@@ -47,7 +46,7 @@ class Index:
         return len(self.id)
 
     def matches(self, other: "Index", same_dataset: bool) -> np.ndarray:
-        """Returns which recordings are in another index too, bool [n].
+        """Returns which recordings are also in another index, bool [n].
 
         Within one dataset, excerpts of the same source are different recordings.
         """
@@ -61,9 +60,9 @@ def index_of(part: Part, folder: epath.Path, process_index: int = 0) -> Index:
     """Returns the index of a part; process 0 writes it if it is missing, the others wait.
 
     Args:
-      part: a split that the dataset has, or slices or sums of its splits.
-      folder: the built dataset.
-      process_index: number of this process.
+      part: split of the dataset, or slices or sums of its splits.
+      folder: folder of the built dataset.
+      process_index: index of this process.
     """
     import tensorflow_datasets as tfds
 
@@ -79,7 +78,7 @@ _FIELDS = dataclasses.fields(Index)
 
 
 def _index(dataset: str, split: str, folder: epath.Path, process_index: int) -> Index:
-    # In the dataset's own folder, so that it is removed along with the dataset.
+    # In the dataset's folder, so that it is removed along with the dataset.
     path = folder / f"index-{split}.npz"
     if not path.exists():
         if process_index:
@@ -150,16 +149,16 @@ def without_duplicates(
     same samples, the same id in the same dataset, or the same address in another dataset.
 
     Args:
-      parts: the mixture.
-      evaluation: the splits evaluated on, of any datasets.
-      folders: the built datasets, by name.
-      process_index: number of this process.
+      parts: parts of the mixture.
+      evaluation: evaluation splits of any datasets.
+      folders: folders of the built datasets, by name.
+      process_index: index of this process.
 
     Returns:
-      For each part the places in it that are left, int64.
+      The indices that remain of each part, int64.
 
     Raises:
-      ValueError: nothing is left of a part.
+      ValueError: nothing remains of a part.
     """
 
     def opened(part: Part) -> tuple[str, Index]:

@@ -1,4 +1,4 @@
-"""Batches of waveforms from TFDS datasets' ArrayRecord files, by grain; TensorFlow is not needed.
+"""Batches of waveforms from TFDS datasets' ArrayRecord files, read by grain without TensorFlow.
 
 The order of records and every random choice depend only on the seed and the position in the stream:
 neither the number of processes nor that of workers changes a global batch or the order of batches.
@@ -36,17 +36,17 @@ def train_iterator(
     shares, to within 1 %. Evaluation data and duplicates of an earlier part are left out.
 
     Args:
-      config: the datasets, and how clips are taken from them.
+      config: data config.
       batch_size: size of the global batch, over all processes.
       seed: seed of the order, the crops, the choice of captions and the events.
-      prepare_text: makes `text` of the chosen captions, a tree of arrays [n, ...]; pickled if there
-        are workers.
-      process_index: number of this process.
+      prepare_text: function from the chosen captions to `text`, a tree of arrays [n, ...]; pickled
+        if there are workers.
+      process_index: index of this process.
       process_count: number of processes, which take consecutive parts of each global batch.
 
     Returns:
       An iterator with `get_state` and `set_state` (or grain.checkpoint under Orbax) over dicts:
-      `audio` float32 [b, samples], `index` int64 [b] (the record's place in `metadata`) and, with
+      `audio` float32 [b, samples], `index` int64 [b] (the record's index in `metadata`) and, with
       `prepare_text`, `text`, a tree of arrays [b, ...]; b = batch_size / process_count.
 
     Raises:
@@ -57,11 +57,11 @@ def train_iterator(
     rows = _local_rows(batch_size, process_index, process_count)
     if config.reprogram.events and isinstance(prepare_text, Contexts):
         raise ValueError(
-            "data.reprogram.events makes captions that text_embeddings cannot hold; set one of them"
+            "data.reprogram.events makes captions that text_embeddings lacks; set only one of them"
             " to ''"
         )
     datasets = open_for_training(config, process_index)
-    datasets.open(config.eval_parts())  # for its errors, before training begins
+    datasets.open(config.eval_parts())  # raises its errors before training begins
     drawn = datasets.training()
     load = functools.partial(
         _load, drawn.source, config.samples, seed, prepare_text, _reprogram(datasets)
@@ -87,17 +87,18 @@ def eval_batches(
 ) -> grain.IterDataset:
     """Returns one pass over the evaluation data, with crops and captions that never change.
 
-    Every process gets the same number of batches; the last one is filled up with the last record.
+    Every process gets the same number of batches; the last one is padded with the last record.
 
     Args:
-      config: as in `train_iterator`.
-      batch_size: as in `train_iterator`.
-      prepare_text: as in `train_iterator`.
-      process_index: as in `train_iterator`.
-      process_count: as in `train_iterator`.
+      config: data config.
+      batch_size: size of the global batch, over all processes.
+      prepare_text: function from captions to `text`; see `train_iterator`.
+      process_index: index of this process.
+      process_count: number of processes.
 
     Returns:
-      An iterable of batches as in `train_iterator`, with `valid` bool [b], False for padding.
+      An iterable of batches like those of `train_iterator`, with `valid` bool [b], False for
+      padding.
     """
     config = DataConfig.of(config)
     rows = _local_rows(batch_size, process_index, process_count)
@@ -117,7 +118,7 @@ def eval_batches(
 
 
 def _order(drawn: Drawn, seed: int) -> grain.MapDataset:
-    """Returns the records in the order of training."""
+    """Returns the records in training order."""
     orders = [
         grain.MapDataset.range(len(records))
         .seed(int(np.random.SeedSequence((seed, part)).generate_state(1)[0]) if part else seed)

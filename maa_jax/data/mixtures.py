@@ -1,4 +1,4 @@
-"""Mixtures of datasets: the expression that names one, and what training must not draw from it.
+"""Mixtures of datasets: their expressions, and the parts that training must not draw from.
 
 audiocaps:train + enhanced/fsd50k*2.0 + sonic_sounds:train[:50%]
 """
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 # Splits that training never draws from.
 EVALUATION_SPLITS = ("validation", "test", "evaluation", "eval", "valid", "val", "dev")
-# Split of an enhanced dataset that training never draws from: none of its captions was accepted.
+# Split of an enhanced dataset that training never draws from: its captions were not accepted.
 REJECTED = "rejected"
-# How long the other processes wait for process 0 to build, in seconds.
+# Time that the other processes wait for process 0 to build, in seconds.
 BUILD_TIMEOUT_S = 3600
 
 _PART = re.compile(
@@ -38,11 +38,11 @@ _FORM = (
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A split of a dataset, and how often it is drawn.
+    """A split of a dataset, and its weight.
 
     Attributes:
-      dataset: "NAME" or "NAME/VARIANT".
-      split: the split as TFDS writes it, with slices and sums.
+      dataset: name of the dataset, "NAME" or "NAME/VARIANT".
+      split: split in TFDS's notation, with slices and sums.
       weight: factor of the part's share of the draws, which is proportional to weight times number
         of recordings: with all weights 1, every recording of the mixture is equally likely.
     """
@@ -60,7 +60,7 @@ def parse(key: str, expression: str, split: str) -> tuple[Part, ...]:
 
     Args:
       key: key of the config, for errors.
-      expression: parts joined by +.
+      expression: expression of the mixture, parts joined by +.
       split: split of the parts that name none.
 
     Raises:
@@ -72,7 +72,7 @@ def parse(key: str, expression: str, split: str) -> tuple[Part, ...]:
         if match:
             weight, fault = (
                 _weight(match["weight"]),
-                f"weight {match['weight']} is no positive number",
+                f"weight {match['weight']} is not a positive number",
             )
         if not match or not 0 < weight < math.inf:
             raise ValueError(f"{key} is {expression!r}: part {text.strip()!r}: {fault}; {_FORM}")
@@ -88,12 +88,12 @@ def _weight(text: str | None) -> float:
 
 
 def refuse_untrainable(key: str, parts: Sequence[Part], evaluation: Sequence[Part]) -> None:
-    """Checks by their names alone that a config's training data may be trained on.
+    """Checks, by names only, that a config's training data may be trained on.
 
     Args:
       key: key of the config, for errors.
-      parts: the training data.
-      evaluation: the evaluation data.
+      parts: parts of the training data.
+      evaluation: parts of the evaluation data.
 
     Raises:
       ValueError: a part is evaluation data, or holds recordings whose captions were rejected.
@@ -131,7 +131,7 @@ class Joined(Sequence[dict[str, Any]]):
     """Random-access sources of examples, one after another.
 
     Attributes:
-      offsets: where each source begins.
+      offsets: index of each source's first example.
     """
 
     def __init__(self, sources: Sequence[Sequence[dict[str, Any]]]):

@@ -1,7 +1,7 @@
 """Dynamic reprogramming: new pairs of sound and caption from old ones (paper section 3.2.2).
 
-N of {0, 1, 2} events from datasets with single labels join each pair: a template joins the captions
-(Appendix F), and the sounds follow each other in the order that the sentence states.
+N of {0, 1, 2} events from datasets with single labels are added to each pair: a template joins the
+captions (Appendix F), and the sounds are concatenated in the order that the sentence states.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ import numpy as np
 
 from maa_jax.audio.io import SAMPLE_RATE, SILENCE
 
-# The templates of Appendix F, each with whether it states that the pair is heard first. `x` is the
-# pair's caption, `e` (there &) the event's label. In "e, following x" the event comes second, and
+# The templates of Appendix F, each with whether the pair's sound comes first. `x` is the pair's
+# caption, `e` (& in the paper) the event's label. In "e, following x" the event comes second, and
 # what happens "in front of" hearing an event happens before it.
 TEMPLATES = (
     ("before {v} {q} {a} {n} of {e}, {x}", True),
@@ -35,18 +35,18 @@ WORDS = {
     "q": ("a", "the", "some"),
 }
 
-# Both ends of a sound are cut off where they are this much quieter than its peak.
+# Both ends of a sound are trimmed where they are this much quieter than its peak.
 _TRIM_DB = -60.0
 
 
 @dataclasses.dataclass(frozen=True)
 class ReprogramConfig:
-    """Which events join a pair, and how; a run's `config.data.reprogram`.
+    """Settings of reprogramming; a run's `config.data.reprogram`.
 
     Attributes:
-      events: a mixture as in `config.data.dataset`, whose recordings with exactly one label are
+      events: mixture as in `config.data.dataset`, whose recordings with exactly one label are
         drawn; "" turns reprogramming off.
-      n_events: how likely 0, 1 and 2 events are, as weights.
+      n_events: weights of the probabilities of 0, 1 and 2 events.
       gain_db: range of an event's loudness (RMS) relative to the pair's, in dB; drawn uniformly.
       crossfade: overlap of neighbouring sounds in seconds, at equal power.
     """
@@ -79,10 +79,10 @@ class Reprogram:
     """Transform of examples with `audio`, float32 [samples], and `caption`.
 
     Attributes:
-      config: which events join a pair, and how.
-      draw: returns a random event, its label and its sound, float32 [n].
+      config: settings of reprogramming.
+      draw: function that returns a random event, its label and its sound, float32 [n].
       samples: length of a clip in samples.
-      sample_rate: rate of the sounds in Hz.
+      sample_rate: sample rate of the sounds in Hz.
     """
 
     config: ReprogramConfig
@@ -93,8 +93,8 @@ class Reprogram:
     def __call__(self, example: Mapping, rng: np.random.Generator) -> dict:
         """Returns the example with new `audio` and `caption`.
 
-        It is returned unchanged if no event is drawn, or if it is silent or has no caption. Silent
-        events are left out.
+        It is unchanged if no event is drawn, or if it is silent or has no caption. Silent events
+        are left out.
         """
         weights = np.array(self.config.n_events, float)
         count = rng.choice(3, p=weights / weights.sum())
@@ -128,7 +128,7 @@ def join_captions(caption: str, label: str, rng: np.random.Generator) -> tuple[s
     """Joins a caption and an event's label by a random template with random words.
 
     Returns:
-      The sentence, and whether it says that the caption's sound comes first.
+      The new caption, and whether the given caption's sound comes first in it.
     """
     template, pair_first = TEMPLATES[rng.integers(len(TEMPLATES))]
     words = {key: choices[rng.integers(len(choices))] for key, choices in WORDS.items()}
@@ -137,22 +137,22 @@ def join_captions(caption: str, label: str, rng: np.random.Generator) -> tuple[s
 
 
 def vocabulary() -> list[str]:
-    """Returns sentences that together hold all words of the templates."""
+    """Returns sentences that together contain all words of the templates."""
     blank = dict.fromkeys("vaqnxe", "")
     choices = [words for key in WORDS for words in WORDS[key]]
     return [*(template.format(**blank) for template, _ in TEMPLATES), *choices]
 
 
 def join_sounds(sounds: Sequence[np.ndarray], samples: int, crossfade: int) -> np.ndarray:
-    """Joins sounds one after another into a clip in which all of them are heard.
+    """Concatenates sounds into a clip in which all of them can be heard.
 
-    Sounds that fit are kept whole. Otherwise each gets an equal share of the clip; the rest of a
-    short sound's share goes to the longer ones, which are cut to one length, each to its loudest
-    part. A clip that would exceed 1 is attenuated as a whole.
+    Sounds that fit are kept whole. Otherwise each gets an equal share of the clip; what a short
+    sound leaves of its share goes to the longer ones, which are cut to one length, each to its
+    loudest part. A clip that would exceed 1 is attenuated as a whole.
 
     Args:
-      sounds: the sounds, float32 [n] each, none empty.
-      samples: length of the clip; shorter ones are padded with zeros at their end.
+      sounds: sounds to join, float32 [n] each, none empty.
+      samples: length of the clip; a shorter one is padded with zeros at the end.
       crossfade: overlap of neighbouring sounds in samples, at equal power; at most half of the
         shortest sound.
 
@@ -182,7 +182,7 @@ def join_sounds(sounds: Sequence[np.ndarray], samples: int, crossfade: int) -> n
 
 
 def trim(wav: np.ndarray) -> np.ndarray:
-    """Cuts both ends of a sound [n] up to 60 dB below its peak; nothing is left of a silent one."""
+    """Trims both ends of a sound [n] below -60 dB of its peak; a silent sound becomes empty."""
     level = np.abs(wav)
     peak = level.max(initial=0)
     if peak < SILENCE:
@@ -192,7 +192,7 @@ def trim(wav: np.ndarray) -> np.ndarray:
 
 
 def _loudest(wav: np.ndarray, samples: int) -> np.ndarray:
-    """Returns a copy of the part of `samples` with the most energy."""
+    """Returns a copy of the excerpt of `samples` samples with the most energy."""
     energy = np.concatenate([[0.0], np.cumsum(np.square(wav, dtype=np.float64))])
     start = np.argmax(energy[samples:] - energy[: len(energy) - samples])
     return wav[start : start + samples].copy()

@@ -1,6 +1,6 @@
 """Contexts of a set of captions, computed once and read from disk in training.
 
-Encoding captions with an encoder as large as T5-Large would take a good part of every step. A
+Encoding captions with an encoder as large as T5-Large would take a large part of every step. A
 folder of contexts has `index.json` and a pair of files for each process that wrote it:
 `contexts-i-of-n.npy` (float16 [captions, length, width], read as a memory map) and
 `contexts-i-of-n.txt` (the digest of a caption on each line).
@@ -34,12 +34,12 @@ def write(
     """Computes and writes this process's share of the contexts.
 
     Args:
-      folder: folder for the contexts, which all processes must see.
+      folder: folder for the contexts, to which all processes have access.
       captions: all captions, in any order, the same in every process.
-      encode: maps up to `batch_size` captions to contexts [n, length, width].
+      encode: function from up to `batch_size` captions to contexts [n, length, width].
       text_encoder: name of the text encoder that computes them, as in the config.
-      batch_size: captions encoded at a time.
-      process_index: number of this process.
+      batch_size: number of captions encoded at a time.
+      process_index: index of this process.
       process_count: number of processes.
 
     Returns:
@@ -47,7 +47,7 @@ def write(
     """
     mine = share(sorted(set(captions)), process_index, process_count)
     if not mine:
-        raise ValueError(f"{process_count} processes have fewer captions than that: use one.")
+        raise ValueError(f"fewer captions than the {process_count} processes: use one process.")
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     name = f"contexts-{process_index:05}-of-{process_count:05}"
@@ -60,10 +60,10 @@ def write(
 
 
 class Contexts:
-    """Looks up the contexts of captions; takes a tokenizer's place in the input pipeline.
+    """Looks up the contexts of captions, in place of a tokenizer in the input pipeline.
 
     Args:
-      folder: a folder that `write` filled.
+      folder: folder that `write` filled.
 
     Attributes:
       text_encoder: name of the text encoder that computed the contexts.
@@ -96,7 +96,7 @@ class Contexts:
     def __reduce__(self):
         return Contexts, (
             self._folder,
-        )  # a worker process maps the files itself, so that no context is copied
+        )  # a worker process maps the files itself instead of unpickling contexts
 
     def __call__(self, captions: Sequence[str]) -> np.ndarray:
         """Returns the contexts of captions, float16 [n, length, width].
@@ -108,7 +108,7 @@ class Contexts:
         lost = [c for c, digest in zip(captions, digests, strict=True) if digest not in self._rows]
         if lost:
             raise ValueError(
-                f"{self._folder} has no context of {', '.join(map(repr, lost[:5]))}"
+                f"{self._folder} has no context for {', '.join(map(repr, lost[:5]))}"
                 f"{' and others' if len(lost) > 5 else ''}: write it again with "
                 "python -m maa_jax.embed and this run's config"
             )

@@ -1,11 +1,11 @@
-"""Transforms of an example between the disk and the batch: dict to dict, random by `rng`."""
+"""Transforms of examples, from dict to dict, with random choices from `rng`."""
 
 import io
 
 import numpy as np
 import soundfile
 
-# Caption of an example that has labels alone.
+# Caption of an example that has only labels.
 LABEL_CAPTION = "the sound of {}"
 
 

@@ -2,7 +2,7 @@
 
 A bank is a folder with `index.json` and a pair of files for each process that wrote it:
 `embeddings-i-of-n.npy` ([captions, width], rows of unit length) and `captions-i-of-n.txt` (one
-caption a line).
+caption per line).
 """
 
 import functools
@@ -39,14 +39,14 @@ def build(
     """Embeds and writes this process's share of a bank.
 
     Args:
-      folder: folder for the bank, which all processes must see.
+      folder: folder for the bank, to which all processes have access.
       captions: all captions, in any order, the same in every process. Duplicates and empty ones
         are left out; white space within a caption becomes single spaces.
-      encode: embeds up to `batch_size` captions, as rows of unit length [n, width].
-      retriever: identity of the network that embeds, kept as `Bank.retriever`.
-      batch_size: captions encoded at a time.
-      dtype: type of the embeddings on the disk, float16 or float32.
-      process_index: number of this process.
+      encode: function from up to `batch_size` captions to rows of unit length [n, width].
+      retriever: digest of the embedding network, kept as `Bank.retriever`.
+      batch_size: number of captions embedded at a time.
+      dtype: type of the embeddings on disk, float16 or float32.
+      process_index: index of this process.
       process_count: number of processes.
 
     Returns:
@@ -76,11 +76,11 @@ def build(
 class Bank:
     """A bank in the memory of the devices, in float32, split evenly between them.
 
-    A search is one matrix product a device and the k best of its part; the best of all parts are
-    then chosen over the devices. Every process of a run holds the whole bank and searches alone.
+    A search is a matrix product and a top-k on each device's part, then a top-k over the devices.
+    Every process of a run holds the whole bank and searches independently.
 
     Attributes:
-      retriever: identity of the network that embedded the captions, as `build` was told.
+      retriever: digest of the network that embedded the captions; see `build`.
       width: channels of the embeddings.
     """
 
@@ -94,12 +94,12 @@ class Bank:
         """Reads a bank onto the devices.
 
         Args:
-          folder: a folder that `build` filled.
-          devices: what the bank is split over, by default all devices of this process.
-          batch_size: queries searched for at a time; each takes 4 bytes of memory a caption.
+          folder: folder that `build` filled.
+          devices: devices that share the bank, by default all of this process.
+          batch_size: number of queries at a time; each takes 4 bytes of memory per caption.
 
         Raises:
-          ValueError: the folder is no bank, or lacks files, all of which are named.
+          ValueError: the folder is not a bank, or lacks files, all of which are named.
         """
         folder = pathlib.Path(folder)
         if not (folder / INDEX).is_file():
@@ -109,7 +109,7 @@ class Bank:
         names = [_names(i, index["shards"]) for i in range(index["shards"])]
         missing = [file for pair in names for file in pair if not (folder / file).is_file()]
         if missing:
-            raise ValueError(f"{folder} lacks {', '.join(missing)}; write the bank again, whole")
+            raise ValueError(f"{folder} lacks {', '.join(missing)}; write the whole bank again")
         parts = [np.load(folder / vectors, mmap_mode="r") for vectors, _ in names]
         self._captions = [
             caption
@@ -139,11 +139,11 @@ class Bank:
         return len(self._captions)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, list[list[str]]]:
-        """Returns the k captions nearest to each query, the nearest first.
+        """Returns the k captions nearest to each query, nearest first.
 
         Args:
-          queries: [n, width], rows of unit length.
-          k: captions a query.
+          queries: query embeddings [n, width], rows of unit length.
+          k: number of captions per query.
 
         Returns:
           Scores (cosines) float32 [n, k], and n lists of k captions.
@@ -152,7 +152,7 @@ class Bank:
           ValueError: k is larger than the bank, or the queries have another width.
         """
         if not 1 <= k <= len(self):
-            raise ValueError(f"k={k} of a bank of {len(self)} captions: give 1 to {len(self)}")
+            raise ValueError(f"k={k}, but the bank has {len(self)} captions: give 1 to {len(self)}")
         if queries.shape[1] != self.width:
             raise ValueError(
                 f"queries of width {queries.shape[1]} in a bank of width {self.width}: embed both "
@@ -168,7 +168,7 @@ class Bank:
 def _best(
     mesh: Mesh, count: int, rows: jax.Array, queries: jax.Array, *, k: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns scores and places [n, k] of the best of the first `count` rows; pure."""
+    """Returns scores and indices [n, k] of the best of the first `count` rows; pure."""
 
     def best_of_part(part, queries):
         first = jax.lax.axis_index("bank") * len(part)
@@ -186,7 +186,7 @@ def _best(
 
 
 def _rows(parts: Sequence[np.ndarray], start: int, stop: int) -> np.ndarray:
-    """Returns rows start..stop of the parts laid end to end, in float32; zeros beyond the last."""
+    """Returns rows start..stop of the concatenated parts, in float32; zeros after the last."""
     rows = np.zeros((stop - start, parts[0].shape[1]), np.float32)
     first = 0
     for part in parts:

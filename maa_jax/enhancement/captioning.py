@@ -16,20 +16,20 @@ from maa_jax.text.tokenizer import Tokenizer
 
 
 class Captioning:
-    """An expert: proposes the likeliest captions, and samples, which differ more from each other.
+    """An expert that proposes the likeliest captions, and samples, which are more diverse.
 
     Args:
-      folder: a model folder with `captioner/` and `tokenizer/`.
-      num_beams: captions a recording from beam search.
-      num_samples: captions a recording from nucleus sampling.
+      folder: model folder with `captioner/` and `tokenizer/`.
+      num_beams: number of captions per recording from beam search.
+      num_samples: number of captions per recording from nucleus sampling.
       top_p: total probability of the words that are sampled from.
       temperature: softmax temperature of sampling; below 1 the samples are more alike.
-      seed: seed of sampling; a recording's samples depend on it and on the recording alone.
-      batch_size: recordings captioned at a time, over all devices.
-      devices: what batches are spread over, by default all devices of this process.
+      seed: seed of sampling; a recording's samples depend only on it and the recording.
+      batch_size: number of recordings captioned at a time, over all devices.
+      devices: devices that share every batch, by default all of this process.
 
     Raises:
-      ValueError: no caption is asked for, or the folder is missing or does not fit together.
+      ValueError: no caption is requested, or the folder is missing or inconsistent.
     """
 
     name = "captioning"
@@ -49,7 +49,7 @@ class Captioning:
         if min(num_beams, num_samples) < 0 or num_beams + num_samples < 1:
             raise ValueError(
                 f"num_beams={num_beams}, num_samples={num_samples}: give numbers from 0, at least "
-                "one of them above."
+                "one of them above 0."
             )
         if not 0 < top_p <= 1 or temperature <= 0:
             raise ValueError(
@@ -64,7 +64,7 @@ class Captioning:
         if self._tokenizer.vocab_size > self._config.vocab_size:
             raise ValueError(
                 f"{path}: the tokenizer has {self._tokenizer.vocab_size} tokens and the captioner "
-                f"{self._config.vocab_size}: bring the tokenizer that it was trained with."
+                f"{self._config.vocab_size}: use the tokenizer that it was trained with."
             )
         self._batches = Batches(batch_size, devices)
         self._params = self._batches.put(params)
@@ -90,18 +90,18 @@ class Captioning:
         self._write = jax.jit(write)
 
     def propose(self, audio: np.ndarray, labels: Sequence[Sequence[str]]) -> list[list[str]]:
-        """Returns the different captions of each recording, those of beam search first.
+        """Returns each recording's captions without repetitions, those of beam search first.
 
-        One program is compiled for each length of sounds.
+        One program is compiled for each length of recordings.
 
         Args:
-          audio: float32 [n, samples] in [-1, 1] at 16 kHz.
-          labels: each recording's labels; not read.
+          audio: waveforms, float32 [n, samples] in [-1, 1] at 16 kHz.
+          labels: labels of each recording; not read.
         """
         del labels
         short = max(0, self._config.min_samples - audio.shape[1])
         audio = np.pad(audio, ((0, 0), (0, short))).astype(np.float32)
-        # A recording's samples depend on its content, so that its place in a batch is of no matter.
+        # Keys derive from a recording's content, so that its place in a batch does not matter.
         identities = np.array([zlib.crc32(wav.tobytes()) for wav in audio], np.uint32)
         ids = self._batches.run(self._write, self._params, audio, identities)
         texts = self._tokenizer.decode(ids.reshape(-1, ids.shape[-1]))

@@ -1,8 +1,8 @@
-"""Recordings of built datasets with captions that experts proposed and CLAP chose.
+"""Datasets of recordings with captions that experts proposed and CLAP chose.
 
 `maa_jax.enhance` writes them, and they are read by name, "enhanced/NAME". The split `train` holds
-the recordings with an accepted caption; `rejected` holds the rest, without a caption, and training
-refuses it. Both hold all candidates.
+the recordings with an accepted caption; `rejected` holds the others, without a caption, and
+training refuses it. Both hold all candidates.
 """
 
 import functools
@@ -23,17 +23,17 @@ ACCEPTED = "train"
 
 
 class Enhanced(BuildsOnce, tfds.core.ShardBasedBuilder, skip_registration=True):
-    """Joins recordings, unchanged, with the captions that were found for them.
+    """Joins unchanged recordings with the captions that were found for them.
 
-    Each shard becomes a file of either split, written by this process or by Beam.
+    Each shard becomes a file in either split, written by this process or by Beam.
 
     Args:
       config: name of this dataset among the enhanced ones.
-      shards: all shards, each with its record in `work`.
+      shards: all shards, whose records are in `work`.
       work: folder of the records.
       threshold: lowest score of an accepted caption.
       withhold_labels: whether the examples have no labels.
-      settings: the options that the content depends on, kept in the dataset's metadata.json.
+      settings: options that the content depends on, kept in the dataset's metadata.json.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -65,8 +65,8 @@ class Enhanced(BuildsOnce, tfds.core.ShardBasedBuilder, skip_registration=True):
             features=tfds.features.FeaturesDict(
                 {
                     **source,
-                    "dataset": text,  # that the recording comes from; `id` is its name there
-                    "score": np.float32,  # of the best candidate; -1 without any
+                    "dataset": text,  # the recording's original dataset, in which `id` is its name
+                    "score": np.float32,  # score of the best candidate; -1 without any
                     "candidates": tfds.features.Sequence(text),
                     "candidate_experts": tfds.features.Sequence(text),
                     "candidate_scores": tfds.features.Sequence(np.float32),
@@ -94,7 +94,7 @@ class Enhanced(BuildsOnce, tfds.core.ShardBasedBuilder, skip_registration=True):
 def _examples(
     shard: Shard, work: str, threshold: float, withhold_labels: bool, accepted: bool
 ) -> Iterator[tuple[str, dict]]:
-    """Yields the examples of a shard that were accepted, or those that were rejected."""
+    """Yields either the accepted or the rejected examples of a shard."""
     source = open_split(shard.folder, shard.split)
     for index, (id, candidates) in enumerate(read_record(work, shard), shard.start):
         chosen = best(candidates, threshold)
@@ -104,7 +104,7 @@ def _examples(
         if example["id"].decode() != id:
             raise ValueError(
                 f"{shard.dataset}: recording {index} is {example['id'].decode()!r} and was {id!r}"
-                f" when candidates were found; the dataset was built anew: remove {work}"
+                f" when candidates were found; the dataset was rebuilt: remove {work}"
             )
         yield (
             f"{shard.dataset}/{index}",

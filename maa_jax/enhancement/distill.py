@@ -1,6 +1,6 @@
 """Expert distillation: experts propose captions, CLAP chooses (paper section 3.2.1, Appendix E.2).
 
-An expert is any class with a name and one method. Your own is named as "package.module:Class"
+An expert is any class with a name and one method. Your own is given as "package.module:Class"
 wherever experts are chosen, and is constructed without arguments.
 
     class Weather:
@@ -23,7 +23,7 @@ from maa_jax.data.transforms import LABEL_CAPTION
 from maa_jax.encoders.clap import ClapScore
 from maa_jax.text.normalize import normalize
 
-# Imported when they are asked for, since each needs networks of its own.
+# Imported when needed, since each needs its own networks.
 EXPERTS = {
     "captioning": "maa_jax.enhancement.captioning:Captioning",
     "retrieval": "maa_jax.enhancement.retrieval:Retrieval",
@@ -35,7 +35,7 @@ class Expert(Protocol):
     """Proposes captions.
 
     Attributes:
-      name: what the records of a run call it.
+      name: name of the expert in the records of a run.
     """
 
     name: str
@@ -46,14 +46,14 @@ class Expert(Protocol):
         The captions of a recording must not depend on the other recordings.
 
         Args:
-          audio: float32 [n, samples] at 16 kHz; shorter recordings are padded with zeros.
-          labels: each recording's labels, empty where it has none or they are withheld.
+          audio: waveforms, float32 [n, samples] at 16 kHz; shorter ones are padded with zeros.
+          labels: labels of each recording, empty where it has none or they are withheld.
         """
         ...
 
 
 class Labels:
-    """An expert: makes "the sound of a dog barking" of a recording's labels, if it has any."""
+    """An expert that forms "the sound of a dog barking" from a recording's labels, if any."""
 
     name = "labels"
 
@@ -66,7 +66,7 @@ def find_expert(name: str) -> type[Expert]:
     """Returns the class of an expert.
 
     Args:
-      name: a key of `EXPERTS` or "package.module:Class".
+      name: name of the expert, a key of `EXPERTS` or "package.module:Class".
 
     Raises:
       ValueError: there is no such expert; the error names the nearest one, or what a class lacks.
@@ -76,7 +76,7 @@ def find_expert(name: str) -> type[Expert]:
     if not colon:
         raise ValueError(
             f"experts: {name!r} is not known; nearest: {nearest(name, EXPERTS)!r}. There are "
-            f"{', '.join(EXPERTS)}; your own is named as 'package.module:Class'"
+            f"{', '.join(EXPERTS)}; your own is given as 'package.module:Class'"
         )
     try:
         expert = getattr(importlib.import_module(module), attribute)
@@ -92,10 +92,10 @@ def find_experts(names: Sequence[str]) -> list[type[Expert]]:
     """Returns the classes of some experts; see `find_expert`.
 
     Raises:
-      ValueError: as `find_expert`, or no name is given, or two experts have the same name.
+      ValueError: an expert is unknown, no name is given, or two experts have the same name.
     """
     if not names:
-        raise ValueError(f"experts: none is named; name some of {', '.join(EXPERTS)}")
+        raise ValueError(f"experts: none is given; give some of {', '.join(EXPERTS)}")
     classes = [find_expert(name) for name in names]
     called = [cls.name for cls in classes]
     if len(set(called)) < len(called):
@@ -124,13 +124,13 @@ def distill(
     two experts propose is a candidate of each.
 
     Args:
-      audio: float32 [n, samples] at 16 kHz.
-      labels: each recording's labels, which may be empty.
-      experts: the experts that propose captions.
-      clap: the CLAP that scores them.
+      audio: waveforms, float32 [n, samples] at 16 kHz.
+      labels: labels of each recording, which may be empty.
+      experts: experts that propose captions.
+      clap: CLAP that scores them.
 
     Raises:
-      ValueError: an expert did not answer for every recording.
+      ValueError: an expert did not return a list for every recording.
     """
     # Each recording's (caption, expert) pairs; a dict keeps them in order and drops repetitions.
     proposed: list[dict[tuple[str, str], None]] = [{} for _ in audio]
@@ -139,7 +139,7 @@ def distill(
         if len(answers) != len(audio):
             raise ValueError(
                 f"expert {expert.name!r} answered for {len(answers)} of {len(audio)} recordings: "
-                "propose() must return a list for each, an empty one where it has no caption"
+                "propose() must return a list for each, empty if it has no caption"
             )
         for pairs, captions in zip(proposed, answers, strict=True):
             for caption in (" ".join(normalize(caption).split()) for caption in captions):

@@ -1,4 +1,4 @@
-"""Summary of a prompt enhancement, as text and as a page with examples to hear."""
+"""Summary of a prompt enhancement, as text and as a page with audible examples."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -19,16 +19,16 @@ def summarize(shards: Sequence[Shard], work: epath.PathLike, threshold: float) -
     """Summarizes the records of all shards.
 
     Args:
-      shards: the shards of a build.
+      shards: shards of the run.
       work: folder of their records.
       threshold: lowest score of an accepted caption.
 
     Returns:
       `recordings`, `accepted`, `threshold`; `sources`: {dataset: recordings, accepted and the
-      mean of the best scores}; `experts`: {name: number of candidates, and of each recording's
-      best one by this expert the mean score, how many pass and how many were chosen};
+      mean of the best scores}; `experts`: {name: number of candidates, and, for each recording's
+      best candidate of the expert, the mean score, how many pass and how many were chosen};
       `scores`: float32 [recordings with candidates], the best of each; `examples`: shard, index
-      and candidates of up to 50 recordings, evenly over the scores, the highest first.
+      and candidates of up to 50 recordings, evenly spread over the scores, highest first.
     """
     sources: dict[str, Any] = {}
     experts: dict[str, Any] = {}
@@ -85,7 +85,7 @@ def summarize(shards: Sequence[Shard], work: epath.PathLike, threshold: float) -
 
 
 def tables(summary: Mapping[str, Any]) -> list[list[tuple[str, ...]]]:
-    """Returns two tables, of sources and of experts; the first row of each holds its headings."""
+    """Returns a table of sources and one of experts; the first row of each is its header."""
     sources: list[tuple[str, ...]] = [("source", "recordings", "accepted", "", "mean score")]
     for name, s in summary["sources"].items():
         share = f"{s['accepted'] / s['recordings']:.1%}"
@@ -128,7 +128,7 @@ def histogram(
     """Returns the distribution of scores [n], with a bin that begins at the threshold.
 
     Returns:
-      [(left edge, right edge, count)] in rising order, and the multiples of 0.1 they span.
+      [(left edge, right edge, count)] in ascending order, and the multiples of 0.1 that they span.
     """
     low, high = min([threshold, *scores]), max([threshold, *scores])
     width = max(high - low, 0.1) / _BINS
@@ -141,7 +141,7 @@ def histogram(
 
 
 def _example(shard: Shard, index: int, candidates: Sequence, threshold: float) -> dict[str, Any]:
-    """Returns a recording and what was proposed for it, the highest score first."""
+    """Returns a recording and its candidates, highest score first."""
     example = open_split(shard.folder, shard.split)[index]
     ranked = sorted(candidates, key=lambda candidate: -candidate.score)
     labels = ", ".join(label.decode() for label in example["labels"])
@@ -157,12 +157,12 @@ def _example(shard: Shard, index: int, candidates: Sequence, threshold: float) -
 
 
 def page(name: str, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    """Returns the page, which needs no other file.
+    """Returns the self-contained page.
 
     Args:
       name: name of the dataset.
-      settings: the options that the candidates depend on.
-      summary: what `summarize` returned.
+      settings: options that the candidates depend on.
+      summary: summary from `summarize`.
     """
     threshold = summary["threshold"]
     bins, ticks = histogram(summary["scores"], threshold)

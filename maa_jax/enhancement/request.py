@@ -9,23 +9,23 @@ from maa_jax.options import FINE, REQUIRED, Options, option
 
 def _check_name(value: Any, request: Options) -> str:
     good = value is None or re.fullmatch(r"[A-Za-z0-9_][\w.-]*", value)
-    return FINE if good else "letters, digits, _, . and - alone"
+    return FINE if good else "only letters, digits, _, . and -"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Enhancement(Options):
-    """Which recordings get captions, by which experts, and what becomes of them."""
+    """Options of an enhancement: the recordings, the experts, and the resulting dataset."""
 
     dataset: str = option(REQUIRED, "NAME, NAME:SPLIT or several, joined by ' + '.")
     folder: str | None = option(
-        None, "Sound files that --dataset=audio_folder/NAME is built from.", path=True
+        None, "Folder of sound files to build --dataset=audio_folder/NAME from.", path=True
     )
     out: str = option(
-        REQUIRED, "Where TFDS keeps datasets, those read and the one written.", path=True
+        REQUIRED, "Folder of TFDS datasets, for those read and the one written.", path=True
     )
     name: str | None = option(
         None,
-        "The result is the dataset enhanced/NAME; by default the name of the first dataset.",
+        "Name of the resulting dataset enhanced/NAME; by default that of the first dataset.",
         check=_check_name,
     )
     experts: tuple[str, ...] = option(
@@ -38,19 +38,17 @@ class Enhancement(Options):
     retriever: str | None = option(None, "Model folder of the expert retrieval.")
     bank: str | None = option(None, "Bank of captions that retrieval searches.", path=True)
     bank_captions: str | None = option(
-        None, "Captions to make the bank from: a text file, one a line, or datasets."
+        None, "Captions to make the bank from: a text file, one per line, or datasets."
     )
     threshold: float = option(0.3, "Lowest CLAP score of an accepted caption.", least=-1)
     clip_seconds: float = option(
-        10.0, "Seconds heard of each recording, as in the networks' training.", least=0.1
+        10.0, "Seconds of each recording that are used, as in the networks' training.", least=0.1
     )
     batch_size: int = option(32, "Recordings at a time, over this process's devices.", least=1)
     shard_size: int = option(
-        512, "Recordings in a shard, the work that a killed run repeats.", least=1
+        512, "Recordings in a shard; a killed run repeats its current shard.", least=1
     )
-    withhold_labels: bool = option(
-        False, "Whether labels are kept from the experts and from the result."
-    )
+    withhold_labels: bool = option(False, "Withhold labels from the experts and from the result.")
     beam_options: str | None = option(
         None, "Apache Beam's options, '--runner=DirectRunner'; without them this process writes."
     )
@@ -75,9 +73,7 @@ class Enhancement(Options):
                 f"bank={self.bank!r} and bank_captions={self.bank_captions!r}: give one of them"
             )
         if self.withhold_labels and "labels" in self.experts:
-            raise ValueError(
-                "experts: 'labels' has nothing to say with withhold_labels: drop either"
-            )
+            raise ValueError("experts: 'labels' has no captions with withhold_labels: drop either")
 
     @property
     def result(self) -> str:

@@ -14,7 +14,7 @@ from maa_jax.enhancement import bank as banks
 
 
 class Retrieval:
-    """An expert: proposes the captions of a bank that are nearest to a recording."""
+    """An expert that proposes the captions of a bank that are nearest to a recording."""
 
     name = "retrieval"
 
@@ -32,9 +32,9 @@ class Retrieval:
         Args:
           folder: model folder of the retriever.
           bank: folder of a bank that this retriever embedded.
-          k: captions proposed for each recording.
-          batch_size: clips embedded at a time.
-          dtype: the retriever's compute dtype.
+          k: number of captions proposed for each recording.
+          batch_size: number of clips embedded at a time.
+          dtype: compute dtype of the retriever.
 
         Raises:
           ValueError: either folder is incomplete, or another retriever embedded the bank.
@@ -42,10 +42,11 @@ class Retrieval:
         self._embedder = Embedder(folder, batch_size=batch_size, dtype=dtype)
         rate = self._embedder.sample_rate
         if rate != SAMPLE_RATE:
-            raise ValueError(f"{folder} hears at {rate} Hz: use a retriever of {SAMPLE_RATE} Hz")
+            raise ValueError(f"{folder} is for {rate} Hz: use a retriever for {SAMPLE_RATE} Hz")
         self._bank, self._k = banks.Bank(bank), k
         if not 1 <= k <= len(self._bank):
-            raise ValueError(f"k={k}, but {bank} has {len(self._bank)} captions: choose from 1 on")
+            size = len(self._bank)
+            raise ValueError(f"k={k}, but {bank} has {size} captions: give 1 to {size}")
         if self._bank.retriever != self._embedder.digest:
             raise ValueError(
                 f"the bank {bank} was not embedded by the retriever in {folder}: write it again "
@@ -53,11 +54,11 @@ class Retrieval:
             )
 
     def propose(self, audio: np.ndarray, labels: Sequence[Sequence[str]]) -> list[list[str]]:
-        """Returns the k nearest captions of each recording, the nearest first.
+        """Returns the k nearest captions of each recording, nearest first.
 
         Args:
-          audio: float32 [n, samples] at 16 kHz.
-          labels: each recording's labels; not read.
+          audio: waveforms, float32 [n, samples] at 16 kHz.
+          labels: labels of each recording; not read.
         """
         return self._bank.search(self._embedder.audio(audio), self._k)[1]
 
@@ -69,13 +70,13 @@ def write_bank(
     *,
     batch_size: int = 64,
 ) -> int:
-    """Embeds captions with a retriever into a bank; the processes of a run share the captions.
+    """Embeds captions with a retriever into a bank; the processes of a run divide the captions.
 
     Args:
       folder: model folder of the retriever.
       captions: all captions, the same in every process.
       out: folder for the bank.
-      batch_size: captions embedded at a time.
+      batch_size: number of captions embedded at a time.
 
     Returns:
       The number of captions that this process wrote.

@@ -40,7 +40,7 @@ def enhance(request: Enhancement) -> dict[str, Any]:
       The summary: see `enhancement.report.summarize`.
 
     Raises:
-      ValueError: an option is wrong, before any long work; the message has the remedy.
+      ValueError: an option is invalid; raised before any long work, with the remedy.
     """
     classes = find_experts(request.experts)
     beam = _beam(request.beam_options)
@@ -57,8 +57,8 @@ def enhance(request: Enhancement) -> dict[str, Any]:
         write_json(work / "settings.json", settings)
 
     start = time.perf_counter()
-    # All shards are asked for, not only this process's: processes that share a bank and meet must
-    # agree on it, and one that has nothing left to do takes part for the others.
+    # Checks all shards, not only this process's: processes that write a bank together synchronise
+    # and must agree on it, and one that has nothing left to do takes part for the others.
     if not all(has_record(work, shard) for shard in shards):
         bank = _bank(request, models, work)
         arguments: dict[str, dict[str, Any]] = {
@@ -94,7 +94,7 @@ def enhance(request: Enhancement) -> dict[str, Any]:
         page.write_text(report.page(request.result, settings, summary))
         seconds = time.perf_counter() - start
         print(report.text(request.result, summary))
-        print(f"{seconds:.0f} s; dataset: {final}; report with examples to hear: {page}")
+        print(f"{seconds:.0f} s; dataset: {final}; report with examples: {page}")
     return summary
 
 
@@ -111,7 +111,7 @@ def _beam(options: str | None) -> dict[str, Any]:
 
 
 def _fetch(request: Enhancement) -> dict[str, Any]:
-    """Returns the folders of the models that a request names, by the name of their option."""
+    """Returns {option: folder} of the models that a request names."""
     names = {key: getattr(request, key) for key in ("captioner", "retriever", "clap")}
     folders = {
         key: hub.fetch(model, LAION_FILES if key == "clap" else ())
@@ -125,7 +125,7 @@ def _fetch(request: Enhancement) -> dict[str, Any]:
 def _settings(
     request: Enhancement, models: Mapping[str, Any], shards: Sequence[Shard]
 ) -> dict[str, Any]:
-    """Returns all that the candidates depend on, as JSON can hold it."""
+    """Returns the settings that the candidates depend on, as JSON values."""
     return {
         "datasets": list(dict.fromkeys(shard.dataset for shard in shards)),
         "recordings": sum(map(len, shards)),
@@ -140,7 +140,7 @@ def _settings(
 
 
 def _bank(request: Enhancement, models: Mapping[str, Any], work: epath.Path) -> str | None:
-    """Returns the folder of the bank that retrieval searches; makes it where that is asked for."""
+    """Returns the folder of the bank that retrieval searches; makes it if the request says so."""
     bank = request.bank
     if request.bank_captions:
         from maa_jax.enhancement import retrieval
@@ -159,10 +159,12 @@ def make_shards(request: Enhancement) -> list[Shard]:
     parts = mixtures.parse("dataset", expression, "train")
     weighted = [str(part) for part in parts if part.weight != 1]
     if weighted:
-        raise ValueError(f"dataset={expression!r}: weights are for training; name {weighted} alone")
+        raise ValueError(
+            f"dataset={expression!r}: weights are for training; remove that of {weighted}"
+        )
     shards: list[Shard] = []
     for part in parts:
-        # Evaluation splits may be enhanced too; training on them is what is refused.
+        # Evaluation splits may be enhanced too; only training on them is refused.
         config = DataConfig(part.dataset, data_dir=request.out, folder=request.folder)
         folder = datasets.prepare(config, jax.process_index())
         splits = tfds.builder_from_directory(folder).info.splits
@@ -183,26 +185,26 @@ def make_shards(request: Enhancement) -> list[Shard]:
 
 
 def read_captions(source: str, out: str) -> list[str]:
-    """Returns the captions of a text file, a line each, or of datasets."""
+    """Returns the captions of a text file, one per line, or of datasets."""
     if epath.Path(source).is_file():
         return epath.Path(source).read_text().splitlines()
     return datasets.captions({"dataset": source, "data_dir": out})
 
 
 def check_same(path: epath.Path, settings: dict[str, Any]) -> None:
-    """Raises a ValueError where something else was begun, or built, under the same name."""
+    """Raises a ValueError if a run with other settings was begun or built under the same name."""
     if not path.exists():
         return
     different = differences(json.loads(path.read_text()), settings)
     if different:
         raise ValueError(
-            f"{path.parent} is of other settings ({'; '.join(different)}): give another name, or "
+            f"{path.parent} has other settings ({'; '.join(different)}): give another name, or "
             "remove that folder"
         )
 
 
 def is_built(folder: epath.Path) -> bool:
-    """Returns whether a dataset's folder is finished."""
+    """Returns whether a dataset's folder is complete."""
     return (folder / "dataset_info.json").exists()
 
 
@@ -216,11 +218,11 @@ def find_captions(
     """Writes the record of each shard that has none.
 
     Args:
-      shards: the shards of this process.
+      shards: shards of this process.
       work: folder of the records.
-      experts: the experts that propose captions.
-      clap: the CLAP that scores them.
-      request: the options.
+      experts: experts that propose captions.
+      clap: CLAP that scores them.
+      request: options of the enhancement.
     """
     done = [shard for shard in shards if has_record(work, shard)]
     todo = [shard for shard in shards if shard not in done]
@@ -268,7 +270,7 @@ def _batches(shards: Sequence[Shard], request: Enhancement) -> grain.IterDataset
 
 
 def middle_clip(data: bytes, samples: int) -> np.ndarray:
-    """Decodes the middle of a recording (FLAC bytes), float32 [samples]; zeros behind a short one.
+    """Decodes the middle of a recording (FLAC bytes), float32 [samples], zero-padded at the end.
 
     Only that part is decoded.
     """

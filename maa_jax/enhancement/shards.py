@@ -14,15 +14,15 @@ from maa_jax.files import replace_file
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Consecutive recordings of a built dataset whose candidates are written at once.
+    """Consecutive recordings of a built dataset whose candidates are written together.
 
     Attributes:
-      index: number among all shards of a run.
+      index: index among all shards of a run.
       dataset: name, version and split of the dataset, "esc50/1.0.0:train".
-      folder: the dataset's folder, which a Beam runner's workers must see too.
-      split: the split, as TFDS slices it.
-      start: the first recording's place in the split.
-      stop: the place behind the last recording.
+      folder: folder of the dataset, to which the workers of a Beam runner need access too.
+      split: split in TFDS's notation.
+      start: index of the first recording in the split.
+      stop: index after the last recording.
     """
 
     index: int
@@ -47,7 +47,7 @@ def write_record(
 ) -> None:
     """Writes the (id, candidates) of a shard's recordings, whole or not at all.
 
-    A resumed run takes a shard as done if its file, lines of JSON, exists.
+    A resumed run skips a shard if its file, of JSON lines, exists.
     """
     lines = [json.dumps([id, [dataclasses.astuple(c) for c in found]]) for id, found in rows]
     with replace_file(_record_path(work, shard)) as new:
@@ -60,7 +60,7 @@ def has_record(work: epath.PathLike, shard: Shard) -> bool:
 
 
 def read_record(work: epath.PathLike, shard: Shard) -> list[tuple[str, list[Candidate]]]:
-    """Returns what `write_record` wrote."""
+    """Returns the record that `write_record` wrote."""
     lines = _record_path(work, shard).read_text().splitlines()
     if len(lines) != len(shard):
         raise ValueError(

@@ -1,1 +1,1 @@
-"""Sentences: normalisation, tokens, and how much two of them share."""
+"""Text: normalisation, tokenizers, and the CIDEr-D score."""

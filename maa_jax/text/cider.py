@@ -1,4 +1,4 @@
-"""CIDEr-D: the consensus of a caption with reference captions (Vedantam et al. 2015).
+"""CIDEr-D: consensus of a caption with reference captions (Vedantam et al. 2015).
 
 A caption is a vector of n-grams for each n from 1 to 4, weighted by term frequency and inverse
 document frequency. The score is ten times the mean cosine between a caption's vectors and those of
@@ -29,17 +29,17 @@ _FACTOR, _SALT = np.uint32(0x9E3779B1), 0x85EBCA6B
 def token_tables(references: np.ndarray, mask: Mask) -> Tree:
     """Returns the arrays that `token_cider_d` reads, to be put on the devices once.
 
-    N-grams are identified by 32-bit hashes: with a million of them known, one unknown n-gram in
-    4,000 is mistaken for a known one.
+    N-grams are identified by 32-bit hashes: with a million known ones, one unknown n-gram in 4,000
+    is mistaken for a known one.
 
     Args:
-      references: int32 [recordings, captions, length], ids as a captioner writes them. Recordings
-        with fewer captions have rows of padding alone.
-      mask: the tokenizer's `mask`, which tells words from padding.
+      references: ids as a captioner writes them, int32 [recordings, captions, length]; recordings
+        with fewer captions have rows of padding.
+      mask: `mask` of the tokenizer, which distinguishes words from padding.
     """
     found = []
     for hashes, valid in _windows(references[..., 1:], mask):
-        for recording, rows in enumerate(hashes):  # an n-gram counts once a recording
+        for recording, rows in enumerate(hashes):  # an n-gram counts once per recording
             found.append(np.unique(rows[valid[recording]]))
     hashes, frequency = np.unique(np.concatenate(found), return_counts=True)
     return {
@@ -57,11 +57,11 @@ def token_cider_d(tables: Tree, index: jax.Array, tokens: jax.Array, mask: Mask)
     stop in mid-phrase.
 
     Args:
-      tables: what `token_tables` returned.
-      index: [b], the recording that each caption describes.
-      tokens: int32 [b, length], the captions' ids. The first of each, which begins a caption, is
+      tables: tables from `token_tables`.
+      index: index of the recording that each caption describes, [b].
+      tokens: ids of the captions, int32 [b, length]; the first id, which begins a caption, is
         skipped.
-      mask: the tokenizer's `mask`.
+      mask: `mask` of the tokenizer.
     """
     references = tables["references"][index][..., 1:]
     captions = tokens[:, None, 1:]  # the only caption of its recording
@@ -71,7 +71,7 @@ def token_cider_d(tables: Tree, index: jax.Array, tokens: jax.Array, mask: Mask)
         count_c, idf_c = _counts(hash_c, hash_c, valid_c), _idf(tables, hash_c)
         count_r, idf_r = _counts(hash_r, hash_r, valid_r), _idf(tables, hash_r)
         shared = _counts(hash_c, hash_r, valid_r)
-        # A sum over n-grams is one over positions, each divided by its n-gram's count.
+        # A sum over n-grams, computed over positions, each divided by its n-gram's count.
         dot = jnp.minimum(count_c, shared) * shared * idf_c**2 / jnp.maximum(count_c, 1)
         norm = jnp.sum(valid_c * count_c * idf_c**2, -1) * jnp.sum(valid_r * count_r * idf_r**2, -1)
         cosine = jnp.sum(valid_c * dot, -1) * jax.lax.rsqrt(jnp.maximum(norm, 1e-12))
@@ -86,8 +86,8 @@ def _windows(tokens: Any, mask: Mask) -> list[tuple[Any, Any]]:
     """Returns, for n = 1, 2, ..., the hash of the n-gram at every position, and its mask.
 
     Args:
-      tokens: ids [..., length], a numpy or a JAX array.
-      mask: the tokenizer's `mask`.
+      tokens: ids [..., length], a numpy or JAX array.
+      mask: `mask` of the tokenizer.
     """
     valid, ids = mask(tokens), tokens.astype(np.uint32) + np.uint32(1)
     length, out = tokens.shape[-1], []

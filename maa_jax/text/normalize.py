@@ -3,7 +3,7 @@
 Numbers, currency, measures, dates, times, abbreviations and addresses become the words that a
 speaker would say: "2 dogs bark at 3:15 pm" is "two dogs bark at three fifteen p m". The library
 `normt2s` does most of it; the rules here are those that it lacks. Captions in other languages are
-returned unchanged.
+left unchanged.
 """
 
 import functools
@@ -55,7 +55,7 @@ _UNITS = {
 }
 _DIGITS = "zero one two three four five six seven eight nine".split()
 
-# Frequent words of English alone, and of other languages in Latin script alone.
+# Frequent words of English only, and of other languages in Latin script only.
 _ENGLISH = frozenset(
     "the of and with at by from to are for while then as into his her their it near over".split()
 )
@@ -82,13 +82,13 @@ def normalize(caption: str) -> str:
     """Writes out the non-standard words of an English caption (paper section 5.1).
 
     Args:
-      caption: a sentence. It counts as another language, and is returned unchanged, if it has a
-        letter that is not Latin or more frequent words of other languages than of English.
+      caption: sentence to normalise. If it has a letter that is not Latin, or more frequent words
+        of other languages than of English, it is taken for another language and left unchanged.
 
     Returns:
       The caption in words. Normalising it again changes nothing.
     """
-    # Rarely one pass makes something that the next must write out, as for "$#5".
+    # Rarely, as for "$#5", one pass yields something that another must write out.
     for _ in range(4):
         if not _SUSPECT.search(caption) or not _is_english(caption):
             break
@@ -116,7 +116,7 @@ def _once(text: str) -> str:
 
 @functools.cache
 def _library() -> Callable[[str], str]:
-    # Imported when it is first needed, since it takes long.
+    # Imported on first use, since it takes long.
     import normt2s
 
     return normt2s.normalize

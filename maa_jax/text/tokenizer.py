@@ -1,6 +1,6 @@
-"""Sentences to token ids, by Hugging Face's `tokenizers` library alone.
+"""From sentences to token ids, with only Hugging Face's `tokenizers` library.
 
-The folders that `Tokenizer.save` writes open with `transformers.AutoTokenizer` as well.
+The folders that `Tokenizer.save` writes can also be opened with `transformers.AutoTokenizer`.
 """
 
 import collections
@@ -18,12 +18,12 @@ from maa_jax.files import read_json, replace_folder
 from maa_jax.text.normalize import normalize
 
 if TYPE_CHECKING:
-    import tokenizers  # loaded where it is used: a training step on ready tokens needs none of it
+    import tokenizers  # loaded where it is used: a training step on token ids does not need it
 
 PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNKNOWN, CLS, SEP, MASK)
 
-# The tokenizer_config.json of the tokenizers made here.
+# Content of tokenizer_config.json for tokenizers built here.
 _BERT_TOKENIZER = {
     "tokenizer_class": "BertTokenizer",
     "do_lower_case": True,
@@ -36,24 +36,24 @@ _BERT_TOKENIZER = {
 
 
 class Tokenizer:
-    """Turns prompts into ids, always `length` of them.
+    """Converts sentences to ids, always `length` of them.
 
     Args:
-      tokenizer: any model's tokenizer, which adds the special tokens itself.
-      config: the content of tokenizer_config.json, by default a BERT's. Its `pad_token` fills up
-        short prompts.
+      tokenizer: tokenizer of any model, which adds the special tokens itself.
+      config: content of tokenizer_config.json, by default a BERT's; short sentences are padded with
+        its `pad_token`.
 
     Attributes:
-      length: tokens in a prompt, padding included; the denoiser attends to all of them.
+      length: number of ids per sentence, padding included; the denoiser attends to all of them.
       pad_id: id of the padding token.
-      special_ids: ids of all tokens that are not part of a text, ascending.
+      special_ids: ids of all tokens that are not part of the text, ascending.
       vocab_size: number of tokens.
     """
 
     length = 77
 
     def __init__(self, tokenizer: "tokenizers.Tokenizer", config: Mapping[str, Any] | None = None):
-        tokenizer.no_truncation()  # a downloaded tokenizer.json may ask for either
+        tokenizer.no_truncation()  # a downloaded tokenizer.json may enable either
         tokenizer.no_padding()
         self._config: Mapping[str, Any] = _BERT_TOKENIZER if config is None else config
         pad: Any = self._config.get("pad_token")
@@ -63,8 +63,8 @@ class Tokenizer:
             pad = next((token for token in known if tokenizer.token_to_id(token) is not None), PAD)
         if tokenizer.token_to_id(pad) is None:
             raise ValueError(
-                f"the tokenizer's vocabulary lacks its pad_token={pad!r}: bring tokenizer.json and "
-                "tokenizer_config.json of one and the same model."
+                f"the tokenizer's vocabulary lacks its pad_token={pad!r}: use tokenizer.json and "
+                "tokenizer_config.json of the same model."
             )
         self._tokenizer = tokenizer
         self.pad_id = tokenizer.token_to_id(pad)
@@ -74,7 +74,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
-        """Opens a folder with `tokenizer.json`, or with a BERT's `vocab.txt` alone.
+        """Opens a folder with `tokenizer.json`, or with only a BERT's `vocab.txt`.
 
         The padding token is the one in `tokenizer_config.json` or `special_tokens_map.json`.
 
@@ -105,12 +105,12 @@ class Tokenizer:
         )
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
-        """Returns int32 ids [n, length]: the prompt's and its special tokens', then padding.
+        """Returns int32 ids [n, length]: those of the sentence with special tokens, then padding.
 
-        Both prompts and training captions are normalised first (paper section 5.1): numbers,
-        units, dates and abbreviations become words. An empty prompt consists of the special tokens
-        ([CLS] and [SEP] for a BERT). A prompt that is too long is truncated, with a warning that
-        shows the words lost.
+        Prompts and training captions are normalised first (paper section 5.1): numbers, units,
+        dates and abbreviations become words. An empty prompt consists of the special tokens ([CLS]
+        and [SEP] for a BERT). A sentence that is too long is truncated, with a warning that shows
+        the words lost.
         """
         if isinstance(prompts, str):
             raise TypeError(f"prompts={prompts!r} is a string: give a list of strings.")
@@ -120,7 +120,7 @@ class Tokenizer:
             encoding = self._tokenizer.encode(prompt)
             tokens = encoding.ids
             if len(tokens) > self.length:
-                # The first character of the first token that is lost.
+                # First character of the first token lost.
                 cut = encoding.offsets[self.length - 1][0]
                 warnings.warn(
                     f"the prompt has {len(tokens)} tokens and is cut to {self.length}; "
@@ -132,10 +132,10 @@ class Tokenizer:
         return ids
 
     def mask(self, ids: Any) -> Any:
-        """Returns the padding mask of ids, bool in their shape: True where a token is no padding.
+        """Returns the mask of ids, a bool array of their shape, False for padding.
 
         Args:
-          ids: [..., n], a numpy or a JAX array.
+          ids: ids [..., n], a numpy or JAX array.
         """
         return ids != self.pad_id
 
@@ -158,15 +158,15 @@ class Tokenizer:
 
 
 def tokenizer_from_captions(captions: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Returns a small WordPiece tokenizer: the most frequent words, and all characters.
+    """Returns a small WordPiece tokenizer of the most frequent words and all characters.
 
     It can encode any prompt written in the captions' characters, Latin letters or digits; words
     outside the vocabulary are spelt letter by letter. The same captions always give the same ids,
     which the trainers of the `tokenizers` library do not guarantee.
 
     Args:
-      captions: the captions, of which there must be a word.
-      vocab_size: the largest vocabulary wanted; all characters are kept even beyond it.
+      captions: captions with at least one word.
+      vocab_size: largest size of the vocabulary; all characters are kept even beyond it.
     """
     model = _wordpiece(SPECIAL)
     counts = collections.Counter(
@@ -193,7 +193,7 @@ def build_tokenizer(
 
 
 def _tokenizer_config(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns a folder's tokenizer settings, which older models split over two files."""
+    """Returns a folder's tokenizer settings, which older models keep in two files."""
     paths = [folder / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
     return {k: v for path in paths if path.is_file() for k, v in read_json(path).items()}
 
@@ -205,7 +205,7 @@ def _wordpiece(vocab: Sequence[str]) -> "tokenizers.Tokenizer":
     ids = {word: i for i, word in enumerate(vocab)}
     missing = [token for token in SPECIAL if token not in ids]
     if missing:
-        raise ValueError(f"vocab.txt lacks {', '.join(missing)}: bring the vocabulary of a BERT.")
+        raise ValueError(f"vocab.txt lacks {', '.join(missing)}: use the vocabulary of a BERT.")
     tokenizer = tokenizers.Tokenizer(
         tokenizers.models.WordPiece(ids, unk_token=UNKNOWN, max_input_chars_per_word=100)
     )

@@ -1,8 +1,8 @@
 """Trains one stage: `python -m maa_jax.train --config=configs/STAGE.py[:arg] --workdir=DIR`.
 
-Any key of the config can be set on the command line, as in `--config.batch_size=32`. Started again
-with the same workdir, a run goes on from its latest checkpoint, bit for bit. SIGTERM and Ctrl-C
-save a checkpoint and end the run, with exit status 0 and 130; a second Ctrl-C ends it at once.
+Any key of the config can be set on the command line, as in `--config.batch_size=32`. The same
+command resumes a run from its latest checkpoint, bit for bit. SIGTERM and Ctrl-C save a checkpoint
+and end the run, with exit status 0 and 130; a second Ctrl-C ends it at once.
 """
 
 from absl import flags
@@ -11,14 +11,14 @@ from maa_jax import command
 
 
 def define_flags() -> None:
-    """Defines the flags; by this module as a program alone, or two programs' flags would clash."""
+    """Defines the flags, which other programs also define: call it only from this program."""
     command.define_config_flag()
     flags.DEFINE_string("workdir", None, "Folder of the run, local or in a bucket.", required=True)
 
 
 def main() -> None:
     """Runs the program that this module's docstring describes."""
-    # After the flags, so that --help and a mistake in them answer at once.
+    # Imported after the flags are parsed, so that --help and mistakes in them are answered at once.
     from maa_jax import devices
     from maa_jax.train.loop import train
 

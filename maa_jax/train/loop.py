@@ -1,4 +1,4 @@
-"""The only training loop."""
+"""The training loop of all stages."""
 
 import functools
 import itertools
@@ -40,7 +40,7 @@ from maa_jax.training.state import TrainState, load_pretrained
 Tree = Any
 Batch = Mapping[str, Any]
 
-# Steps between a step and the look at its result, so that the host stays ahead of the device.
+# Steps by which the check of a step's result lags, so that the host stays ahead of the device.
 _LAG = 2
 
 
@@ -48,14 +48,14 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     """Runs a stage from its latest checkpoint to its last step.
 
     Args:
-      config: a config such as those of configs/.
+      config: config of a stage, such as those in configs/.
       workdir: folder for checkpoints, events and config.json, local or in a bucket.
 
     Returns:
       The last value written of each scalar, by name.
 
     Raises:
-      ValueError: the config cannot run; raised before any long work.
+      ValueError: the config is invalid; raised before any long work.
       FloatingPointError: a loss or gradient is not finite. The state before that step and its batch
         are then in `workdir/failure`.
     """
@@ -69,7 +69,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     with Checkpoints(workdir, keep=config.keep, best=config.best) as checkpoints:
         first = checkpoints.latest_step() or 0
         if not config.total_epochs and 1 <= config.total_steps <= first:
-            return _nothing_to_do(first)  # before the dataset, which may be gone, is looked for
+            return _nothing_to_do(first)  # before looking for the dataset, which may be gone
 
         # Data and stage.
         datasets.prepare(config.data, jax.process_index())
@@ -93,15 +93,15 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         shardings = sharding.state_sharding(shapes, mesh)
         for name, tree in shapes.params.items():
             _say(f"{name}: {sum(x.size for x in jax.tree.leaves(tree)):,} parameters")
-        _say(f"{examples} examples, {steps_per_epoch} steps an epoch, {total_steps} steps")
+        _say(f"{examples} examples, {steps_per_epoch} steps per epoch, {total_steps} steps")
         if first:
             state = checkpoints.restore(first, _with_shardings(shapes, shardings), iterator)
-            _say(f"Goes on from step {first}.")
+            _say(f"Resuming from step {first}.")
         else:
-            # A fresh iterator: training sees the batches again that prepare the state.
+            # A fresh iterator: training sees the batches that prepare the state again.
             state = _init(stage, init_key, shardings)
             state = _prepare(stage, state, frozen, train_batches(), step_key, shardings, mesh)
-        # Not before: a start that fails on a mistake leaves the workdir free for the mended config.
+        # Not earlier: a start that fails on a mistake leaves the workdir free for another config.
         write_tokenizer(workdir, stage.tokenizer)
         write_config(workdir, config)
 
@@ -150,7 +150,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                 if stopping and not last:
                     checkpoints.wait()
                     metrics.close()
-                    _say(f"Told to stop: step {step} is saved.")
+                    _say(f"Stopping: step {step} is saved.")
                     sys.exit(stop.status)
         checkpoints.wait()
         metrics.close()
@@ -158,18 +158,18 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
 
 def _say(message: str) -> None:
-    """Tells the person at the terminal, once however many processes there are."""
+    """Prints a message, on process 0 only."""
     if jax.process_index() == 0:
         print(message, flush=True)
 
 
 def _nothing_to_do(step: int) -> dict[str, float]:
-    _say(f"Step {step} is there already: nothing to do.")
+    _say(f"Step {step} has been reached: nothing to do.")
     return {}
 
 
 def _total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
-    """Returns the run's length, which the config gives in steps or in epochs."""
+    """Returns the run's length in steps; the config gives it in steps or epochs."""
     if config.total_epochs:
         return int(config.total_epochs * steps_per_epoch)
     if config.total_steps < 1:
@@ -195,7 +195,7 @@ def _batches(
 
 def _init(stage: Stage, key: jax.Array, shardings: Tree) -> TrainState:
     """Returns the state of step 0, with pretrained weights where the config names some."""
-    # It runs once: on a CPU, where compiling is slow, it is not worth optimising.
+    # It runs once: on a CPU, where compilation is slow, optimising it does not pay.
     on_cpu = jax.devices()[0].platform == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     init = jax.jit(stage.init, out_shardings=shardings, compiler_options=options)
@@ -211,7 +211,7 @@ def _prepare(
     shardings: Tree,
     mesh: Mesh,
 ) -> TrainState:
-    """Returns the state after the stage has looked at the first batches."""
+    """Returns the state after the stage has seen the first batches."""
     prepare = jax.jit(stage.prepare, donate_argnums=0, out_shardings=shardings)
     for batch in itertools.islice(batches, stage.prepare_batches):
         state = prepare(state, frozen, sharding.put_batch(batch, mesh), key)
@@ -225,7 +225,7 @@ def _with_shardings(shapes: Tree, shardings: Tree) -> Tree:
 
 
 def _jit_step(stage: Stage, shardings: Tree, mesh: Mesh) -> Callable[..., Any]:
-    """Compiles a step that is undone if any of its scalars is not finite, as are all after it."""
+    """Compiles a step that has no effect once a scalar of it or an earlier step is not finite."""
 
     def step(state, halted, frozen, batch, key):
         new, scalars = stage.train_step(state, frozen, batch, jax.random.fold_in(key, state.step))
@@ -288,14 +288,14 @@ def _profile(steps: tuple[int, ...], workdir: str, step: int, state: TrainState)
 def _evaluators(
     config: ml_collections.ConfigDict, stage: Stage, mesh: Mesh
 ) -> PeriodicEvaluators | None:
-    """Returns what scores the sounds of the run as it goes on, None if the config asks for none."""
+    """Returns the evaluators that score the run's sounds during training, None for none."""
     used = {name: block for name, block in config.evaluators.items() if block.every}
     if not used:
         return None
     if not (isinstance(stage, DiffusionStage) and config.vocoder):
         raise ValueError(
             f"config.evaluators.{next(iter(used))}.every={next(iter(used.values())).every}: it "
-            "scores sounds made of captions; set config.vocoder, and take the diffusion stage."
+            "scores generated sounds; set config.vocoder, and use the diffusion stage."
         )
 
     def generate(state, frozen, condition, first):
@@ -317,11 +317,11 @@ class _FiniteSteps:
         self._behind: deque[tuple[int, jax.Array, Batch]] = deque()
 
     def add(self, step: int, halted: jax.Array, batch: Batch) -> None:
-        """Takes note of a step, without waiting for it."""
+        """Records a step, without waiting for it."""
         self._behind.append((step, halted, batch))
 
     def check(self, state: TrainState, *, all_steps: bool) -> None:
-        """Looks at all steps so far, or leaves out the last few that may still run.
+        """Checks all steps so far, or all but the last few, which may still be running.
 
         Raises:
           FloatingPointError: a step was not finite; `state` is then the one before it.
@@ -346,10 +346,10 @@ class _FiniteSteps:
 
 
 class _StopSignal:
-    """Whether the run was told to end: by SIGTERM or Ctrl-C, or at a step agreed among processes.
+    """Tells whether to stop: after SIGTERM or Ctrl-C, or at a step that all processes agreed on.
 
     Attributes:
-      status: the exit status of a run that was told to end.
+      status: exit status of a run that was stopped.
     """
 
     def __init__(self, checkpoints: Checkpoints):
@@ -373,7 +373,7 @@ class _StopSignal:
         if number == signal.SIGINT:
             self.status = 128 + number
             signal.signal(number, signal.default_int_handler)  # a second one ends it at once
-            _say("\nSaves a checkpoint and ends. Press Ctrl-C again to end at once.")
+            _say("\nSaving a checkpoint before the run ends. Press Ctrl-C again to end at once.")
 
     def __call__(self, step: int) -> bool:
         """Returns whether this step is the last."""

@@ -177,7 +177,7 @@ def test_captions_of_a_split(data):
 
 
 def test_bad_settings_are_named(data):
-    with pytest.raises(ValueError, match=r"data\.sample is no key.*nearest: samples"):
+    with pytest.raises(ValueError, match=r"data\.sample is not a key.*nearest: samples"):
         DataConfig.of(ml_collections.ConfigDict({"sample": 3}))
     with pytest.raises(ValueError, match=r"data\.samples is 0; use 1"):
         DataConfig.of({"samples": 0})

@@ -63,9 +63,9 @@ def test_a_line_names_parts_splits_and_weights():
         ("a + ", "part '': not understood"),
         ("a:train[:50% + b", r"part 'a:train\[:50%': not understood"),
         ("a b", "part 'a b': not understood"),
-        ("a + b*x", r"part 'b\*x': weight x is no positive number"),
-        ("a*0", "weight 0 is no positive number"),
-        ("a*nan", "weight nan is no positive number"),
+        ("a + b*x", r"part 'b\*x': weight x is not a positive number"),
+        ("a*0", "weight 0 is not a positive number"),
+        ("a*nan", "weight nan is not a positive number"),
     ],
 )
 def test_a_mistake_in_the_line_is_shown_with_the_right_form(line, fault):

@@ -181,7 +181,7 @@ def test_bad_settings_are_named():
     ):
         with pytest.raises(ValueError, match=rf"data\.reprogram\.{fault}"):
             ReprogramConfig(**change)
-    with pytest.raises(ValueError, match=r"data\.reprogram\.event is no key.*nearest: events"):
+    with pytest.raises(ValueError, match=r"data\.reprogram\.event is not a key.*nearest: events"):
         DataConfig.of({"reprogram": {"event": "x"}})
 
 

@@ -32,7 +32,7 @@ def test_processes_share_the_captions_and_readers_find_them(tmp_path):
     data = pickle.dumps(contexts)
     assert len(data) < 1000  # not the contexts themselves: workers get a copy
     np.testing.assert_array_equal(pickle.loads(data)(["sound 7"]), got[:1])
-    with pytest.raises(ValueError, match="no context of 'a bell', 'a gong': write it again"):
+    with pytest.raises(ValueError, match="no context for 'a bell', 'a gong': write it again"):
         contexts(["sound 7", "a bell", "a gong"])
 
 

@@ -82,7 +82,7 @@ def test_duplicates_are_one_caption(tmp_path):
 
 def test_questions_without_an_answer_are_refused(folder, tmp_path):
     bank = Bank(folder)
-    with pytest.raises(ValueError, match=r"k=204 of a bank of 203"):
+    with pytest.raises(ValueError, match=r"k=204, but the bank has 203"):
         bank.search(QUERIES, 204)
     with pytest.raises(ValueError, match="width 3 in a bank of width 16"):
         bank.search(np.ones((1, 3), "f"), 1)

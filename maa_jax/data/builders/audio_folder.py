@@ -33,8 +33,8 @@ class AudioFolder(AudioBuilder):
         folder), captions (`caption`, `caption_1`, ..., or a list `captions` in JSONL) and/or
         `label`, and optionally `license` and `split` (train, validation or test). Lines of the same
         file are joined.
-      config: name of this dataset among the user's folders; by default it is made from the paths
-        and the table's content, so that a changed table is a new dataset.
+      config: name of this dataset among the user's folders; by default it depends on the paths and
+        the table's content, so that a changed table is a new dataset.
     """
 
     VERSION = tfds.core.Version("1.1.0")
@@ -91,8 +91,9 @@ def read_table(folder: epath.Path, captions_file: epath.Path) -> list[Recording]
     """Reads a table of recordings; see AudioFolder.
 
     Raises:
-      ValueError: a line has no `file`, neither caption nor label, over five captions, an unknown
-        split, or another split than an earlier line of the same file; the message names the line.
+      ValueError: a line has no `file`, neither caption nor label, more than five captions, an
+        unknown split, or another split than an earlier line of the same file; the message names the
+        line.
     """
     recordings: dict[str, Recording] = {}
     for line, row in _rows(captions_file):

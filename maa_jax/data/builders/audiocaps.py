@@ -12,7 +12,7 @@ _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
 class AudioCaps(PublishedAudio):
-    """Kim et al. 2019. Its splits are train, val and test; val and test have five captions a clip.
+    """Kim et al. 2019. Its splits are train, val and test; val and test clips have five captions.
 
     Clips have AudioSet's ids. Those that YouTube no longer has are left out.
     """
@@ -23,13 +23,13 @@ class AudioCaps(PublishedAudio):
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "train.csv, val.csv and test.csv from"
         " https://github.com/cdjkim/audiocaps/tree/master/dataset, and in audio/, at any depth, the"
-        " ten seconds from start_time on of each video, in a file named YOUTUBE_ID.wav (.flac,"
+        " ten seconds from start_time of each video, in a file named YOUTUBE_ID.wav (.flac,"
         " .ogg, .mp3)"
     )
     FILES = ("train.csv", "val.csv", "test.csv", "audio")
 
     def read(self, folder: epath.Path) -> Iterator[Recording]:
-        """Joins the rows of each clip, which hold a caption each."""
+        """Merges the rows of each clip, which hold one caption each."""
         files = youtube_files(folder / "audio")
         for part, split in _SPLITS.items():
             clips: dict[str, tuple[str, list[str]]] = {}

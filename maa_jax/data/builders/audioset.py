@@ -1,4 +1,4 @@
-"""AudioSet: labelled 10 s clips of YouTube videos, without those of only speech and music."""
+"""AudioSet: labelled 10 s clips of YouTube videos, except those of only speech or music."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ class AudioSet(PublishedAudio):
     A clip is left out if each of its labels is Speech, Music or a class below these two in the
     ontology (its child_ids at any depth: conversation, instruments, genres, moods). A clip with any
     other label is kept with all its labels. The paper does not state its rule; whether this one
-    leaves its 2,084 hours has not been counted.
+    yields its 2,084 hours has not been verified.
 
     The splits are balanced and unbalanced train (both train here) and eval (test here). Clips that
     YouTube no longer has are left out.
@@ -28,7 +28,7 @@ class AudioSet(PublishedAudio):
 
     name = "audioset"
     VERSION = tfds.core.Version("1.0.0")
-    DESCRIPTION = "Labelled 10 s clips, without those of only speech and music."
+    DESCRIPTION = "Labelled 10 s clips, except those of only speech or music."
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "balanced_train_segments.csv, unbalanced_train_segments.csv and eval_segments.csv from"
         " https://research.google.com/audioset/download.html, ontology.json from"
@@ -59,7 +59,7 @@ class AudioSet(PublishedAudio):
 
 
 def read_ontology(path: epath.Path) -> tuple[dict[str, str], set[str]]:
-    """Returns the names of AudioSet's classes by id, and the ids of Speech, Music and below."""
+    """Returns AudioSet's class names by id, and the ids of Speech, Music and their descendants."""
     classes = {entry["id"]: entry for entry in json.loads(path.read_text())}
     below, left = set(), [SPEECH, MUSIC]
     while left:

@@ -12,7 +12,7 @@ from maa_jax.data.builders.published import PublishedAudio, by_stem, table
 class Audiostock(PublishedAudio):
     """Sound effects of https://audiostock.net/se. It has no splits.
 
-    The shop delivers only sound files; the user makes the table from the pages of what was bought.
+    The shop delivers only sound files; the user makes the table from the pages of these recordings.
     The caption is the title, the labels are the tags.
     """
 

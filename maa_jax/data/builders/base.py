@@ -1,4 +1,4 @@
-"""Base of all audio datasets: the type of an example, the splits, the handling of broken files.
+"""Base of all audio datasets: the format of examples, the splits, the handling of broken files.
 
 A dataset is a subclass that lists its recordings:
 
@@ -35,7 +35,7 @@ from maa_jax.audio.io import SAMPLE_RATE, AudioError, decode, encode_flac, is_si
 
 MAX_BROKEN = 0.01  # share of unusable recordings above which a build stops
 _LISTED = 20  # broken recordings that an error message names; the report lists all
-# Recordings decoded at a time; a long one takes about 100 MB while it is decoded.
+# Recordings decoded at a time; a long one takes about 100 MB during decoding.
 _THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -44,13 +44,13 @@ class Recording:
     """One recording before it is read.
 
     Attributes:
-      id: name that is unique in the dataset; its hash decides the split.
-      audio: the file or its content; None where the user of a published dataset lacks the file.
-      captions: up to five sentences that describe the recording.
-      labels: its classes; the splits are stratified by the first one.
+      id: name that is unique in the dataset; its hash determines the split.
+      audio: sound file or its content; None if the user of a published dataset lacks the file.
+      captions: sentences that describe the recording, up to five.
+      labels: classes of the recording; the splits are stratified by the first one.
       source: address or file name of the original.
-      license: terms of use, a name or an address; the dataset's where it has none of its own.
-      split: "train", "validation" or "test" where the dataset has fixed splits, otherwise None.
+      license: terms of use, a name or an address; by default the dataset's.
+      split: "train", "validation" or "test" if the dataset has fixed splits, otherwise None.
     """
 
     id: str
@@ -63,33 +63,33 @@ class Recording:
 
 
 class BuildsOnce:
-    """Makes a TFDS builder build once when several processes or threads ask for it at a time.
+    """Lets a TFDS dataset be built only once if several processes or threads need it at a time.
 
     One of them builds; the others wait for a lock on an empty file beside the dataset's folder,
     `.VERSION.lock`, and then find the dataset built. The operating system releases the lock when
     its holder ends, so that the next one builds if a build failed or was killed. On NFS this works
-    across machines. Buckets have no locks: start one build at a time there.
+    across machines. Buckets have no locks: run one build at a time there.
     """
 
     def download_and_prepare(self, **kwargs: Any) -> None:
         """Builds the dataset unless it exists; see TFDS."""
         # While it builds, TFDS points `data_path` to a temporary folder.
         self._final_path = epath.Path(self.data_path)
-        # The progress bars of TFDS lack a total; ours has one.
+        # Replaces the progress bars of TFDS, which lack a total.
         tfds.disable_progress_bar()
         try:
-            # It also announces sizes that it does not know.
+            # TFDS also announces sizes that it does not know.
             with _lock(self._final_path), contextlib.redirect_stdout(io.StringIO()):
                 super().download_and_prepare(**kwargs)
         finally:
             tfds.enable_progress_bar()
-        # TFDS reads the info only where it has built the dataset.
+        # TFDS reads the info only if it has built the dataset itself.
         self.info.read_from_directory(self._final_path)
 
 
 @contextlib.contextmanager
 def _lock(folder: epath.Path) -> Iterator[None]:
-    """Holds the lock of a dataset's folder, after waiting for any other holder."""
+    """Holds the lock of a dataset's folder; waits for any other holder first."""
     if "://" in os.fspath(folder):
         yield
         return
@@ -105,10 +105,10 @@ def _lock(folder: epath.Path) -> Iterator[None]:
 
 
 class AudioBuilder(BuildsOnce, tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Base of the audio datasets: ArrayRecord files of one example type.
+    """Base of the audio datasets: ArrayRecord files with one format of examples.
 
     Recordings that are unreadable, truncated, empty, silent or not finite are skipped and listed in
-    `report_path`; the build stops when they are more than 1 %.
+    `report_path`; the build stops if they are more than 1 %.
     """
 
     DESCRIPTION = ""
@@ -188,7 +188,7 @@ class AudioBuilder(BuildsOnce, tfds.core.GeneratorBasedBuilder, skip_registratio
         listed = "\n".join(f"  {name}: {why}" for name, why in self._broken[:_LISTED])
         raise AudioError(
             f"dataset {self.name}: {len(self._broken)} recordings cannot be used, more than the"
-            f" {MAX_BROKEN:.0%} that is tolerated; mend or remove them and build again. All are"
+            f" {MAX_BROKEN:.0%} that is tolerated; fix or remove them and build again. All are"
             f" listed in {self.report_path}; the first ones:\n{listed}"
         )
 
@@ -203,7 +203,7 @@ class AudioBuilder(BuildsOnce, tfds.core.GeneratorBasedBuilder, skip_registratio
 def _read_ahead(recordings: Iterable[Recording]) -> Iterator[concurrent.futures.Future]:
     """Yields a future of each recording's example, in order, while threads read the next few.
 
-    Finished examples wait as FLAC, so memory depends only on the number of threads.
+    Finished examples are held as FLAC, so memory depends only on the number of threads.
     """
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
         waiting: collections.deque[concurrent.futures.Future] = collections.deque()
@@ -215,7 +215,7 @@ def _read_ahead(recordings: Iterable[Recording]) -> Iterator[concurrent.futures.
 
 
 def _read(recording: Recording) -> dict:
-    """Reads a recording into an example; raises AudioError where it is unusable."""
+    """Reads a recording into an example; raises AudioError if it is unusable."""
     if recording.audio is None:
         raise AudioError("the file is missing")
     if isinstance(recording.audio, bytes):
@@ -244,7 +244,7 @@ def split_by_recording(recordings: Sequence[Recording]) -> dict[str, list[Record
     hash of their ids. Of the n recordings of a label, round(n / 10) go to validation and as many to
     test, at least one each if n is 5 or more; so every label is in train. If all labels are rarer
     than that, or there are none, all recordings form one group, and validation gets at least one
-    recording of three or more.
+    recording if there are three or more.
     """
     splits: dict[str, list[Recording]] = {"train": [], "validation": [], "test": []}
     strata: dict[tuple[str, ...], list[Recording]] = collections.defaultdict(list)

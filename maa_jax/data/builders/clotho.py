@@ -29,7 +29,7 @@ class Clotho(PublishedAudio):
     )
 
     def read(self, folder: epath.Path) -> Iterator[Recording]:
-        """Joins captions and metadata, whose licence is that of each recording on Freesound."""
+        """Joins captions and metadata, which has the licence of each recording on Freesound."""
         for part, split in _SPLITS.items():
             columns = ("file_name", "sound_id", "sound_link", "license")
             path = folder / f"clotho_metadata_{part}.csv"
@@ -43,7 +43,7 @@ class Clotho(PublishedAudio):
                     id=f"{part}/{name}",
                     audio=folder / part / name,
                     captions=tuple(row[key].strip() for key in captions),
-                    # Freesound lost a few recordings, of which the table has only the name.
+                    # A few recordings are gone from Freesound: the table has only their names.
                     source=freesound(sound) if sound.isdigit() else known.get("sound_link") or name,
                     license=known.get("license", ""),
                     split=split,

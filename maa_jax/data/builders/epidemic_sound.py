@@ -13,16 +13,16 @@ from maa_jax.data.builders.published import PublishedAudio, name_labels, sound_f
 class EpidemicSound(PublishedAudio):
     """Sound effects of Epidemic Sound. It has no table and no splits.
 
-    Files are named "ES_Title 3 - SFX Producer.mp3". The first label is the words of the title, the
-    second those of the folder, if the user has sorted the files into folders by category.
+    Files are named "ES_Title 3 - SFX Producer.mp3". The first label is the words of the title; the
+    second is those of the folder, if the user has sorted the files into folders by category.
     """
 
     name = "epidemic_sound"
     VERSION = tfds.core.Version("1.0.0")
     DESCRIPTION = "Sound effects, labelled by their titles."
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "the sound effects downloaded from https://www.epidemicsound.com/sound-effects/, under the"
-        " names that they come with, in folders by category if wanted"
+        "the sound effects downloaded from https://www.epidemicsound.com/sound-effects/, under"
+        " their original names, optionally in folders by category"
     )
     FILES = (".",)
 

@@ -29,7 +29,7 @@ class LibriTts(PublishedAudio):
     VERSION = tfds.core.Version("1.0.0")
     DESCRIPTION = "Read English speech without transcripts."
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "the archives that are wanted from https://www.openslr.org/60/ (the paper took 300 hours),"
+        "any of the archives at https://www.openslr.org/60/ (the paper used 300 hours),"
         " unpacked to LibriTTS/SUBSET/SPEAKER/CHAPTER/"
     )
     FILES = ("LibriTTS",)

@@ -15,8 +15,8 @@ _AUDIO = "TAU-urban-acoustic-scenes-2019-development/audio"
 class Macs(PublishedAudio):
     """Martin-Morato and Mesaros 2021. It has no splits.
 
-    Files are named scene-city-location-segment-device. A hash of the location chooses the split, so
-    that all its segments are in one. Labels are the annotators' tags, the most frequent first.
+    Files are named scene-city-location-segment-device. A hash of the location determines the split,
+    so that all its segments share one. Labels are the annotators' tags, most frequent first.
     """
 
     name = "macs"
@@ -30,7 +30,7 @@ class Macs(PublishedAudio):
     FILES = ("MACS.yaml", _AUDIO)
 
     def read(self, folder: epath.Path) -> Iterator[Recording]:
-        """Joins the sentences and tags of all annotators of a file."""
+        """Merges the captions and tags of all annotators of a file."""
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         for entry in yaml.load((folder / "MACS.yaml").read_bytes(), loader)["files"]:
             name, annotations = entry["filename"], entry["annotations"]

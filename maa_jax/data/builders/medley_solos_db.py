@@ -12,7 +12,7 @@ _SPLITS = {"training": "train", "validation": "validation", "test": "test"}
 
 
 class MedleySolosDb(PublishedAudio):
-    """Lostanlen and Cella 2016. No song is in two of its subsets training, validation and test.
+    """Lostanlen and Cella 2016. Its subsets training, validation and test share no song.
 
     The paper calls it "language-free": it has no captions, and the instrument is the label.
     """

@@ -1,7 +1,7 @@
 """Base of the published datasets, whose files the user puts in place by hand.
 
-A dataset's files go into `downloads/manual/NAME` of `data_dir`, unpacked as its publisher packed
-them; its `MANUAL_DOWNLOAD_INSTRUCTIONS` state which files they are and where they come from.
+A dataset's files go into `downloads/manual/NAME` of `data_dir`, unpacked in the publisher's layout;
+its `MANUAL_DOWNLOAD_INSTRUCTIONS` state which files they are and where they come from.
 """
 
 import abc
@@ -35,7 +35,7 @@ class PublishedAudio(AudioBuilder, skip_registration=True):
         """Yields the recordings that the tables in `folder` name, without reading their audio."""
 
     def recordings(self, dl_manager: tfds.download.DownloadManager) -> Sequence[Recording]:
-        """Lists what `read` yields, without the recordings whose file is missing."""
+        """Lists the recordings that `read` yields, except those whose file is missing."""
         try:
             folder = dl_manager.manual_dir / self.name
         except AssertionError as error:  # from TFDS, where the parent folder is missing or empty
@@ -94,7 +94,7 @@ def youtube_files(folder: epath.Path) -> dict[str, epath.Path]:
 
 
 def youtube(video: str, start: str) -> str:
-    """Returns a clip's address, the same in all datasets, so that duplicates are found by it."""
+    """Returns a clip's address, the same in all datasets, so that it identifies duplicates."""
     return f"https://www.youtube.com/watch?v={video}&t={int(float(start))}s"
 
 
@@ -115,7 +115,7 @@ def words(name: str) -> str:
 def name_labels(path: str) -> tuple[str, ...]:
     """Returns labels from a file's path: the words of its name, then those of its folder.
 
-    Only "Library" counts of a folder "Vendor - Library".
+    Of a folder "Vendor - Library", only "Library" is used.
     """
     *folders, file = path.split("/")
     names = (file.rpartition(".")[0], *(f.rpartition(" - ")[2] for f in folders[-1:]))

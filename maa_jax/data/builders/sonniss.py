@@ -12,8 +12,8 @@ from maa_jax.data.builders.published import PublishedAudio, name_labels, sound_f
 class Sonniss(PublishedAudio):
     """The GDC bundles of Sonniss. They have no table and no splits.
 
-    Folders are named "Vendor - Library", files by what they sound like. The first label is the
-    words of the file's name without numbers, the second those of the library.
+    Folders are named "Vendor - Library", and files describe their sound. The first label is the
+    words of the file's name without numbers; the second is those of the library.
     """
 
     name = "sonniss"

@@ -12,7 +12,7 @@ from maa_jax.data.builders.published import PublishedAudio, name_labels, sound_f
 class WeSoundEffects(PublishedAudio):
     """The bundle of We Sound Effects. It has no table and no splits.
 
-    The first label is the words of the file's name without numbers, the second those of its folder.
+    The first label is the words of the file's name without numbers; the second is its folder's.
     """
 
     name = "wesoundeffects"
