@@ -1,1 +1,1 @@
-"""The Hugging Face model folder: found, read, written, described."""
+"""Model folders in Hugging Face's layout: finding, reading, writing and describing them."""

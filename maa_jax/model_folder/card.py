@@ -1,4 +1,4 @@
-"""The README.md of a model folder: what it is, how to use it, and what its index says of it."""
+"""The model card of a model folder, README.md, made from its index."""
 
 import json
 import math
@@ -11,15 +11,15 @@ from maa_jax.files import read_json
 from maa_jax.model_folder import hub
 from maa_jax.model_folder.index import networks_in
 
-# Keys of model_index.json that a card has a section for, where they are there.
+# Optional keys of model_index.json for which a card has a section.
 SECTIONS = {"training": "Training", "data": "Data", "scores": "Scores"}
 
 
 def model_card(folder: pathlib.Path) -> str:
-    """Returns a model card in the Hugging Face hub's form.
+    """Returns a model card in the Hugging Face hub's format.
 
-    Training, data, scores and licence are those that model_index.json states under `training`,
-    `data`, `scores` (text or JSON) and `license` (an identifier such as "apache-2.0").
+    Training, data, scores and licence come from `training`, `data`, `scores` (text or JSON) and
+    `license` (an identifier such as "apache-2.0") in model_index.json.
     """
     index = read_json(folder / hub.INDEX)
     facts = {"library_name": "maa_jax", "pipeline_tag": "text-to-audio"}

@@ -9,11 +9,11 @@ from maa_jax.files import FolderError, read_json, user_path
 INDEX = "model_index.json"
 BUNDLED = pathlib.Path(__file__).parents[1] / "bundled_model"
 
-# Files that are downloaded of one network, and of a whole model; other formats stay on the hub.
+# Files to download of a single network, and of a whole model; other formats stay on the hub.
 _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")
 _MODEL_FILES = (INDEX, "*/*.json", "*/*.safetensors", "*/vocab.txt")
-# Not "models/...", where the documentation writes model folders: if one is missing, a stranger's
-# model of that name must not be downloaded.
+# Not "models/...", where the documentation writes model folders: if one is missing, a model of that
+# name must not be downloaded from the hub.
 _HUB_ID = re.compile(r"(?!models/)[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -38,12 +38,12 @@ def fetch(model: str | os.PathLike[str], files: tuple[str, ...] = ()) -> pathlib
     A hub id ("google-t5/t5-large") is downloaded into the hub's local cache, unless it is there.
 
     Args:
-      model: the folder's path, "bundled" or a hub id.
-      files: names of files that a model of the hub must have besides config.json and the weights.
+      model: path of the folder, "bundled" or a hub id.
+      files: files that a model on the hub must have in addition to config.json and the weights.
 
     Raises:
       FolderError: there is no such folder or model; or the hub cannot be reached and the cache
-        lacks files, all of which are named, with how to get them.
+        lacks files, which the error names, with how to get them.
     """
     if pathlib.Path(user_path(model)).is_dir() or not _HUB_ID.fullmatch(str(model)):
         return resolve(model)
@@ -58,7 +58,7 @@ def fetch(model: str | os.PathLike[str], files: tuple[str, ...] = ()) -> pathlib
     if folder is None or missing:
         included = " ".join(f"--include {pattern!r}" for pattern in _HUB_FILES)
         raise FolderError(
-            f"model={str(model)!r}: {where} lacks {', '.join(missing)}. To bring them: where there "
+            f"model={str(model)!r}: {where} lacks {', '.join(missing)}. To get them: where there "
             f"is a network, run `hf download {model} {included} --local-dir DIR`, copy DIR here, "
             f"and give its path in place of {str(model)!r}. A model without safetensors "
             "(pytorch_model.bin alone) is not read: choose another"
@@ -67,7 +67,7 @@ def fetch(model: str | os.PathLike[str], files: tuple[str, ...] = ()) -> pathlib
 
 
 def fetch_model(model: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns the local folder of a whole model: a folder, "bundled", or one of the hub.
+    """Returns the local folder of a whole model: a folder, "bundled", or a hub id.
 
     Raises:
       FolderError: there is no such folder or model, or the hub cannot be reached.
@@ -87,7 +87,7 @@ def fetch_model(model: str | os.PathLike[str]) -> pathlib.Path:
 def _snapshot(
     model: str, patterns: tuple[str, ...], ignored: list[str] | None
 ) -> tuple[pathlib.Path | None, Exception | None]:
-    """Returns the local copy of a hub's repository, or None and why it could not be had."""
+    """Returns the local copy of a repository on the hub, or None and the error without access."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -109,15 +109,15 @@ def upload(folder: str | os.PathLike[str], repo_id: str, *, private: bool = Fals
     """Uploads a model folder to the Hugging Face hub.
 
     Args:
-      folder: the model folder.
-      repo_id: the repository, such as "someone/sounds"; made if it does not exist.
+      folder: path of the model folder.
+      repo_id: id of the repository, such as "someone/sounds"; created if it does not exist.
       private: whether a new repository is hidden from others.
 
     Returns:
       The address of the upload.
 
     Raises:
-      OSError: the hub refuses, or cannot be reached; log in with `hf auth login`.
+      OSError: the hub refuses or cannot be reached; log in with `hf auth login`.
     """
     import huggingface_hub
 
@@ -127,12 +127,12 @@ def upload(folder: str | os.PathLike[str], repo_id: str, *, private: bool = Fals
 
 
 def weights_file(library: str) -> str:
-    """Returns the name of a network's file of weights in the folders of a library."""
+    """Returns the name of the weights file that a library uses."""
     return "diffusion_pytorch_model.safetensors" if library == "diffusers" else "model.safetensors"
 
 
 def missing_weights(where: pathlib.Path, library: str) -> list[str]:
-    """Returns the files of weights that a network's folder lacks."""
+    """Returns the weights files that a network's folder lacks."""
     name = weights_file(library)
     index = where / f"{name}.index.json"
     if (where / name).exists() or not index.exists():

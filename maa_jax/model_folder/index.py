@@ -1,4 +1,4 @@
-"""model_index.json: the parts of a model folder, and what they have in common."""
+"""model_index.json: the parts of a model folder, and the settings that they share."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ from maa_jax.model_folder.registry import NETWORKS, class_of
 CLASS_NAME = "MaaPipeline"
 
 
-# Folders that hold no network: (class for model_index.json, files they must have).
+# Parts that are not networks: (class for model_index.json, files that they must have).
 _OTHERS = {
     "tokenizer": (("transformers", "BertTokenizer"), ("tokenizer.json",)),
     "scheduler": (("diffusers", "DDIMScheduler"), ("scheduler_config.json",)),
@@ -32,7 +32,7 @@ _OTHERS = {
 
 
 def networks_in(folder: str | os.PathLike[str]) -> dict[str, str]:
-    """Returns {name: class name} of the networks in a folder, whatever its index says."""
+    """Returns {name: class name} of the networks in a folder, regardless of its index."""
     found = {}
     for path in sorted(pathlib.Path(folder).glob("[!.]*/config.json")):
         kind = class_of(read_json(path))
@@ -42,7 +42,7 @@ def networks_in(folder: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def save_scheduler(folder: str | os.PathLike[str], schedule: Schedule) -> None:
-    """Writes `folder/scheduler/`, the configuration that diffusers' DDIMScheduler opens."""
+    """Writes `folder/scheduler/`, the configuration of diffusers' DDIMScheduler."""
     with replace_folder(pathlib.Path(folder, "scheduler")) as new:
         write_json(new / "scheduler_config.json", schedule.to_hf())
 
@@ -51,16 +51,16 @@ def load_scheduler(folder: str | os.PathLike[str]) -> Schedule:
     """Returns the noise schedule in `folder/scheduler/`.
 
     Raises:
-      ValueError: the file is missing, broken, or asks for another kind of schedule.
+      ValueError: the file is missing or broken, or its schedule is not supported.
     """
     return Schedule.from_hf(read_json(pathlib.Path(folder, "scheduler", "scheduler_config.json")))
 
 
 def save_index(folder: str | os.PathLike[str], **meta: Any) -> None:
-    """Writes model_index.json: every part found in the folder, and `meta` beside them.
+    """Writes model_index.json: every part found in the folder, and the entries of `meta`.
 
-    Entries of an index that is there already are kept unless `meta` names them, so that stages can
-    be exported into one folder, one after another.
+    Entries of an existing index are kept unless `meta` names them, so that stages can be exported
+    into one folder, one after another.
     """
     folder = pathlib.Path(folder)
     index = read_json(folder / INDEX) if (folder / INDEX).exists() else {}
@@ -74,27 +74,27 @@ def save_index(folder: str | os.PathLike[str], **meta: Any) -> None:
 
 
 def copy_folder(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies a model folder; parts of a model that is there are replaced, and all else is kept.
+    """Copies a model folder; parts of a model in the target are replaced, other files are kept.
 
     Args:
-      source: the model folder; hidden files in it are left out.
-      target: a folder that is missing, empty or a model; where it is a symbolic link, the folder
-        that it points to is written.
+      source: path of the model folder, whose hidden files are not copied.
+      target: folder that is missing, empty or a model; if it is a symbolic link, the folder that it
+        points to is written.
 
     Raises:
-      ValueError: `target` is `source`, or holds something that is no model.
+      ValueError: `target` is `source`, or holds something other than a model.
     """
     if target.resolve() == source.resolve():
         raise ValueError(f"folder={str(target)!r} is the model's own: give another one")
     has_index = (target / INDEX).is_file()
     empty = not target.exists() or (target.is_dir() and not any(target.iterdir()))
-    if not empty and not has_index and not networks_in(target):  # a copy cut short has networks
+    if not empty and not has_index and not networks_in(target):  # an interrupted copy has networks
         raise ValueError(
-            f"folder={str(target)!r} holds something that is no model: give a new folder"
+            f"folder={str(target)!r} holds something other than a model: give a new folder"
         )
     os.makedirs(os.path.realpath(target), exist_ok=True)
     parts = {k for k, v in read_json(target / INDEX).items() if _is_part(v)} if has_index else set()
-    # The index goes first and comes last, so that a copy cut short is no model.
+    # The index is removed first and written last, so that an interrupted copy is not a model.
     (target / INDEX).unlink(missing_ok=True)
     for path in target.iterdir():
         if path.is_dir() and path.name in parts and not (source / path.name).exists():
@@ -119,15 +119,15 @@ def _meta(index: Mapping[str, Any]) -> dict[str, Any]:
 def load_index(
     folder: str | os.PathLike[str], *, parts: tuple[str, ...] = (), meta: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Reads model_index.json and checks that every file of every part it lists is there.
+    """Reads model_index.json and checks that every file of every part it lists exists.
 
     Args:
-      folder: the model folder.
+      folder: path of the model folder.
       parts: parts that the caller needs, such as "unet".
       meta: other keys that the caller needs, such as "sample_rate".
 
     Raises:
-      FolderError: naming every missing file and key.
+      FolderError: files or keys are missing; all are named.
     """
     folder = pathlib.Path(folder)
     index = read_json(folder / INDEX)
@@ -142,7 +142,7 @@ def load_index(
             missing.append(f"{name!r} in {INDEX}")
     missing += [f"{key!r} in {INDEX}" for key in meta if key not in index]
     if missing:
-        raise FolderError(f"{folder} is not a whole model folder: missing {', '.join(missing)}; "
+        raise FolderError(f"{folder} is not a complete model folder: missing {', '.join(missing)}; "
                           f"{REMEDY}")  # fmt: skip
     return index
 
@@ -151,15 +151,15 @@ def front_end(folder: str | os.PathLike[str], network: str) -> MelConfig | None:
     """Returns the mel front end that a network of a model folder was trained with.
 
     Args:
-      folder: the model folder.
+      folder: path of the model folder.
       network: name of the network, for errors.
 
     Returns:
-      What model_index.json states under `mel`; None where the folder has no such file, as with a
+      The front end under `mel` in model_index.json; None if the folder has no such file, such as a
       single network from Hugging Face.
 
     Raises:
-      FolderError: model_index.json states no front end, or one that cannot be.
+      FolderError: model_index.json states no front end, or an invalid one.
     """
     folder = pathlib.Path(folder)
     if not (folder / INDEX).exists():
@@ -170,7 +170,7 @@ def front_end(folder: str | os.PathLike[str], network: str) -> MelConfig | None:
     try:
         return MelConfig(**mel)
     except (TypeError, ValueError) as e:
-        raise FolderError(f"{folder / INDEX}: mel={mel!r} is no front end ({e}); {REMEDY}") from e
+        raise FolderError(f"{folder / INDEX}: invalid front end mel={mel!r} ({e}); {REMEDY}") from e
 
 
 def content_hash(folder: str | os.PathLike[str]) -> str:

@@ -1,4 +1,4 @@
-"""A whole model folder's description: what its parts are, and that they work together."""
+"""Description of a whole model folder, and checks that its parts are compatible."""
 
 import dataclasses
 import os
@@ -19,17 +19,17 @@ _PARTS = ("unet", "vae", "vocoder", "text_encoder", "tokenizer", "scheduler")
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What a model folder states, without its weights.
+    """The configurations of a model folder, without its weights.
 
     Attributes:
-      path: the folder.
-      sample_rate: rate of the sounds, in Hz.
+      path: path of the folder.
+      sample_rate: sample rate of the sounds, in Hz.
       max_duration: length of the longest sound, in seconds.
-      mel: the front end that its networks share.
-      schedule: the noise schedule.
-      unet: the denoiser's configuration.
-      vae: the autoencoder's configuration.
-      vocoder: the vocoder's configuration, of one of several classes.
+      mel: front end that the networks share.
+      schedule: noise schedule.
+      unet: configuration of the denoiser.
+      vae: configuration of the autoencoder.
+      vocoder: configuration of the vocoder, of one of several classes.
     """
 
     path: pathlib.Path
@@ -46,7 +46,7 @@ def read_model(folder: str | os.PathLike[str]) -> Model:
     """Reads the configurations of a whole model folder.
 
     Raises:
-      FolderError: the folder is of another class, files are missing, or parts do not fit together.
+      FolderError: the folder is of another class, files are missing, or parts are incompatible.
     """
     path = pathlib.Path(folder)
     kind = read_json(path / INDEX).get("_class_name")
@@ -57,7 +57,7 @@ def read_model(folder: str | os.PathLike[str]) -> Model:
         )
     index = load_index(path, parts=_PARTS, meta=("sample_rate", "max_duration", "mel"))
     mel = front_end(path, "vae")
-    assert mel is not None  # as there is an index
+    assert mel is not None  # because there is an index
     model = Model(
         path,
         int(index["sample_rate"]),
@@ -83,6 +83,6 @@ def check_same(path: pathlib.Path, here: str, value: Any, there: str, other: Any
     """Raises a FolderError unless two parts of a model folder agree on a setting."""
     if value != other:
         raise FolderError(
-            f"{path}: parts that do not fit, {here}={value!r} but {there}={other!r}; put networks "
-            "together that were trained for one another"
+            f"{path}: incompatible parts, {here}={value!r} but {there}={other!r}; combine networks "
+            "that were trained for each other"
         )

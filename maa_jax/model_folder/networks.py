@@ -1,7 +1,7 @@
-"""Model folders: the Hugging Face layout, read and written strictly and without pickle.
+"""Model folders in Hugging Face's layout, read and written strictly and without pickle.
 
-A model folder holds `model_index.json` and one folder a network, each a `config.json` and a
-safetensors file in the names and layouts of PyTorch, so diffusers and transformers open it:
+A model folder holds `model_index.json` and one folder per network, with a `config.json` and a
+safetensors file in PyTorch's names and layouts, so that diffusers and transformers can open it:
 
     unet/ vae/                             diffusers
     vocoder/ text_encoder/ tokenizer/      transformers (a BigVGAN vocoder: its released layout)
@@ -59,11 +59,11 @@ def save_network(
     """Writes `folder/name/`: config.json and one safetensors file, both or neither.
 
     Args:
-      folder: the model folder; made if it does not exist.
-      name: the network's subfolder, such as "unet".
-      config: the network's configuration, with `to_hf`.
+      folder: path of the model folder; created if it does not exist.
+      name: name of the network's subfolder, such as "unet".
+      config: configuration of the network, with `to_hf`.
       params: nested dict of all arrays, batch statistics included.
-      dtype: how floating-point arrays are stored, float32 or float16.
+      dtype: type in which floating-point arrays are stored, float32 or float16.
     """
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float16):
@@ -80,7 +80,7 @@ def save_network(
     if overflowed:
         raise ValueError(f"{name}: not finite as {dtype}: {', '.join(overflowed)}; not written")
     with replace_folder(pathlib.Path(folder, name)) as new:
-        # Both libraries refuse a file that does not say which framework's layout it holds.
+        # Both libraries reject a file that does not state the framework of its layout.
         save_file(tensors, new / weights_file(library), metadata={"format": "pt"})
         write_json(new / "config.json", content)
 
@@ -107,9 +107,9 @@ def load_network(
     """Reads `folder/name/` strictly.
 
     Args:
-      folder: the model folder.
-      name: the network's subfolder, such as "unet", or "." for the folder itself.
-      dtype: the compute dtype; parameters are float32 however they are stored.
+      folder: path of the model folder.
+      name: name of the network's subfolder, such as "unet", or "." for the folder itself.
+      dtype: compute dtype; parameters are float32 regardless of their stored type.
       kind: name of the class to read, by default the one that config.json states. With
         "CLIPTextModel" the text tower is read from the folder of a whole CLIP.
 
@@ -119,7 +119,7 @@ def load_network(
 
     Raises:
       FolderError: files are missing or broken, or the class is unknown.
-      ValueError: the configuration, or names and shapes of weights, do not fit; all are listed.
+      ValueError: the configuration, or names and shapes of weights, do not match; all are listed.
     """
     where = pathlib.Path(folder, name)
     config = read_json(where / "config.json")
@@ -143,15 +143,15 @@ def load_network(
 def load_pretrained(
     model: str | os.PathLike[str], *, dtype: Any = jnp.float32, kind: str | None = None
 ) -> tuple[nnx.GraphDef, dict[str, Any]]:
-    """Reads one network as Hugging Face keeps it: a folder of its own, or a model of the hub.
+    """Reads a single network from its own folder or from the Hugging Face hub.
 
     Args:
-      model: the folder's path or a hub id, such as "laion/clap-htsat-unfused"; see `fetch`.
-      dtype: the compute dtype, as in `load_network`.
+      model: path of the folder or a hub id, such as "laion/clap-htsat-unfused"; see `fetch`.
+      dtype: compute dtype, as in `load_network`.
       kind: name of the class to read, as in `load_network`.
 
     Returns:
-      (graphdef, params) as `load_network` does; the module's `config` is its configuration.
+      (graphdef, params) as from `load_network`; the module's `config` is its configuration.
     """
     return load_network(fetch(model), ".", dtype=dtype, kind=kind)
 
@@ -174,9 +174,9 @@ def start_weights(
     """Returns {name: weights in `folder/name/`} that training starts from; {} without a folder.
 
     Args:
-      folder: the model folder, "bundled", a hub id, or "" for none.
-      name: the network's subfolder, or "." for the folder itself.
-      config: the configuration that the network must have.
+      folder: path of the model folder, "bundled", a hub id, or "" for none.
+      name: name of the network's subfolder, or "." for the folder itself.
+      config: configuration that the network must have.
       key: key of the run's config that names the folder, for errors.
       free: fields of `config` that may differ.
 
@@ -200,5 +200,5 @@ def start_weights(
 
 
 def build(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
-    """Returns the module that a graph and weights make up; cheap, also under `jax.jit`."""
+    """Returns the module of a graph and weights; cheap, also under `jax.jit`."""
     return nnx.merge(graphdef, params)

@@ -38,7 +38,7 @@ NETWORKS = {
 }
 
 
-# Classes whose files hold one of these networks and more; the rest is not read.
+# Classes whose files hold one of these networks among others, which are not read.
 _ALIASES = {
     "BertForMaskedLM": "BertModel",
     "BertForPreTraining": "BertModel",
@@ -53,7 +53,7 @@ _ALIASES = {
 def class_of(config: Mapping[str, Any]) -> str:
     """Returns the class name that a config.json of diffusers or transformers states.
 
-    For a class that only adds heads to a network known here, it is that network's name.
+    For a class that only adds heads to a known network, it is that network's name.
     """
     name = config.get("_class_name") or (config.get("architectures") or ["(none)"])[0]
     return _ALIASES.get(name, name)
@@ -66,7 +66,7 @@ def lookup(
 
     Args:
       config: content of config.json.
-      where: the network's folder, for errors.
+      where: folder of the network, for errors.
       kind: name of the class, by default the one that `config` states.
 
     Raises:
@@ -75,7 +75,7 @@ def lookup(
     name = kind or class_of(config)
     if name not in NETWORKS:
         raise FolderError(
-            f"{where}: class {name!r} is not known here; known: {', '.join(NETWORKS)}"
+            f"{where}: class {name!r} is not supported; supported: {', '.join(NETWORKS)}"
         )
     library, place, config_class, network = NETWORKS[name]
     module = importlib.import_module(place)

@@ -1,10 +1,10 @@
-"""Parameters to and from PyTorch's names and layouts, strictly.
+"""Strict conversion of parameters to and from PyTorch's names and layouts.
 
-Modules here carry the attribute names of the PyTorch classes, so the path of a parameter joined
-by dots is its name there, but for the leaf: kernel, scale and embedding are `weight`, mean and var
-are `running_mean` and `running_var`. Kernels differ in layout only: [*space, in, out] here is
-[out, in, *space] there (a transposed convolution, which flax stores as [*space, out, in] with
-`transpose_kernel=True`, is [in, out, *space] there by the same rule).
+Modules here have the attribute names of the PyTorch classes, so the path of a parameter joined by
+dots is its PyTorch name, except for the leaf: kernel, scale and embedding are `weight`, mean and
+var are `running_mean` and `running_var`. Kernels differ only in layout: [*space, in, out] here is
+[out, in, *space] in PyTorch (a transposed convolution, which flax stores as [*space, out, in] with
+`transpose_kernel=True`, is [in, out, *space] in PyTorch by the same rule).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +22,7 @@ _LEAVES = {
     "var": "running_var",
 }
 _KERNELS = ("kernel", "weight_v", "weight_g")
-# Counters and constants that PyTorch stores beside the parameters and no network here reads.
+# Counters and constants that PyTorch stores with the parameters and no network here reads.
 _IGNORED = ("num_batches_tracked", "position_ids")
 
 
@@ -41,7 +41,7 @@ def torch_name(path: tuple) -> str:
 
 
 def _torch_axes(path: tuple, ndim: int) -> tuple[int, ...]:
-    """Returns the permutation of axes from here to PyTorch."""
+    """Returns the permutation of axes from our layout to PyTorch's."""
     if path[-1] not in _KERNELS or ndim < 2:
         return tuple(range(ndim))
     return (ndim - 1, ndim - 2, *range(ndim - 2))
@@ -63,17 +63,16 @@ def from_torch(
     *,
     rename: Callable[[str], str] | None = None,
 ) -> dict[str, Any]:
-    """Returns the nested dict of arrays that `module` expects, out of PyTorch tensors.
+    """Returns the nested dict of arrays that `module` expects, from PyTorch tensors.
 
     Args:
-      module: what to fill: a module (concrete, or abstract from `nnx.eval_shape`), its state, or a
-        nested dict of anything with a shape and a dtype.
-      tensors: {name: array}; counters and constants such as `num_batches_tracked` are passed over.
-      rename: name in `tensors` -> name in `module`; by default they are the same.
+      module: module (concrete, or abstract from `nnx.eval_shape`), its state, or a nested dict of
+        anything with a shape and a dtype.
+      tensors: {name: array}; counters and constants such as `num_batches_tracked` are skipped.
+      rename: function from a name in `tensors` to one in `module`; by default they are the same.
 
     Raises:
-      ValueError: names that are missing, names that have no place and shapes that differ, all of
-        them listed.
+      ValueError: names are missing or unknown, or shapes differ; all are listed.
     """
     if isinstance(module, nnx.Module):
         module = nnx.state(module)

@@ -1,4 +1,4 @@
-"""What is trained: a stage a file. base.py states what a stage offers to the one training loop."""
+"""The training stages, one per file; base.py defines their interface to the training loop."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def make_stage(
     """Returns the stage that `config.stage` names.
 
     Args:
-      config: the run's config.
-      steps_per_epoch: optimizer steps in an epoch; learning rates alone depend on it.
-      tokenizer: the tokenizer that the run has kept; without it `config.tokenizer` says where a
-        stage finds or builds its own.
+      config: config of the run.
+      steps_per_epoch: optimizer steps in an epoch; only learning rates depend on it.
+      tokenizer: tokenizer that the run has kept; without it, a stage reads or builds the one that
+        `config.tokenizer` states.
 
     Raises:
-      ValueError: there is no such stage, or its settings do not fit each other.
+      ValueError: there is no such stage, or its settings are inconsistent.
     """
     check_name("config.stage", config.stage, STAGES)
     stage = STAGES[config.stage]
     if config.remat and not stage.can_remat:
         able = [name for name, other in STAGES.items() if other.can_remat]
         raise ValueError(
-            f"config.remat=True: the {config.stage} stage keeps its activations, only "
+            f"config.remat=True: the {config.stage} stage keeps its activations; only "
             f"{' and '.join(able)} can recompute them; lower config.batch_size or raise "
             "config.accumulate to save memory"
         )

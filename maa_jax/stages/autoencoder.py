@@ -1,6 +1,6 @@
 """The spectrogram autoencoder's stage (paper section 3.4, Table 6; losses as in the release).
 
-L1 reconstruction, a small KL penalty, and, from a given step on, an adversarial loss on the mel
+L1 reconstruction loss, a small KL penalty, and, from a given step, an adversarial loss on the mel
 images. The adversarial gradient is scaled to the reconstruction's at the decoder's last layer
 (Esser et al. 2021, "Taming transformers", equation 7).
 """
@@ -42,13 +42,13 @@ _DISCRIMINATORS: dict[str, Any] = {
 class AutoencoderStage(gan.GanStage):
     """Trains `vae` against `discriminator`.
 
-    The config's keys, besides those of every stage:
+    Config keys, in addition to those of every stage:
       autoencoder: fields of AutoencoderConfig.
-      kl_weight: weight of the KL divergence, summed over a latent, beside absolute errors summed
-        over a mel image.
+      kl_weight: weight of the KL divergence summed over a latent, relative to absolute errors
+        summed over a mel image.
       discriminator: `name`, "multi_window" (paper) or "patch" (release); a block of that name with
-        the fields of its config; `start`, the step from which it is trained and used; `weight` of
-        the adversarial loss; `r1_weight` of the gradient penalty on recordings.
+        the fields of its config; `start`, the first step at which it is trained and used; `weight`
+        of the adversarial loss; `r1_weight` of the gradient penalty on recordings.
     """
 
     can_remat = True
@@ -57,7 +57,7 @@ class AutoencoderStage(gan.GanStage):
         """Defines both networks, without weights.
 
         Raises:
-          ValueError: an unknown discriminator, or clips that the networks cannot take.
+          ValueError: the discriminator is unknown, or the networks cannot take the clips.
         """
         name, dtype = config.discriminator.name, jnp.dtype(config.dtype)
         check_name("config.discriminator.name", name, _DISCRIMINATORS)
@@ -75,7 +75,7 @@ class AutoencoderStage(gan.GanStage):
         self.codec.check_clip(config.data.samples)
 
     def start_weights(self) -> dict[str, Tree]:
-        """Returns the autoencoder to go on from, {} for none."""
+        """Returns the autoencoder to start from, {} for none."""
         return networks.start_weights(self.config.init_from, "vae", self.vae_config)
 
     def loss(
@@ -87,7 +87,7 @@ class AutoencoderStage(gan.GanStage):
         key: jax.Array,
         active: jax.Array | bool = True,
     ) -> tuple[jax.Array, tuple[Scalars, Tree]]:
-        """Returns the loss without the adversarial part, whose gradients are added to its own."""
+        """Returns the loss without the adversarial part, whose gradients are added to it."""
         del frozen
         key_z, key_gan = jax.random.split(key)
         image = self.codec.image(batch["audio"])
@@ -106,7 +106,7 @@ class AutoencoderStage(gan.GanStage):
         return loss, ({"l1": l1, "kl": kl, **scores}, {"discriminator": disc_extra})
 
     def _reconstruction_loss(self, image: jax.Array, l1: jax.Array, kl: jax.Array) -> jax.Array:
-        """Returns latent diffusion's loss without the adversarial part, divided by the pixels."""
+        """Returns latent diffusion's loss per pixel, without the adversarial part."""
         return l1 + self.config.kl_weight * kl / image[0].size
 
     def gan_losses(
@@ -124,10 +124,10 @@ class AutoencoderStage(gan.GanStage):
         Args:
           active: whether the discriminator takes part; otherwise scalars and gradients are zero.
           params: {network: parameters}.
-          extra: the discriminator's non-trainable variables.
+          extra: non-trainable variables of the discriminator.
           image: mel images of recordings [b, n_mels, frames, 1].
-          fake: their reconstructions.
-          features: [b, n_mels, frames, c], the input of the decoder's last convolution.
+          fake: reconstructions of the mel images.
+          features: input of the decoder's last convolution, [b, n_mels, frames, c].
           key: PRNG key of the windows and of dropout.
         """
         graph, disc_params = self._graphs["discriminator"], params["discriminator"]
@@ -177,13 +177,13 @@ class AutoencoderStage(gan.GanStage):
     def reconstruct(
         self, train: TrainState, image: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns the posterior's mean and log-variance, and what the mean decodes to."""
+        """Returns the posterior's mean and log-variance, and the reconstruction from the mean."""
         vae = merge(self._graphs["vae"], train.weights()["vae"])
         mean, logvar = vae.encode(image)
         return mean, logvar, vae.decode(mean)
 
     def eval_step(self, train: TrainState, frozen: Tree, batch: Tree, key: jax.Array) -> Scalars:
-        """Returns the reconstruction losses [b] of the posterior's mean."""
+        """Returns the reconstruction losses [b] with the posterior's mean."""
         del frozen, key
         image = self.codec.image(batch["audio"])
         mean, logvar, fake = self.reconstruct(train, image)
@@ -209,20 +209,20 @@ class AutoencoderStage(gan.GanStage):
 
 
 def hinge_loss(logits_real: jax.Array, logits_fake: jax.Array) -> jax.Array:
-    """Returns the discriminator's hinge loss (the release's; the paper names none)."""
+    """Returns the discriminator's hinge loss (as in the release; the paper states none)."""
     return 0.5 * (jax.nn.relu(1 - logits_real).mean() + jax.nn.relu(1 + logits_fake).mean())
 
 
 def adaptive_weight(
     features: jax.Array, kernel: jax.Array, l1_grad: jax.Array, gan_grad: jax.Array
 ) -> jax.Array:
-    """Returns how much larger the L1 loss's gradient at the last layer is, up to 10,000.
+    """Returns the ratio of the L1 gradient's norm to the adversarial one's at the last layer.
 
     Args:
-      features: [b, h, w, c], the input of the decoder's last convolution.
-      kernel: [3, 3, c, 1], that convolution's weights.
-      l1_grad: [b, h, w, 1], gradient of the L1 loss with respect to the reconstruction.
-      gan_grad: [b, h, w, 1], gradient of the adversarial loss with respect to the same.
+      features: input of the decoder's last convolution, [b, h, w, c].
+      kernel: weights of that convolution, [3, 3, c, 1].
+      l1_grad: gradient of the L1 loss with respect to the reconstruction, [b, h, w, 1].
+      gan_grad: gradient of the adversarial loss with respect to the same, [b, h, w, 1].
     """
     last = lambda kernel: conv2d(features, kernel.astype(features.dtype), padding=1)
     _, vjp = jax.vjp(last, kernel)

@@ -21,21 +21,21 @@ Scalars = dict[str, jax.Array]
 
 
 class Stage(Protocol):
-    """What is trained: networks, their losses and their step. The training loop knows nothing else.
+    """Networks with their losses and training step: all that the training loop knows of them.
 
     `init`, `loss`, `prepare`, `train_step`, `eval_step` and `summarize` are pure and run under
-    `jax.jit`. A batch holds `audio`, float32 [b, samples]; `index`, int [b], each recording's place
-    in the dataset; and, where there is a `prepare_text`, its result as `text`. Trees of weights are
-    nested dicts of arrays, {network: tree} at the top.
+    `jax.jit`. A batch holds `audio`, float32 [b, samples]; `index`, int [b], each recording's index
+    in the dataset; and, with a `prepare_text`, its result as `text`. Trees of weights are nested
+    dicts of arrays, {network: tree} at the top.
 
     Attributes:
-      config: the run's config.
-      tokenizer: the tokenizer of the captions, None without one. A run keeps it in its workdir, so
-        that only a fresh run reads the captions that it may be built from.
-      prepare_text: n captions to a tree of arrays [n, ...]; called on the host, by the input
-        pipeline. None for a stage that reads no captions.
-      can_remat: whether `config.remat` is obeyed.
-      prepare_batches: number of a fresh run's first batches that `prepare` is shown.
+      config: config of the run.
+      tokenizer: tokenizer of the captions, or None. A run keeps it in its workdir, so that only a
+        fresh run reads the captions that it may be built from.
+      prepare_text: function from n captions to a tree of arrays [n, ...], called on the host by the
+        input pipeline; None for a stage that reads no captions.
+      can_remat: whether the stage supports `config.remat`.
+      prepare_batches: number of a fresh run's first batches that are passed to `prepare`.
     """
 
     config: ml_collections.ConfigDict
@@ -45,7 +45,7 @@ class Stage(Protocol):
     prepare_batches: int = 0
 
     def load_frozen(self) -> Tree:
-        """Returns the arrays that the step reads and never changes, {} for none."""
+        """Returns the arrays that the step reads but never changes, {} for none."""
         return {}
 
     def init(self, key: jax.Array) -> state.TrainState:
@@ -53,31 +53,31 @@ class Stage(Protocol):
         ...
 
     def start_weights(self) -> dict[str, Tree]:
-        """Returns {network: weights} that replace random ones in a fresh run, {} for none."""
+        """Returns {network: weights} to replace random ones in a fresh run, {} for none."""
         ...
 
     def prepare(
         self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
     ) -> state.TrainState:
-        """Returns the state of a fresh run after a look at one of its first batches."""
+        """Updates the state of a fresh run from one of its first batches."""
         del frozen, batch, key
         return train
 
     def loss(
         self, params: Tree, extra: Tree, frozen: Tree, batch: Tree, key: jax.Array
     ) -> tuple[jax.Array, tuple[Scalars, Tree]]:
-        """Returns the loss to differentiate, apart from what is updated by its gradient.
+        """Returns the loss to differentiate, independent of how its gradient is used.
 
         Args:
           params: {network: parameters}; adapters, or a part of the parameters, are trained by the
             gradient of `lambda tree: loss(merged(tree), ...)`.
           extra: {network: non-trainable variables}, such as batch statistics.
-          frozen: what `load_frozen` returned.
-          batch: examples.
-          key: PRNG key of every random draw.
+          frozen: arrays from `load_frozen`.
+          batch: batch of examples.
+          key: PRNG key of all random draws.
 
         Returns:
-          (loss, (scores, extra)): a scalar; more scalars by name; the changed part of `extra`.
+          (loss, (scores, extra)): a scalar; further scalars by name; the changed part of `extra`.
         """
         ...
 
@@ -90,7 +90,7 @@ class Stage(Protocol):
     def eval_step(
         self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
     ) -> Scalars:
-        """Returns scores by name, [b] each: one value an example."""
+        """Returns scores by name, [b] each: one value per example."""
         ...
 
     def summarize(
@@ -100,7 +100,7 @@ class Stage(Protocol):
         ...
 
     def export(self, params: Tree, extra: Tree, folder: pathlib.Path) -> None:
-        """Writes the trained networks, and what they need to be used, into a model folder."""
+        """Writes the trained networks, and the parts needed to use them, into a model folder."""
         ...
 
 
@@ -108,7 +108,7 @@ class SingleNetworkStage(Stage):
     """A stage that trains one network with one optimizer. A subclass sets `network` and its loss.
 
     Attributes:
-      network: the network's name in the state.
+      network: name of the network in the state.
     """
 
     network: str
@@ -122,7 +122,7 @@ class SingleNetworkStage(Stage):
         """Defines the network, without weights.
 
         Args:
-          config: the run's config.
+          config: config of the run.
           make: constructor of the network.
           steps_per_epoch: optimizer steps in an epoch, for the learning rate's schedule.
         """
@@ -144,7 +144,7 @@ class SingleNetworkStage(Stage):
         return {self.network: state.split(module)[1]}
 
     def constrain(self, params: Tree) -> Tree:
-        """Returns the network's parameters after an update, brought back to where they may be."""
+        """Returns the network's parameters after an update, projected onto their constraints."""
         return params
 
     def train_step(

@@ -1,10 +1,10 @@
-"""The captioner stage (paper section 3.2.1, Appendix E.2): sounds to sentences.
+"""The captioner stage (paper section 3.2.1, Appendix E.2): from recordings to captions.
 
-First by cross-entropy given the true words before each word, then, optionally, by self-critical
-training (Rennie et al. 2017; for sound Xu et al. 2020), which raises the likelihood of a sampled
+The captioner is trained by cross-entropy with teacher forcing, then, optionally, by self-critical
+training (Rennie et al. 2017; for audio Xu et al. 2020), which raises the likelihood of a sampled
 caption in proportion to its CIDEr-D above that of the captioner's other captions. The others are
 further samples (Luo 2020, "A better variant of self-critical sequence training") and not the greedy
-caption, which is better than most samples, so that hardly any would ever be encouraged.
+caption, which is better than most samples, so that hardly any would be reinforced.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ if TYPE_CHECKING:
     from maa_jax.text.tokenizer import Tokenizer
 
 _LOSSES = ("cross_entropy", "self_critical")
-_DRAWS = 5  # captions sampled for a recording in a step of self-critical training
+_DRAWS = 5  # captions sampled per recording in a step of self-critical training
 _SUMMARIES = 4  # examples whose attention TensorBoard shows
-# Fields ignored where a pretrained encoder's configuration is compared: they are regularisation.
+# Fields in which a pretrained encoder's configuration may differ: they are regularisation.
 _IGNORED = ("block_dropout", "stripes", "time_stripe", "mel_stripe")
 
 
 class CaptionerStage(SingleNetworkStage):
     """Trains `captioner`, encoder and decoder.
 
-    The config's keys, besides those of every stage:
+    Config keys, in addition to those of every stage:
       captioner: `encoder` (fields of Cnn10Config) and fields of CaptionerConfig, except the special
         ids, which are the tokenizer's.
-      tokenizer: a tokenizer's folder, or "captions" to build one from the training captions, with
+      tokenizer: folder of a tokenizer, or "captions" to build one from the training captions, with
         up to `captioner.vocab_size` entries.
-      init_from: `captioner`, a model folder to go on from (self-critical training begins with one),
-        and `audio_encoder`, the folder of a Cnn10 of PANNs (config.json and model.safetensors); or
-        "".
+      init_from: `captioner`, a model folder to start from (self-critical training needs one), and
+        `audio_encoder`, the folder of a Cnn10 of PANNs (config.json and model.safetensors); "" for
+        none.
       loss: "cross_entropy" or "self_critical".
-      label_smoothing: probability of the cross-entropy's target that all words share.
-      augment: as in the CLAP stage.
+      label_smoothing: probability in the cross-entropy's target that all words share.
+      augment: augmentations of the CLAP stage.
     """
 
     network = "captioner"
@@ -68,7 +68,7 @@ class CaptionerStage(SingleNetworkStage):
         """Defines the network, without weights, and opens or builds the tokenizer.
 
         Raises:
-          ValueError: settings that do not fit each other.
+          ValueError: settings are inconsistent.
           FileNotFoundError: there is no such tokenizer.
         """
         keys = dict(config.captioner)
@@ -104,7 +104,7 @@ class CaptionerStage(SingleNetworkStage):
             )
         if sizes.max_length > self.tokenizer.length:
             raise ValueError(
-                f"config.captioner.max_length={sizes.max_length}: captions come with "
+                f"config.captioner.max_length={sizes.max_length}: captions have "
                 f"{self.tokenizer.length} tokens, give at most as many."
             )
         if config.data.samples < sizes.min_samples:
@@ -116,7 +116,7 @@ class CaptionerStage(SingleNetworkStage):
     def load_frozen(self) -> Tree:
         """Returns the references' ids and n-gram statistics of `validation`, for CIDEr-D.
 
-        For self-critical training those of `train`, too.
+        Self-critical training also needs those of `train`.
         """
         frozen = {"validation": self._tables(self.config.data.eval_split)}
         if self.config.loss == "self_critical":
@@ -165,10 +165,10 @@ class CaptionerStage(SingleNetworkStage):
         return losses.mean(), ({}, self.split_extra(network))
 
     def _self_critical(self, params, extra, frozen, batch, key):
-        """The policy is the network without dropout."""
+        """Returns the self-critical loss, whose policy is the network without dropout."""
         key_augment, key_sample = jax.random.split(key)
         audio = augment(batch["audio"], key_augment, **self.config.augment)
-        # Two copies, since sampling is not differentiated.
+        # Two copies, because sampling is not differentiated.
         policy = self.merge(params, extra)
         writer = self.merge(jax.lax.stop_gradient(params), extra)
         repeat = lambda x: jnp.repeat(x, _DRAWS, axis=0)
@@ -219,12 +219,12 @@ class CaptionerStage(SingleNetworkStage):
 
 
 def _ends(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> tuple[int, int]:
-    """Returns the ids that begin and end a caption."""
+    """Returns the ids of the tokens that begin and end a caption."""
     ids = tokenizer([""])[0, :3]
     if tokenizer.mask(ids).tolist() != [True, True, False]:
         raise ValueError(
             f"config.tokenizer={config.tokenizer!r}: it must put one token before a caption and "
-            "another, that is not its padding, after it: take a BERT's tokenizer, or 'captions'."
+            "another, which is not its padding, after it: use a BERT's tokenizer, or 'captions'."
         )
     begin, end, _ = ids.tolist()
     return begin, end
@@ -233,12 +233,12 @@ def _ends(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> tuple[int,
 def caption_losses(
     logits: jax.Array, words: jax.Array, mask: jax.Array, smoothing: float = 0.0
 ) -> jax.Array:
-    """Returns the cross-entropy [b] of each caption, the mean over its words.
+    """Returns the cross-entropy [b] of each caption, averaged over its words.
 
     Args:
-      logits: [b, n, vocab_size].
+      logits: logits [b, n, vocab_size].
       words: ids [b, n].
-      mask: bool [b, n], False where `words` is padding.
+      mask: mask, bool [b, n], False where `words` is padding.
       smoothing: probability of the target that all ids share (Szegedy et al. 2016).
     """
     log_probs = jax.nn.log_softmax(logits, axis=-1)

@@ -1,7 +1,7 @@
-"""The CLAP stage: sounds and sentences drawn together by a symmetric contrastive loss.
+"""The CLAP stage: recordings and captions aligned by a symmetric contrastive loss.
 
 Elizalde et al. 2022, "CLAP: Learning audio concepts from natural language supervision", section 2.
-Its text tower conditions the denoiser, its audio tower ranks and scores sounds.
+Its text tower conditions the denoiser; its audio tower ranks and scores sounds.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from maa_jax.training.state import TrainState
 if TYPE_CHECKING:
     from maa_jax.text.tokenizer import Tokenizer
 
-# A CLAP's networks, each in a folder of its own.
+# The networks of a CLAP, each in its own folder.
 NETWORKS = ("text_encoder", "text_projection", "audio_encoder", "audio_projection")
 
-# The temperature's bound (CLIP, Radford et al. 2021, section 2.4): sharper logits are unstable.
+# Bound of the temperature (CLIP, Radford et al. 2021, section 2.4): sharper logits are unstable.
 _MAX_LOGIT_SCALE = math.log(100)
 
 
 class ClapStage(SingleNetworkStage):
     """Trains `clap`: both towers, both projections and the temperature.
 
-    The config's keys, besides those of every stage:
+    Config keys, in addition to those of every stage:
       clap: `text_encoder` and `audio_encoder` (fields of BertConfig and Cnn14Config),
         `embedding_size`, and the projections' `dropout`.
-      tokenizer: a tokenizer's folder, or "captions" to build one from the training captions, with
+      tokenizer: folder of a tokenizer, or "captions" to build one from the training captions, with
         up to `clap.text_encoder.vocab_size` entries.
       init_from: pretrained `text_encoder` and `audio_encoder`, each a folder with config.json and
         model.safetensors, an id on the Hugging Face hub, or "".
-      augment: `gain_db`, the largest change of loudness, and `shift`, the largest circular shift in
-        time as a fraction of the clip.
+      augment: `gain_db`, the largest change of loudness in dB, and `shift`, the largest circular
+        shift in time as a fraction of the clip.
     """
 
     network = "clap"
@@ -62,7 +62,7 @@ class ClapStage(SingleNetworkStage):
         """Defines the networks, without weights, and opens or builds the tokenizer.
 
         Raises:
-          ValueError: settings that do not fit each other.
+          ValueError: settings are inconsistent.
           FileNotFoundError: there is no such tokenizer.
         """
         text = dict(config.clap.text_encoder)
@@ -150,8 +150,8 @@ def contrastive_losses(logits: jax.Array, same: jax.Array) -> jax.Array:
     """Returns the symmetric cross-entropy [b] of each pair (CLAP, equation 3).
 
     Args:
-      logits: [captions, recordings], matching pairs on the diagonal.
-      same: bool [b, b], pairs that are not negatives of each other; off the diagonal they are left
+      logits: scaled cosines [captions, recordings], matching pairs on the diagonal.
+      same: pairs that are not negatives of each other, bool [b, b]; off the diagonal they are left
         out.
     """
     size = len(logits)

@@ -1,4 +1,4 @@
-"""What stages that learn from pairs of a sound and a sentence share."""
+"""Parts shared by the stages that learn from pairs of a recording and a caption."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from maa_jax.stages.base import Tree
 if TYPE_CHECKING:
     from maa_jax.text.tokenizer import Tokenizer
 
-# Fields ignored where pretrained weights' configuration is compared: they are regularisation, and
-# no size depends on them.
+# Fields in which the configuration of pretrained weights may differ: they are regularisation, and
+# no shape depends on them.
 _IGNORED: tuple[str, ...] = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -35,8 +35,8 @@ def make_tokenizer(config: ml_collections.ConfigDict, vocab_size: int) -> Tokeni
     """Returns the tokenizer in the folder `config.tokenizer`, or one built from training captions.
 
     Args:
-      config: the run's config; `tokenizer` is a folder or "captions".
-      vocab_size: the largest vocabulary of a tokenizer that is built.
+      config: config of the run, whose `tokenizer` is a folder or "captions".
+      vocab_size: largest vocabulary of a tokenizer that is built.
 
     Raises:
       FileNotFoundError: there is no such tokenizer.
@@ -58,14 +58,14 @@ def check(
     text: BertConfig,
     audio: Cnn14Config,
 ) -> None:
-    """Raises ValueError unless both encoders fit the run's tokenizer and clips.
+    """Raises a ValueError unless both encoders are compatible with the run's tokenizer and clips.
 
     Args:
-      config: the run's config.
+      config: config of the run.
       block: name of the config's block with the encoders' settings, for errors.
-      tokenizer: the run's tokenizer.
-      text: the text encoder's sizes.
-      audio: the audio encoder's sizes.
+      tokenizer: tokenizer of the run.
+      text: sizes of the text encoder.
+      audio: sizes of the audio encoder.
     """
     if tokenizer.vocab_size > text.vocab_size:
         raise ValueError(
@@ -75,11 +75,11 @@ def check(
     if text.max_position_embeddings < tokenizer.length:
         raise ValueError(
             f"config.{block}.text_encoder.max_position_embeddings={text.max_position_embeddings}: "
-            f"prompts have {tokenizer.length} tokens, give at least as many."
+            f"captions have {tokenizer.length} tokens, give at least as many."
         )
     if audio.sample_rate != config.mel.sample_rate:
         raise ValueError(
-            f"config.{block}.audio_encoder.sample_rate={audio.sample_rate}, but recordings come "
+            f"config.{block}.audio_encoder.sample_rate={audio.sample_rate}, but recordings are "
             f"at config.mel.sample_rate={config.mel.sample_rate}: make them equal."
         )
     if config.data.samples < audio.min_samples:
@@ -98,10 +98,10 @@ def start_weights(
     """Returns {network: {encoder: pretrained weights}}, {} for none.
 
     Args:
-      network: the stage's network, of which the encoders are parts.
+      network: name of the stage's network, of which the encoders are parts.
       init_from: {encoder: folder of a network or id on the hub, "" for none}.
-      encoders: {encoder: the configuration that its folder must have, apart from dropout}.
-      free: more fields in which a configuration may differ.
+      encoders: {encoder: configuration that its folder must have, apart from dropout}.
+      free: further fields in which a configuration may differ.
 
     Raises:
       ValueError: an encoder's folder is missing or has other sizes.
@@ -116,13 +116,13 @@ def start_weights(
 
 
 def same_pairs(index: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Returns [b, b], True where two examples share their recording or their caption.
+    """Returns bool [b, b], True where two examples share their recording or their caption.
 
     The caption of either describes both, so neither is a negative of the other.
 
     Args:
-      index: [b], the recordings' places in the dataset.
-      tokens: [b, n], the captions' ids.
+      index: indices of the recordings in the dataset, [b].
+      tokens: ids of the captions, [b, n].
     """
     same_caption = jnp.all(tokens[:, None] == tokens[None], axis=-1)
     return (index[:, None] == index[None]) | same_caption
@@ -135,7 +135,7 @@ def recall_at_1(logits: jax.Array, same: jax.Array) -> jax.Array:
 
 
 def augment(wav: jax.Array, key: jax.Array, *, gain_db: float, shift: float) -> jax.Array:
-    """Returns clips with another loudness, shifted circularly in time.
+    """Returns clips with a random gain and a random circular shift in time.
 
     Args:
       wav: clips [b, samples].
@@ -152,6 +152,6 @@ def augment(wav: jax.Array, key: jax.Array, *, gain_db: float, shift: float) -> 
 
 
 def union(a: Tree, b: Tree) -> Tree:
-    """Returns two nested dicts, of different leaves, as one."""
+    """Merges two nested dicts with different leaves."""
     both = {k: union(a[k], b[k]) for k in a.keys() & b.keys()}
     return {**a, **b, **both}

@@ -1,4 +1,4 @@
-"""The latent diffusion stage (paper section 3.5): a U-Net trained under a text condition.
+"""The latent diffusion stage (paper section 3.5): a text-conditional U-Net.
 
 The autoencoder and the text encoder are frozen and come from model folders that the config names.
 Latents are scaled to unit variance by a factor that is measured on the first batches and kept in
@@ -32,23 +32,23 @@ from maa_jax.stages.base import Scalars, SingleNetworkStage, Tree
 from maa_jax.stages.images import spectrogram_image
 from maa_jax.training.state import TrainState
 
-_STEPS = 25  # of the sampler, for a run's own samples
-_AUDIO_PARTS = ("audio_encoder", "audio_projection")  # a CLAP's, which rank and score sounds
+_STEPS = 25  # sampler steps for the run's own samples
+_AUDIO_PARTS = ("audio_encoder", "audio_projection")  # of a CLAP, to rank and score sounds
 
 
 class DiffusionStage(SingleNetworkStage):
-    """Trains `unet` on the latents of an autoencoder, under a text encoder's condition.
+    """Trains `unet` on the latents of an autoencoder, conditioned by a text encoder.
 
-    The config's keys, besides those of every stage:
+    Config keys, in addition to those of every stage:
       unet: fields of UNetConfig.
-      schedule: fields of Schedule, among them what the U-Net predicts.
+      schedule: fields of Schedule, among them the U-Net's prediction type.
       autoencoder, text_encoder: model folders; the text encoder may also be an id on the Hugging
         Face hub or a name of `encoders.text.ENCODERS`.
       text_embeddings: folder of the training captions' contexts, computed by maa_jax.embed; "" to
         compute them in every step.
-      vocoder: model folder of a vocoder, for the sounds in TensorBoard; exported, too. "" for none.
+      vocoder: model folder of a vocoder, for the sounds in TensorBoard and for export; "" for none.
       uncond_probability: probability that an example's condition is dropped.
-      noise_draws: noisy copies of each latent in a step, which share one pass of the encoders.
+      noise_draws: number of noisy copies of each latent in a step, which share one encoder pass.
       summary: `prompts` and `guidance_scale` of the sounds in TensorBoard.
     """
 
@@ -57,10 +57,10 @@ class DiffusionStage(SingleNetworkStage):
     prepare_batches = 4
 
     def __init__(self, config: ml_collections.ConfigDict, *, steps_per_epoch: int):
-        """Defines the networks, without weights, and checks that they fit together.
+        """Defines the networks, without weights, and checks that they are compatible.
 
         Raises:
-          ValueError: a model folder that the config names is missing, or does not fit.
+          ValueError: a model folder that the config names is missing or incompatible.
         """
         dtype = jnp.dtype(config.dtype)
         self.schedule = Schedule(**config.schedule)
@@ -92,7 +92,7 @@ class DiffusionStage(SingleNetworkStage):
             raise ValueError(
                 f"config.text_embeddings={config.text_embeddings!r} holds the contexts of "
                 f"{contexts.text_encoder!r}, but config.text_encoder={config.text_encoder!r}: make "
-                "one of them fit the other."
+                "them agree."
             )
         return StoredContexts(contexts, folder)
 
@@ -111,7 +111,7 @@ class DiffusionStage(SingleNetworkStage):
             )
 
     def load_frozen(self) -> Tree:
-        """Returns the frozen weights, and the conditions of no prompt and of the fixed prompts."""
+        """Returns the frozen weights, and the conditions of the empty and the fixed prompts."""
         frozen = {
             "vae": networks.load_network(self._folders["autoencoder"], "vae")[1],
             "text": self.conditioner.params,
@@ -123,7 +123,7 @@ class DiffusionStage(SingleNetworkStage):
         return frozen
 
     def start_weights(self) -> dict[str, Tree]:
-        """Returns the denoiser to go on from, {} for none."""
+        """Returns the denoiser to start from, {} for none."""
         return networks.start_weights(self.config.init_from, "unet", self.unet_config)
 
     def init(self, key: jax.Array) -> TrainState:
@@ -133,7 +133,7 @@ class DiffusionStage(SingleNetworkStage):
         return begin.replace(extra=begin.extra | {"latents": zeros | {"scale": jnp.ones(())}})
 
     def prepare(self, train: TrainState, frozen: Tree, batch: Tree, key: jax.Array) -> TrainState:
-        """Adds a batch to the measured spread of the latents; scale = 1 / standard deviation."""
+        """Adds a batch to the running variance of the latents; scale = 1 / standard deviation."""
         z = self.codec.encode(frozen["vae"], batch["audio"], key, scale=1.0)
         seen = train.extra["latents"]
         count, total = seen["count"] + z.size, seen["sum"] + z.sum()
@@ -145,7 +145,7 @@ class DiffusionStage(SingleNetworkStage):
     def loss(
         self, params: Tree, extra: Tree, frozen: Tree, batch: Tree, key: jax.Array
     ) -> tuple[jax.Array, tuple[Scalars, Tree]]:
-        """Returns the mean squared error at uniformly drawn timesteps; some conditions dropped."""
+        """Returns the mean squared error at random timesteps, with some conditions dropped."""
         key_z, key_t, key_drop, key_noise = jax.random.split(key, 4)
         z, context = self._examples(extra, frozen, batch, key_z)
         z, context = (jnp.repeat(x, self.config.noise_draws, 0) for x in (z, context))
@@ -175,7 +175,7 @@ class DiffusionStage(SingleNetworkStage):
         return jnp.mean(jnp.square(error), axis=(1, 2, 3))
 
     def eval_step(self, train: TrainState, frozen: Tree, batch: Tree, key: jax.Array) -> Scalars:
-        """Returns each example's loss [b], at timesteps spread evenly over the batch."""
+        """Returns each example's loss [b], at timesteps evenly spaced over the batch."""
         key_z, key_noise = jax.random.split(key)
         size, total = len(batch["audio"]), self.schedule.num_train_timesteps
         timesteps = ((jnp.arange(size) + 0.5) * total / size).astype(jnp.int32)
@@ -186,7 +186,7 @@ class DiffusionStage(SingleNetworkStage):
     def summarize(
         self, train: TrainState, frozen: Tree, batch: Tree, key: jax.Array
     ) -> dict[str, jax.Array]:
-        """Samples the fixed prompts: spectrograms, and sounds where a vocoder is given."""
+        """Returns samples of the fixed prompts: spectrograms, and sounds if there is a vocoder."""
         del batch
         scale = self.config.summary.guidance_scale
         mel, wav = self.generate(train, frozen, frozen["prompts"], key, guidance_scale=scale)
@@ -203,15 +203,15 @@ class DiffusionStage(SingleNetworkStage):
         guidance_scale: float,
         start_index: jax.Array | int = 0,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Samples a clip for each condition. Pure.
+        """Samples a sound for each condition. Pure.
 
         Args:
-          train: the state; its averaged weights are used where there are any.
-          frozen: what `load_frozen` returned.
-          condition: what `prepare_text` returned for n prompts.
-          key: PRNG key; clip i starts from noise that depends on `start_index + i` and not on n.
-          guidance_scale: weight of classifier-free guidance; 1 is none.
-          start_index: index of the first clip.
+          train: state, whose averaged weights are used if there are any.
+          frozen: arrays from `load_frozen`.
+          condition: result of `prepare_text` for n prompts.
+          key: PRNG key; sound i starts from noise that depends on `start_index + i` and not on n.
+          guidance_scale: scale of classifier-free guidance; 1 is none.
+          start_index: index of the first sound.
 
         Returns:
           Log mels [n, frames, n_mels], and waveforms [n, samples] in -1..1, or None without a
@@ -237,7 +237,7 @@ class DiffusionStage(SingleNetworkStage):
         return mel, jnp.clip(wav.astype(jnp.float32), -1, 1)
 
     def export(self, params: Tree, extra: Tree, folder: pathlib.Path) -> None:
-        """Writes a whole model folder: the U-Net, and the frozen parts that it was trained with."""
+        """Writes a complete model folder: the U-Net and the frozen parts it was trained with."""
         networks.save_network(folder, "unet", self.unet_config, params["unet"])
         scale = float(np.asarray(extra["latents"]["scale"]))
         vae_config = dataclasses.replace(self.codec.config, scaling_factor=scale)
@@ -265,7 +265,7 @@ class DiffusionStage(SingleNetworkStage):
 
 
 def _folders(config: ml_collections.ConfigDict) -> dict[str, pathlib.Path]:
-    """Returns the model folders that a config names, by its keys; looked for before any is read."""
+    """Returns {key: model folder} for the config's keys; all are found before any is read."""
     folders = {
         "text_encoder": _folder(config, "text_encoder", "clap", text.find),
         "autoencoder": _folder(config, "autoencoder", "autoencoder"),
@@ -286,7 +286,7 @@ def _folder(
         return find(config[key])
     except FolderError as error:
         raise ValueError(
-            f"config.{key}={config[key]!r} is no model folder. Train one with --config=configs/"
-            f"{stage}.py, turn it into a folder with `python -m maa_jax.convert --from=workdir "
-            f"--workdir=... --out=...`, and name that folder here. ({error})"
+            f"config.{key}={config[key]!r} is not a model folder. Train one with --config=configs/"
+            f"{stage}.py, export it with `python -m maa_jax.convert --from=workdir "
+            f"--workdir=... --out=...`, and give that folder here. ({error})"
         ) from error

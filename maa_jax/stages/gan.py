@@ -1,4 +1,4 @@
-"""What the autoencoder's and the vocoder's stages share: a generator and its discriminators."""
+"""Parts shared by the autoencoder's and the vocoder's stages: adversarial training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,14 +17,14 @@ GanLosses = tuple[Scalars, Tree, Tree]
 
 
 class GanStage(Stage):
-    """A stage that trains a generator, from `config.discriminator.start` on against discriminators.
+    """A stage that trains a generator, with discriminators from step `config.discriminator.start`.
 
-    All networks take their gradients at the same weights, so that one pass through the
-    discriminators serves both sides. Before the start nothing of the discriminators is computed.
+    All gradients are taken at the same weights, so that one pass through the discriminators serves
+    both sides. Before the start, nothing of the discriminators is computed.
 
     Attributes:
-      generator: the generator's name in the state.
-      discriminators: the discriminators' names.
+      generator: name of the generator in the state.
+      discriminators: names of the discriminators.
     """
 
     generator: str
@@ -39,7 +39,7 @@ class GanStage(Stage):
         """Defines the networks, without weights.
 
         Args:
-          config: the run's config.
+          config: config of the run.
           makes: constructors by name, the generator's first.
           steps_per_epoch: optimizer steps in an epoch, for the learning rate's schedule.
         """
@@ -64,13 +64,13 @@ class GanStage(Stage):
         key: jax.Array,
         active: jax.Array | bool = True,
     ) -> tuple[jax.Array, tuple[Scalars, Tree]]:
-        """As in `Stage`; the discriminators take part where `active`."""
+        """Returns the loss as in `Stage`; the discriminators are used where `active`."""
         raise NotImplementedError
 
     def train_step(
         self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
     ) -> tuple[state.TrainState, Scalars]:
-        """One step of all networks; before their start, discriminators keep their weights."""
+        """Takes a step of all networks; before their start, discriminators keep their weights."""
         active = train.step >= self.config.discriminator.start
 
         def loss(params, batch, key):
@@ -99,9 +99,9 @@ def when_active(
     """Returns compute() where `active`; otherwise zeros and `extra`, and nothing is computed.
 
     Args:
-      active: whether the discriminators take part.
-      compute: returns their scalars, gradients and non-trainable variables.
-      extra: the discriminators' non-trainable variables so far.
+      active: whether the discriminators are used.
+      compute: function that returns their scalars, gradients and non-trainable variables.
+      extra: current non-trainable variables of the discriminators.
     """
 
     def inactive() -> GanLosses:
@@ -121,9 +121,9 @@ def add_gradients(loss: jax.Array, values: Tree, grads: Tree) -> jax.Array:
     their own update.
 
     Args:
-      loss: scalar.
-      values: tree of arrays that depend on what is differentiated.
-      grads: tree of the same structure that does not depend on what is differentiated.
+      loss: scalar loss.
+      values: tree of arrays that depend on the differentiated parameters.
+      grads: tree of the same structure that does not depend on these parameters.
     """
     linear = optax.tree.vdot(grads, values)
     return loss + (linear - jax.lax.stop_gradient(linear))
@@ -132,7 +132,7 @@ def add_gradients(loss: jax.Array, values: Tree, grads: Tree) -> jax.Array:
 def discriminate(
     graphdef: nnx.GraphDef, params: Tree, extra: Tree, inputs: jax.Array, **arguments: Any
 ) -> tuple[Any, Tree]:
-    """Returns a discriminator's outputs in float32, and its non-trainable variables after them."""
+    """Returns a discriminator's outputs in float32, and its updated non-trainable variables."""
     module = state.merge(graphdef, params, extra)
     outputs = module(inputs, **arguments)
     outputs = jax.tree.map(lambda x: x.astype(jnp.float32), outputs)

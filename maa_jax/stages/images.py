@@ -1,4 +1,4 @@
-"""Images of spectrograms and matrices, as TensorBoard shows them: [n, h, w, 1] in 0..1."""
+"""Images of spectrograms and matrices for TensorBoard: [n, h, w, 1] in 0..1."""
 
 import math
 
@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 from maa_jax.audio.mel import MelConfig
 
-# The decimal logarithm of the magnitude that is white.
+# Base-10 logarithm of the magnitude that is white.
 _WHITE = 1.5
 _PIXELS = 8  # height and width of a matrix's cell
 
 
 def spectrogram_image(mel: jax.Array, config: MelConfig) -> jax.Array:
-    """Returns log mels [n, frames, n_mels] as images [n, n_mels, frames, 1], low frequencies down.
+    """Returns log mels [n, frames, n_mels] as images [n, n_mels, frames, 1], low bands below.
 
     The front end's floor is black; magnitudes of 10 ** 1.5 and more are white.
     """

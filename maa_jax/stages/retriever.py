@@ -1,7 +1,7 @@
-"""The retriever stage: sounds and captions ranked by a max-margin loss.
+"""The retriever stage: recordings and captions ranked by a max-margin loss.
 
 Make-An-Audio, section 3.2.1 and Appendix E.2, after Koepke et al. 2022: BERT, and a multi-modal
-transformer (Gabeur et al. 2020) over sound. Prompt enhancement finds candidate captions with it.
+transformer (Gabeur et al. 2020) over audio. Prompt enhancement finds candidate captions with it.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ NEGATIVES = ("all", "hardest")
 class RetrieverStage(SingleNetworkStage):
     """Trains `retriever`, the text encoder and the audio encoder with its transformer.
 
-    The config's keys, besides those of every stage:
+    Config keys, in addition to those of every stage:
       retriever: `text_encoder`, `audio_encoder` and `audio_transformer` (fields of BertConfig,
         Cnn14Config and AudioTransformerConfig, whose `max_frames` follows from `data.samples`).
-      margin: the least difference between the cosines of a pair and of its negatives.
+      margin: required difference between the cosines of a pair and of its negatives.
       negatives: "all" of the batch, or only the "hardest" for each example (Faghri et al. 2018).
-      tokenizer, init_from, augment: as in the CLAP stage, whose encoders fit here.
+      tokenizer, init_from, augment: the same as in the CLAP stage, whose encoders can be used here.
     """
 
     network = "retriever"
@@ -55,7 +55,7 @@ class RetrieverStage(SingleNetworkStage):
         """Defines the network, without weights, and opens or builds the tokenizer.
 
         Raises:
-          ValueError: settings that do not fit each other.
+          ValueError: settings are inconsistent.
           FileNotFoundError: there is no such tokenizer.
         """
         check_name("config.negatives", config.negatives, NEGATIVES)
@@ -80,7 +80,7 @@ class RetrieverStage(SingleNetworkStage):
     def start_weights(self) -> dict[str, Tree]:
         """Returns the pretrained encoders, {} for none."""
         encoders = {name: getattr(self.retriever_config, name) for name in self.config.init_from}
-        # A Cnn14's classifier is not used here, so that its size does not matter.
+        # A Cnn14's classifier is not used here, so its size does not matter.
         return contrastive.start_weights(
             "retriever", self.config.init_from, encoders, ("num_classes",)
         )
@@ -100,7 +100,7 @@ class RetrieverStage(SingleNetworkStage):
         return scores.pop("loss"), (scores, self.split_extra(retriever))
 
     def eval_step(self, train: TrainState, frozen: Tree, batch: Tree, key: jax.Array) -> Scalars:
-        """Returns each example's loss [b] and whether either side finds the other in the batch."""
+        """Returns each example's loss [b], and whether either side finds the other in the batch."""
         del frozen, key
         return self._scores(self._cosines(train, batch), batch)
 
@@ -139,13 +139,12 @@ def ranking_losses(
 ) -> jax.Array:
     """Returns the bidirectional max-margin ranking loss [b] of each pair, as in MMT.
 
-    The amounts by which negatives violate the margin, summed over the negatives of the caption and
-    those of the recording.
+    It is the sum of margin violations over the negatives of the caption and of the recording.
 
     Args:
-      cosines: [captions, recordings], matching pairs on the diagonal.
-      same: bool [b, b], pairs that are not negatives of each other, the diagonal among them.
-      margin: margin between a pair and its negatives.
+      cosines: cosines [captions, recordings], matching pairs on the diagonal.
+      same: pairs that are not negatives of each other, bool [b, b], including the diagonal.
+      margin: required difference between the cosines of a pair and of its negatives.
       negatives: "all", or "hardest": only the nearest caption and the nearest recording.
     """
     pair = jnp.diagonal(cosines)

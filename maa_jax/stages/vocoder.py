@@ -1,8 +1,8 @@
 """The vocoder's stage: HiFi-GAN's losses (Kong et al. 2020, section 2.4) for either generator.
 
 Least-squares adversarial losses on the waveform, feature matching, and the L1 distance of mels, on
-short segments whose mels are computed on the device. BigVGAN trains alike, with a multi-resolution
-discriminator in place of the multi-scale one.
+short segments whose mels are computed on the device. BigVGAN is trained alike, with a
+multi-resolution discriminator in place of the multi-scale one.
 """
 
 import dataclasses
@@ -46,11 +46,11 @@ _DISCRIMINATORS: dict[str, Any] = {
 class VocoderStage(gan.GanStage):
     """Trains `vocoder` against two discriminators.
 
-    The config's keys, besides those of every stage:
+    Config keys, in addition to those of every stage:
       generator: `name`, "hifigan" (paper) or "bigvgan" (release), and a block of that name with the
         fields of its config; mel bands, sample rate and logarithm come from `config.mel`.
       discriminator: blocks `period`, `scale` (HiFi-GAN) and `resolution` (BigVGAN) with the fields
-        of their configs; `start`, the step from which they are trained and used.
+        of their configs; `start`, the first step at which they are trained and used.
       mel_weight: weight of the mels' L1 distance.
       feature_weight: weight of feature matching.
     """
@@ -59,7 +59,7 @@ class VocoderStage(gan.GanStage):
         """Defines the networks, without weights.
 
         Raises:
-          ValueError: an unknown generator, or sizes that do not fit the mels.
+          ValueError: the generator is unknown, or its sizes do not match the mels.
         """
         self.mel = MelConfig(**config.mel)
         name, dtype = config.generator.name, jnp.dtype(config.dtype)
@@ -90,17 +90,17 @@ class VocoderStage(gan.GanStage):
         if self.vocoder_config.hop_length != hop:
             raise ValueError(
                 f"config.generator.{self.config.generator.name}.upsample_rates={rates} make "
-                f"{self.vocoder_config.hop_length} samples a frame, but config.mel.hop_length is "
+                f"{self.vocoder_config.hop_length} samples per frame, but config.mel.hop_length is "
                 f"{hop}: choose rates whose product is {hop}."
             )
         if self.config.data.samples % hop:
             raise ValueError(
-                f"config.data.samples={self.config.data.samples} is no whole number of frames: "
+                f"config.data.samples={self.config.data.samples} is not a whole number of frames: "
                 f"choose a multiple of config.mel.hop_length={hop}."
             )
 
     def start_weights(self) -> dict[str, Tree]:
-        """Returns the generator to go on from, {} for none."""
+        """Returns the generator to start from, {} for none."""
         return split_weight_norm(
             networks.start_weights(self.config.init_from, "vocoder", self.vocoder_config)
         )
@@ -114,7 +114,7 @@ class VocoderStage(gan.GanStage):
         key: jax.Array,
         active: jax.Array | bool = True,
     ) -> tuple[jax.Array, tuple[Scalars, Tree]]:
-        """Returns the generator's loss; the discriminators' gradients are added to its own.
+        """Returns the generator's loss, to which the discriminators' gradients are added.
 
         HiFi-GAN's code updates the discriminators first; here both sides see the same weights.
         """
@@ -145,7 +145,7 @@ class VocoderStage(gan.GanStage):
         Args:
           active: whether the discriminators take part; otherwise scalars and gradients are zero.
           params: {discriminator: parameters}.
-          fake: the generator's waveforms [b, samples].
+          fake: generated waveforms [b, samples].
           extra: {discriminator: non-trainable variables}.
           audio: recordings [b, samples].
         """
@@ -193,7 +193,7 @@ class VocoderStage(gan.GanStage):
         return outputs, new_extra
 
     def _reconstruct(self, train: TrainState, audio: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the mels of waveforms [b, samples], and the waveforms made from them."""
+        """Returns the mels of waveforms [b, samples], and the waveforms generated from them."""
         mel = log_mel(audio, self.mel)
         return mel, merge(self._graphs["vocoder"], train.weights()["vocoder"])(mel)
 
@@ -226,7 +226,7 @@ class VocoderStage(gan.GanStage):
 
 
 def discriminator_loss(real: discriminators.Outputs, fake: discriminators.Outputs) -> jax.Array:
-    """Returns the least-squares loss: recordings to 1, the generator's to 0 (equation 1)."""
+    """Returns the least-squares loss: 1 for recordings, 0 for generated sounds (equation 1)."""
     losses = (
         jnp.square(1 - r).mean() + jnp.square(f).mean()
         for (r, _), (f, _) in zip(real, fake, strict=True)

@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a run: state, average and data iterator, each an item of its own."""
+"""Orbax checkpoints of a run, with state, average and data iterator as separate items."""
 
 import contextlib
 import dataclasses
@@ -25,8 +25,8 @@ from maa_jax.training.state import TrainState
 
 Tree = Any
 
-# Keys ignored where a workdir's config is compared: they change how a run is watched or where it
-# runs, not what it computes.
+# Keys in which a workdir's config may differ: they change how a run is monitored or where it runs,
+# not what it computes.
 _IGNORED = (
     "total_steps",
     "total_epochs",
@@ -44,7 +44,7 @@ _IGNORED = (
     "data.data_dir",
 )
 
-# Blocks that configs have gained, with the values that a run computed with before it had them.
+# Config blocks that older workdirs lack, with the values that their runs used.
 _ADDED = {"schedule": dataclasses.asdict(Schedule()), "evaluators": {}}
 
 
@@ -52,17 +52,17 @@ class Checkpoints:
     """Saves and restores the checkpoints of one workdir.
 
     Writing is asynchronous: `save` returns once the arrays are copied off the devices. A step
-    becomes visible only when all of it is on the disk, so that a kill or a full disk leaves the
-    steps before it whole. The latest `keep` steps and the best one are kept.
+    becomes visible only when all of it is on disk, so that a kill or a full disk leaves earlier
+    steps intact. The latest `keep` steps and the best one are kept.
     """
 
     def __init__(self, workdir: str, *, keep: int = 2, best: str | None = None):
         """Opens `workdir/checkpoints`, local or in a bucket.
 
         Args:
-          workdir: the run's folder.
-          keep: number of the latest steps that are kept.
-          best: validation metric; the step with its lowest value is kept, too. None for no metric.
+          workdir: folder of the run.
+          keep: number of latest steps to keep.
+          best: validation metric whose lowest step is kept too, or None.
         """
         policies = [checkpoint_managers.LatestN(keep)]
         if best:
@@ -99,7 +99,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def reached_preemption(self, step: int) -> bool:
-        """Returns whether all processes were told to stop (several processes only)."""
+        """Returns whether all of several processes have agreed to stop at this step."""
         return self._manager.reached_preemption(step)
 
     def save(
@@ -122,7 +122,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state.replace(ema=None)),
-                    # Orbax restores no part of an item: the average alone is what sampling loads.
+                    # Orbax restores no part of an item, and sampling loads only the average.
                     ema=ocp.args.StandardSave(state.ema or {"none": 0}),
                     data=grain.checkpoint.CheckpointSave(iterator),
                 ),
@@ -130,37 +130,37 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Waits until the last step is on the disk.
+        """Waits until the last step is on disk.
 
         Raises:
-          OSError: it could not be written.
+          OSError: the step could not be written.
         """
         with self._explained():
             self._manager.wait_until_finished()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turns what went wrong with a write into an error with its cause and remedy."""
+        """Turns a failed write into an error with its cause and remedy."""
         try:
             yield
         except Exception as error:
-            # Tensorstore passes on the system's words, without its number.
+            # Tensorstore passes on the system's message, without the error number.
             full = os.strerror(errno.ENOSPC) in str(error)
-            remedy = "The disk is full: make room" if full else "Mend the cause"
+            remedy = "The disk is full: make room" if full else "Fix the cause"
             raise OSError(
-                f"A checkpoint could not be written to {self._folder} ({error}). Whole and usable "
-                f"there: steps {self.all_steps()}. {remedy} and start the same command."
+                f"A checkpoint could not be written to {self._folder} ({error}). Complete there: "
+                f"steps {self.all_steps()}. {remedy} and run the same command again."
             ) from error
 
     def restore(
         self, step: int, shapes: TrainState, iterator: grain.DatasetIterator | None = None
     ) -> TrainState:
-        """Returns the state of a step, and sets the iterator to where it stood.
+        """Returns the state of a step, and restores the iterator's position.
 
         Args:
-          step: one of `all_steps`.
-          shapes: the state's shapes and shardings, as `jax.ShapeDtypeStruct`.
-          iterator: the training iterator; without it, only the state is restored.
+          step: step to restore, one of `all_steps`.
+          shapes: shapes and shardings of the state, as `jax.ShapeDtypeStruct`.
+          iterator: training iterator; without it, only the state is restored.
         """
         items = {
             "state": ocp.args.StandardRestore(shapes.replace(ema=None)),
@@ -173,7 +173,7 @@ class Checkpoints:
 
 
 def check_config(workdir: str, config: ml_collections.ConfigDict) -> None:
-    """Checks that `workdir` can hold a run of this config: it is new, or its run has the same one.
+    """Checks that `workdir` is new, or holds a run with the same config.
 
     Raises:
       ValueError: the folder cannot be made, or its run has another config; each key that differs
@@ -189,7 +189,7 @@ def check_config(workdir: str, config: ml_collections.ConfigDict) -> None:
         ) from error
     if text is None:
         return
-    # Both through JSON, which knows no tuples.
+    # Both via JSON, which has no tuples.
     old, new = (_flatten(_ADDED | json.loads(x)) for x in (text, config.to_json()))
     compared = [
         key
@@ -204,7 +204,7 @@ def check_config(workdir: str, config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"--workdir={workdir} holds a run of another config:\n"
             + "\n".join(differ)
-            + "\nGive another --workdir, or the values that the run began with."
+            + "\nGive another --workdir, or the values that the run started with."
         )
 
 
@@ -219,7 +219,7 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
     """Returns the config of the run in `workdir`.
 
     Raises:
-      FileNotFoundError: if no run was started there.
+      FileNotFoundError: no run was started there.
     """
     path = _config_file(workdir)
     if not path.exists():
@@ -230,15 +230,15 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
 
 
 def write_tokenizer(workdir: str, tokenizer: Tokenizer | None) -> None:
-    """Keeps a run's tokenizer in `workdir/tokenizer`, unless it has one there, or has none at all.
+    """Saves a run's tokenizer, if any, to `workdir/tokenizer`, unless it is already there.
 
-    Called before `write_config`: a run that has a config has its tokenizer, too.
+    Called before `write_config`: a run that has a config also has its tokenizer.
     """
     folder = _tokenizer_folder(workdir)
     if tokenizer is None or jax.process_index() or read_tokenizer(workdir):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    # By way of a local folder: a workdir may be in a bucket.
+    # Via a local folder: a workdir may be in a bucket.
     with tempfile.TemporaryDirectory() as local:
         tokenizer.save(pathlib.Path(local, "tokenizer"))
         for path in pathlib.Path(local, "tokenizer").iterdir():
@@ -246,7 +246,7 @@ def write_tokenizer(workdir: str, tokenizer: Tokenizer | None) -> None:
 
 
 def read_tokenizer(workdir: str) -> Tokenizer | None:
-    """Returns the tokenizer that a run has kept, None where it has kept none."""
+    """Returns the tokenizer that a run has saved, or None."""
     folder = _tokenizer_folder(workdir)
     if not (folder.exists() and _config_file(workdir).exists()):
         return None

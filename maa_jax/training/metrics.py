@@ -11,24 +11,24 @@ import numpy as np
 
 
 class Metrics:
-    """Writes scalars, images, sounds and texts of a run as TensorBoard events, on process 0 alone.
+    """Writes scalars, images, sounds and texts of a run as TensorBoard events, only on process 0.
 
     Scalars of the steps between two `write` calls are averaged. The bar on the terminal shows the
     loss and the time left.
 
     Attributes:
-      latest: the last value written of each scalar, by tag.
+      latest: last value written of each scalar, by tag.
     """
 
     def __init__(self, workdir: str, *, first_step: int, total_steps: int, batch_size: int):
         """Opens `workdir` for events and shows the bar.
 
         Args:
-          workdir: the run's folder, local or in a bucket.
-          first_step: the checkpoint that the run goes on from, 0 for a fresh run. Events after it,
-            of a run that was interrupted between two checkpoints, are no longer shown.
-          total_steps: the step at which the run ends.
-          batch_size: examples a step, over all devices.
+          workdir: folder of the run, local or in a bucket.
+          first_step: step from which the run is resumed, 0 for a fresh run. Later events, written
+            before the interruption, are no longer shown.
+          total_steps: step at which the run ends.
+          batch_size: number of examples per step, over all devices.
         """
         from tensorboardX import SummaryWriter
         from tqdm import tqdm
@@ -50,7 +50,7 @@ class Metrics:
         self._since, self._paused = time.perf_counter(), 0.0
 
     def add(self, scalars: Mapping[str, jax.Array]) -> None:
-        """Keeps one step's scalars until the next `write`, without waiting for the device."""
+        """Holds one step's scalars until the next `write`, without waiting for the device."""
         self._pending.append(scalars)
         self._bar.update()
 
@@ -58,8 +58,8 @@ class Metrics:
         """Writes the means since the last call, and the speed.
 
         Args:
-          step: the step that they are written for.
-          **more: scalars to write beside them.
+          step: step at which the means are written.
+          **more: further scalars to write.
         """
         steps = jax.device_get(self._pending)
         self._pending = []
@@ -79,13 +79,13 @@ class Metrics:
         self.latest |= scalars
 
     def write_summary(self, step: int, summary: Mapping[str, Any], sample_rate: int) -> None:
-        """Writes what a stage's `summarize` returns.
+        """Writes the result of a stage's `summarize`.
 
-        Each image and each sound has a tag of its own, "image/NAME/0" or "audio/NAME/0", since
-        TensorBoard shows one kind of data a tag.
+        Each image and each sound has its own tag, "image/NAME/0" or "audio/NAME/0", because
+        TensorBoard shows one kind of data per tag.
 
         Args:
-          step: the step that it shows.
+          step: step of the summary.
           summary: {"image/NAME": [n, h, w, 1] in 0..1, "audio/NAME": [n, samples, 1] in -1..1}.
           sample_rate: sample rate of the sounds, in Hz.
         """
@@ -98,12 +98,12 @@ class Metrics:
                     self._writer.add_audio(f"{name}/{i}", sound, step, sample_rate)
 
     def write_text(self, step: int, tag: str, text: str) -> None:
-        """Writes a text, line by line as it is."""
+        """Writes a text, preserving its lines."""
         self._writer.add_text(tag, f"```\n{text}\n```", step)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Keeps the time spent inside (evaluation, checkpoints) out of the speed."""
+        """Excludes the time spent inside (evaluation, checkpoints) from the speed."""
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start

@@ -14,15 +14,15 @@ Tree = Any
 def learning_rate(
     config: ml_collections.ConfigDict, batch_size: int, steps_per_epoch: int = 1
 ) -> optax.Schedule:
-    """Returns the learning rate by step, as a `config.optimizer` block describes it.
+    """Returns the learning rate schedule of a `config.optimizer` block.
 
-    The rate is `base_lr`, multiplied by the global batch size where `scale_lr` is set: latent
+    The rate is `base_lr`, multiplied by the global batch size if `scale_lr` is set: latent
     diffusion's rule, base x devices x batch size on each (paper section 5.2). It rises linearly
-    over `warmup_steps`, is multiplied by `decay_per_epoch` after every epoch, and, where
+    over `warmup_steps`, is multiplied by `decay_per_epoch` after every epoch, and, if
     `cosine_steps` is set, falls along a cosine to 0 at that step.
 
     Args:
-      config: the block, as in `make_optimizer`.
+      config: block of the optimizer's settings; see `make_optimizer`.
       batch_size: global batch size, for `scale_lr`.
       steps_per_epoch: optimizer steps in an epoch, for `decay_per_epoch`.
     """
@@ -48,8 +48,8 @@ def make_optimizer(
     """Returns AdamW with the settings of a `config.optimizer` block.
 
     Args:
-      config: base_lr, and optionally scale_lr, warmup_steps, decay_per_epoch, cosine_steps, b1, b2,
-        weight_decay, clip_norm (0: gradients are not clipped).
+      config: block of the optimizer's settings: base_lr, and optionally scale_lr, warmup_steps,
+        decay_per_epoch, cosine_steps, b1, b2, weight_decay, clip_norm (0: no clipping).
       batch_size: global batch size, for `scale_lr`.
       steps_per_epoch: optimizer steps in an epoch, for `decay_per_epoch`.
     """
@@ -74,23 +74,23 @@ def update(
 def accumulated_grad(
     loss_fn: Callable[[Tree, Tree, jax.Array], tuple[jax.Array, Tree]], microbatches: int
 ) -> Callable[[Tree, Tree, jax.Array], tuple[tuple[jax.Array, Tree], Tree]]:
-    """Like `jax.value_and_grad(loss_fn, has_aux=True)`, with the batch taken in equal parts.
+    """Like `jax.value_and_grad(loss_fn, has_aux=True)`, but over equal microbatches.
 
     Args:
-      loss_fn: (params, batch, key) -> (loss, aux); aux is a tree of arrays.
-      microbatches: number of parts; 1 takes the batch whole.
+      loss_fn: function (params, batch, key) -> (loss, aux), where aux is a tree of arrays.
+      microbatches: number of microbatches; 1 takes the whole batch.
 
     Returns:
-      (params, batch, key) -> ((loss, aux), grads). Loss and gradients are means over the parts, as
-      are the floating-point scalars of aux. Anything else in aux, such as batch statistics, is the
-      last part's.
+      (params, batch, key) -> ((loss, aux), grads). Loss and gradients are means over the
+      microbatches, as are the floating-point scalars of aux. Anything else in aux, such as batch
+      statistics, is that of the last one.
     """
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if microbatches == 1:
         return grad_fn
 
     def accumulate(params, batch, key):
-        # Example i goes to part i % n: each part then stays spread evenly over the devices.
+        # Example i goes to part i % n, so that each part is spread evenly over the devices.
         parts = jax.tree.map(
             lambda x: x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(
                 0, 1

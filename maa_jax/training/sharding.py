@@ -17,10 +17,10 @@ def create_mesh(config: ml_collections.ConfigDict) -> Mesh:
     """Returns a mesh with the axes `data` and `fsdp` over all devices of all processes.
 
     Args:
-      config: sizes of the axes `data` and `fsdp`; one of them may be -1, for all devices left.
+      config: sizes of the axes `data` and `fsdp`; one may be -1, for all remaining devices.
 
     Raises:
-      ValueError: if the sizes do not multiply to the number of devices.
+      ValueError: the product of the sizes is not the number of devices.
     """
     count, sizes = jax.device_count(), {"data": config.data, "fsdp": config.fsdp}
     free = [name for name, size in sizes.items() if size == -1]
@@ -32,12 +32,12 @@ def create_mesh(config: ml_collections.ConfigDict) -> Mesh:
             f"config.mesh: data={config.data} x fsdp={config.fsdp} does not cover the {count} "
             "devices; set one axis to -1 and the other to a divisor of their number."
         )
-    # Auto: under jax's explicit axes a convolution with an FSDP-sharded kernel is refused.
+    # Auto: with explicit axes JAX rejects a convolution with an FSDP-sharded kernel.
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2)
 
 
 def check_batch(batch_size: int, microbatches: int, mesh: Mesh) -> None:
-    """Raises ValueError unless the global batch splits over devices, processes and microbatches."""
+    """Raises a ValueError unless devices and microbatches divide the global batch evenly."""
     parts = mesh.size * microbatches
     if batch_size < 1 or batch_size % parts:
         raise ValueError(
@@ -52,9 +52,9 @@ def state_sharding(shapes: Tree, mesh: Mesh, min_size: int = 2**14) -> Tree:
 
     Args:
       shapes: tree of arrays or `jax.ShapeDtypeStruct`.
-      mesh: the mesh that `create_mesh` made.
-      min_size: number of elements from which an array is split, along its largest dimension that
-        the axis divides. Gathering smaller arrays costs more than holding them whole.
+      mesh: mesh from `create_mesh`.
+      min_size: smallest number of elements of an array that is split, along its largest dimension
+        that the axis divides. Gathering smaller arrays costs more than replicating them.
     """
     ways = mesh.shape["fsdp"]
 
@@ -69,13 +69,13 @@ def state_sharding(shapes: Tree, mesh: Mesh, min_size: int = 2**14) -> Tree:
 
 
 def put_batch(batch: Tree, mesh: Mesh) -> Tree:
-    """Returns global arrays, split along the batch, to which each process gives its own rows."""
+    """Returns global arrays, split along the batch, from each process's own rows."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def put_replicated(tree: Tree, mesh: Mesh) -> Tree:
-    """Returns global arrays that every device holds whole; all processes give the same values."""
+    """Returns replicated global arrays; all processes must pass the same values."""
     sharding = replicated(mesh)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree

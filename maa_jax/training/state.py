@@ -19,15 +19,15 @@ Tree = Any
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What a run has to keep so that it can be resumed bit for bit.
+    """The state of a run, from which it can be resumed bit for bit.
 
     Attributes:
       step: number of optimizer steps taken, int32 scalar.
       params: {network: trained parameters}.
-      extra: {network: non-trainable variables}, such as batch statistics; a stage may keep scalars
-        of its own here (the latent scale).
+      extra: {network: non-trainable variables}, such as batch statistics; a stage may keep its own
+        scalars here (the latent scale).
       opt: {network: optax state}.
-      ema: {network: moving average of the parameters}; {} where none is kept.
+      ema: {network: moving average of the parameters}; {} if none is kept.
     """
 
     step: jax.Array
@@ -37,7 +37,7 @@ class TrainState(flax.struct.PyTreeNode):
     ema: dict[str, Tree]
 
     def weights(self) -> dict[str, Tree]:
-        """Returns the parameters to evaluate with: the average where one is kept."""
+        """Returns the parameters to evaluate with: the average if one is kept."""
         return {**self.params, **self.ema}
 
 
@@ -53,7 +53,7 @@ def split(module: nnx.Module) -> tuple[Tree, Tree]:
 
 
 def merge(graphdef: nnx.GraphDef, params: Tree, extra: Tree | None = None) -> Any:
-    """Returns a module that holds `params` and `extra`, as `split` gave them."""
+    """Returns a module that holds `params` and `extra`: the inverse of `split`."""
     return nnx.merge(graphdef, params, extra) if extra else nnx.merge(graphdef, params)
 
 
@@ -67,9 +67,9 @@ def start(
 
     Args:
       networks: constructors by name.
-      optimizers: an optimizer for each network.
+      optimizers: optimizer of each network, by name.
       averaged: names of the networks whose moving average is kept.
-      key: PRNG key, folded with each network's place.
+      key: PRNG key, folded with each network's index.
     """
     params, extra = {}, {}
     for i, (name, make) in enumerate(networks.items()):
@@ -79,7 +79,7 @@ def start(
         params=params,
         extra=extra,
         opt={name: tx.init(params[name]) for name, tx in optimizers.items()},
-        # A copy: under donation parameters and their average must not share a buffer.
+        # A copy: with donation, parameters and their average must not share a buffer.
         ema={name: jax.tree.map(jnp.copy, params[name]) for name in averaged},
     )
 
@@ -88,9 +88,9 @@ def load_pretrained(train: TrainState, weights: dict[str, Tree]) -> TrainState:
     """Returns the state of step 0 with given weights in place of random ones.
 
     Args:
-      train: a state that `start` made, with the shardings that it is trained with.
+      train: state from `start`, with its shardings for training.
       weights: {network: nested dict of numpy arrays}, parameters and non-trainable variables
-        together; what it lacks stays as it is. Averages begin with the same weights.
+        together; missing ones stay as they are. Averages start from the same weights.
     """
 
     def put(old: Any, new: Any) -> Any:
@@ -108,7 +108,7 @@ def average(
     """Returns the moving average after a step.
 
     The decay is warmed up as min(decay, (1 + step) / (10 + step)), LDM's rule, so that the random
-    start is forgotten within the first steps of a short run.
+    initial weights are forgotten within the first steps of a short run.
     """
     fresh = 1 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return {name: optax.incremental_update(params[name], old, fresh) for name, old in ema.items()}
@@ -124,11 +124,11 @@ def apply_update(
     """Returns the state after a step.
 
     Args:
-      train: the state before the step.
+      train: state before the step.
       params: {network: parameters} of all networks after the step.
       opt: {network: optax state} of all networks after the step.
       ema_decay: decay of the averages that `train` keeps.
-      extra: the part of `train.extra` that has changed.
+      extra: changed part of `train.extra`.
     """
     return train.replace(
         step=train.step + 1,

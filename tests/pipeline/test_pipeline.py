@@ -429,7 +429,7 @@ def test_saving_writes_the_folder_and_a_card(tiny_model, tmp_path):
         lazy.save_pretrained(source)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis").touch()
-    with pytest.raises(ValueError, match=r"home.*holds something that is no model"):
+    with pytest.raises(ValueError, match=r"home.*holds something other than a model"):
         lazy.save_pretrained(tmp_path / "home")
     assert (tmp_path / "home" / "thesis").exists()
 
