@@ -1,4 +1,4 @@
-"""For tools that call setup.py; everything is said in pyproject.toml."""
+"""For tools that call setup.py; all metadata is in pyproject.toml."""
 
 import setuptools
 

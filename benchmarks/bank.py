@@ -20,7 +20,7 @@ from maa_jax.enhancement import bank
 _CAPTIONS = flags.DEFINE_integer("captions", 1_000_000, "Captions in the bank.")
 _WIDTH = flags.DEFINE_integer("width", 128, "Width of the embeddings.")
 _QUERIES = flags.DEFINE_integer("queries", 64, "Queries in a batch.")
-_K = flags.DEFINE_integer("k", 5, "Captions found for each.")
+_K = flags.DEFINE_integer("k", 5, "Captions per query.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Batches timed.")
 
 
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     gigabytes = peak / (2**30 if sys.platform == "darwin" else 2**20)
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}")
-    print("| captions | width | queries | k | ready after | ms a batch | peak memory |")
+    print("| captions | width | queries | k | ready after | ms per batch | peak memory |")
     print("|---|---|---|---|---|---|---|")
     print(
         f"| {len(opened):,} | {_WIDTH.value} | {_QUERIES.value} | {_K.value} | {ready:.1f} s "

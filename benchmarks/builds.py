@@ -4,7 +4,7 @@ r"""Rate and memory of building a dataset.
 
 Writes stereo wav files of noise into a temporary folder and builds the dataset audio_folder from
 them: it reads, resamples, hashes, encodes as FLAC, shuffles and writes ArrayRecord files. Prints
-clips a second and the peak memory of the process. TFDS keeps up to 1 GB of FLAC in memory before
+clips per second and the peak memory of the process. TFDS keeps up to 1 GB of FLAC in memory before
 it shuffles on disk.
 """
 

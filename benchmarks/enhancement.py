@@ -37,7 +37,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("clips", 20000, "Number of recordings.", lower_bound=1)
     flags.DEFINE_float("seconds", 1.0, "Length of each recording in seconds.")
     flags.DEFINE_string("clap", "bundled", 'CLAP that scores: a model folder or "bundled".')
-    flags.DEFINE_integer("batch_size", 32, "Recordings at a time.")
+    flags.DEFINE_integer("batch_size", 32, "Recordings processed at a time.")
     flags.DEFINE_string("beam_options", None, "As for maa_jax.enhance.")
 
 

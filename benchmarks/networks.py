@@ -1,4 +1,4 @@
-r"""Speed of the full-size networks here and in PyTorch, same weights, one machine, one run.
+r"""Speed of the full-size networks here and in PyTorch, with the same weights in one run.
 
     python -m benchmarks.networks [--networks=unet,autoencoder] [--batch=1] [--repeats=4] \
         [--dtype=float32]
@@ -6,13 +6,13 @@ r"""Speed of the full-size networks here and in PyTorch, same weights, one machi
 Needs the extra `torch`, and on a CPU an otherwise idle machine. The peers are diffusers'
 UNet2DConditionModel and AutoencoderKL and transformers' SpeechT5HifiGan; BigVGAN has no such class,
 so its peer is the plain PyTorch module in this file. Programs are compiled with a compilation cache
-set, as by every command. Blocks of runs alternate, and medians are compared. A training step is a
+set, as in every command. Blocks of runs alternate, and medians are compared. A training step is a
 forward pass, a backward pass and AdamW's update; vocoders train with weight norm and without
 discriminators.
 
 The last column is the arithmetic rate (multiplications and additions of the forward pass as PyTorch
 counts them, three times as many for training) as a share of that of the best matrix product in the
-same run, here or in PyTorch. Winograd's convolutions take fewer multiplications than are counted.
+same run, here or in PyTorch. Winograd convolutions take fewer multiplications than are counted.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ TENSOR_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LEARNING_RATE, SCALE, STEPS = 1e-5, 3.0, 100
 # A recording of 10 s, and HiFi-GAN's training segment.
 FRAMES, SEGMENT = 624, 32
-_BLOCK = 2  # runs that are timed before it is the other side's turn
+_BLOCK = 2  # timed runs of one side before those of the other
 
 
 @dataclasses.dataclass
@@ -56,11 +56,11 @@ class Pair:
 
     Attributes:
       here: constructor of our network, from rngs.
-      there: constructor of PyTorch's.
+      there: constructor of the PyTorch network.
       run_here: function (module, *inputs) -> outputs in PyTorch's layout.
-      run_there: the same for PyTorch.
+      run_there: function (module, *inputs) -> outputs, for PyTorch.
       loss_here: function (module, *inputs) -> scalar.
-      loss_there: the same for PyTorch.
+      loss_there: function (module, *inputs) -> scalar, for PyTorch.
       inputs: arrays for `run_here` and, with channels first where it matters, for `run_there`.
     """
 
@@ -73,7 +73,7 @@ class Pair:
     inputs: tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]
 
     def load(self, device: str) -> tuple[nnx.GraphDef, Any, torch.nn.Module]:
-        """Returns our definition and weights, and the PyTorch module that they come from."""
+        """Returns our graph and weights, and the PyTorch module that they come from."""
         torch.manual_seed(0)
         module = self.there()
         graphdef, state = nnx.split(nnx.eval_shape(lambda: self.here(nnx.Rngs(0))))
@@ -196,7 +196,7 @@ def bigvgan_pair(batch: int, dtype: Any, training: bool) -> Pair:
     config = BigVGANConfig()
     here = lambda rngs: BigVGAN(config, weight_norm=training, dtype=dtype, rngs=rngs)
     there = lambda: TorchBigVGAN(config, training)
-    # With 16 the two sides together take more than 24 GB.
+    # With 16, both sides together take more than 24 GB.
     return vocoder_pair(batch, 4 if training else 0, here, there, channels_first=True)
 
 
@@ -283,7 +283,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", list(TENSOR_DTYPES), "Type of the
 
 
 def forward_case(pair: Pair, device: str, autocast) -> tuple[Callable, Callable, float]:
-    """Returns both sides' forward pass and its arithmetic, after checking that they agree."""
+    """Returns both sides' forward pass and its operation count, after checking that they agree."""
     graphdef, params, module = pair.load(device)
     module.eval()
     ours, theirs = _on_devices(pair, device)
@@ -302,7 +302,7 @@ def forward_case(pair: Pair, device: str, autocast) -> tuple[Callable, Callable,
 
 
 def guided_case(pair: Pair, device: str, autocast) -> tuple[Callable, Callable, float]:
-    """Returns both sides' DDIM step with guidance, condition and none in one batch."""
+    """Returns both sides' DDIM step with guidance, both conditions in one batch."""
     import diffusers
 
     graphdef, params, module = pair.load(device)
@@ -365,7 +365,7 @@ def training_case(pair: Pair, device: str, autocast) -> tuple[Callable, Callable
 
 
 def _flops(there: Callable) -> int:
-    """Returns the operations of PyTorch's products and convolutions in a run."""
+    """Returns the number of operations of PyTorch's matrix products and convolutions in a run."""
     with FlopCounterMode(display=False) as counter:
         there()
     return counter.get_total_flops()
@@ -388,9 +388,9 @@ def _seconds(run: Callable, wait: Callable) -> float:
 
 
 def compare(here: Callable, there: Callable, repeats: int, sync: Callable) -> tuple[float, float]:
-    """Returns both sides' median seconds a run, each in blocks of runs like those of a loop.
+    """Returns both sides' median seconds per run, in alternating blocks of runs.
 
-    A block's first run is not counted: it meets caches and memory as the other side left them.
+    A block's first run is not counted: it finds caches and memory as the other side left them.
     """
     sides = [(here, jax.block_until_ready), (there, lambda _: sync())]
     for side in sides:
@@ -403,7 +403,7 @@ def compare(here: Callable, there: Callable, repeats: int, sync: Callable) -> tu
 
 
 def matmul_rate(device: str, dtype: str, sync: Callable) -> float:
-    """Returns the best rate of a large matrix product on either side, in operations a second."""
+    """Returns the best rate of a large matrix product on either side, in operations per second."""
     size = 2048 if device == "cpu" else 8192
     ours = jnp.ones((size, size), dtype)
     theirs = torch.ones(size, size, dtype=TENSOR_DTYPES[dtype], device=device)

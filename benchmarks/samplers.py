@@ -1,11 +1,11 @@
-r"""Time and quality of every sampler by its number of steps, with the bundled model or another.
+r"""Time and quality of every sampler by its number of steps, with any model.
 
     python -m benchmarks.samplers [--model=bundled] [--steps=10,20,50,100] [--reference_steps=200]
 
-For every sampler and number of steps: seconds a sound (after compilation), the distance of the
+For every sampler and number of steps: seconds per sound (after compilation), the distance of the
 log-mels from those of many DDIM steps from the same noise (mean absolute difference, in the model's
-own logarithm), and how well the sounds fit their prompts (cosine similarity of the folder's CLAP
-embeddings).
+own logarithm), and how well the sounds match their prompts (cosine similarity of the embeddings of
+the folder's CLAP).
 """
 
 import time
@@ -31,7 +31,7 @@ PROMPTS = (
 )
 
 _MODEL = flags.DEFINE_string("model", "bundled", 'Path of a model folder, or "bundled".')
-_PROMPT = flags.DEFINE_multi_string("prompt", list(PROMPTS), "A sentence; may be repeated.")
+_PROMPT = flags.DEFINE_multi_string("prompt", list(PROMPTS), "Prompt; may be repeated.")
 _SAMPLERS = flags.DEFINE_list("samplers", list(SAMPLERS), "Samplers, by name.")
 _SPACINGS = flags.DEFINE_list("spacings", list(SPACINGS[:1]), "Spacings of the timesteps, by name.")
 _STEPS = flags.DEFINE_list("steps", ["10", "20", "50", "100"], "Numbers of steps.")
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     settings |= dict(output="latents", batch_size=len(prompts))
 
     def run(**how) -> tuple[float, np.ndarray, float]:
-        """Returns seconds a sound, mels and the mean score."""
+        """Returns seconds per sound, mels and the mean score."""
         begin = time.perf_counter()
         latents = pipe(prompts, **settings, **how)
         wavs = pipe.decode(latents)
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
     compiled = set()
 
     def warm_up(name: str, steps: int) -> None:
-        """Compiles the lengths of scan that a sampler takes; all samplers share their programs."""
+        """Compiles the scan lengths that a sampler needs; all samplers share their programs."""
         for length in set(segments(len(coefficients(name, pipe.model.schedule, steps)))) - compiled:
             run(steps=length)
             compiled.add(length)

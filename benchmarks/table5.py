@@ -4,8 +4,8 @@ r"""The paper's Table 5 for recordings whose labels were withheld from `maa_jax.
         --tables=corpus
 
 The rows are sources of captions: the labels themselves (--original, enhanced with
---experts=labels), the first proposal of each expert, and CLAP's choice among all. CLAP's score made
-that choice; as a check that does not depend on it, the table shows how often a caption names the
+--experts=labels), the first proposal of each expert, and CLAP's choice among all. As a check that
+does not depend on CLAP's score, the table shows how often a caption names the
 withheld label or a synonym (synonyms.json, which `tools.corpora` writes), and how often that of
 another recording does.
 """

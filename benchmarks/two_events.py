@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     sentences, sounds, labels = two_events(round(seconds * rate))
     shared = np.array([[(a & b).total() / 2 for b in labels] for a in labels])
     heard = clap.audio_embeddings(sounds, rate)
-    print(f"{jax.devices()[0].device_kind}, {len(sentences)} sentences, {_STEPS.value} steps")
+    print(f"{jax.devices()[0].device_kind}, {len(sentences)} prompts, {_STEPS.value} steps")
     head = ("model", "labels right, nearest", "best of 5", "chance", "best of 5 by chance")
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     rng = np.random.default_rng(0)

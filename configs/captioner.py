@@ -1,4 +1,4 @@
-"""The captioner (paper section 3.2.1, Appendix E.2): sentences for sounds that have none.
+"""The captioner (paper section 3.2.1, Appendix E.2): captions for recordings without any.
 
     python -m maa_jax.train --config=configs/captioner.py --workdir=runs/captioner \
         --config.tokenizer=models/bert-base-uncased
@@ -21,7 +21,7 @@ from maa_jax.configs import common
 
 
 def get_config(arg: str | None = None):
-    """Returns the config of an argument: see the head of this file."""
+    """Returns the config of an argument; see the module's docstring."""
     return common.pick(
         arg, full=full, self_critical=self_critical, demo=demo, runlocal=runlocal, bundled=bundled
     )()
@@ -88,8 +88,8 @@ def bundled():
 def demo():
     """The same for 500 steps, in two and a half minutes on one shared core of an AMD EPYC.
 
-    It memorises the training captions (a loss of 0.60 a token; one of a recording's three captions
-    is drawn), but only partly which recording each describes: greedy captions of training
+    It memorises the training captions (a loss of 0.60 per token; one of a recording's three
+    captions is drawn), but only partly which recording each describes: greedy captions of training
     recordings reach a CIDEr-D of about 1.4, of at most 10, and those of the 13 validation
     recordings 0.17, at a loss of 6.1.
     """

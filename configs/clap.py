@@ -1,4 +1,4 @@
-"""CLAP: one space for sounds and sentences (paper sections 3.3 and 5.2).
+"""CLAP: a joint embedding space of sounds and sentences (paper sections 3.3 and 5.2).
 
 Its text tower conditions the denoiser.
 

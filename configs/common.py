@@ -1,8 +1,8 @@
-"""What the configs share. A file beside this one is a stage's; `get_config(arg)` builds a config.
+"""Shared parts of the configs. Every other file here is a stage's, with `get_config(arg)`.
 
 Arguments that every file takes: none, the paper's full size; `demo`, minutes on a laptop with the
-bundled recordings; `runlocal`, a few tiny steps to see that the code runs; `bundled`, the settings
-of the model inside the package.
+bundled recordings; `runlocal`, a few tiny steps to check that the code runs; `bundled`, the
+settings of the model inside the package.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ def base(stage: str) -> ml_collections.ConfigDict:
     config.stage = stage
     config.seed = 0
     config.batch_size = 32  # over all devices
-    config.accumulate = 1  # microbatches a step
+    config.accumulate = 1  # microbatches per step
     config.total_steps = 1_000_000
     config.total_epochs = 0  # length of the run in place of total_steps, unless 0
-    config.dtype = "bfloat16"  # the networks compute in it; parameters are float32
+    config.dtype = "bfloat16"  # type of the computation; parameters are float32
     config.remat = False  # recompute activations in the backward pass instead of keeping them
     config.ema_decay = 0.0  # 0 keeps no average
     config.init_from = ""  # a model folder, or "bundled", with pretrained weights
@@ -47,7 +47,7 @@ def base(stage: str) -> ml_collections.ConfigDict:
     config.summary_every = 5_000
     config.checkpoint_every = 5_000
     config.keep = 2
-    config.best = "validation/loss"  # the checkpoint with its lowest value is kept, too
+    config.best = "validation/loss"  # the checkpoint with its lowest value is kept too
     config.evaluators = block()  # scores of generated sounds: {name: {every, num_prompts, clap}}
     config.profile = ()  # (first step, number of steps) to trace for TensorBoard
     return config
@@ -62,7 +62,7 @@ def fields_of(settings: type) -> ml_collections.ConfigDict:
     """Returns the fields of a dataclass, with their defaults, as a block of a config."""
     found = ml_collections.ConfigDict()
     for name, value in dataclasses.asdict(settings()).items():
-        # A placeholder is None until it is set; the fields without a default are texts.
+        # A placeholder is None until it is set; all fields without a default are strings.
         found[name] = ml_collections.config_dict.placeholder(str) if value is None else value
     return found
 
@@ -133,7 +133,7 @@ def pick(arg: str | None, **choices):
     """Returns the choice that a config's argument names, `full` without one.
 
     Raises:
-      ValueError: it is none of the choices.
+      ValueError: the argument is not one of the choices.
     """
     if (arg or "full") not in choices:
         raise ValueError(f"Unknown config argument {arg!r}; choose from {', '.join(choices)}.")

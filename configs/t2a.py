@@ -13,10 +13,10 @@ Table 1, each with another frozen text encoder and a U-Net whose context is as w
     bert      google-bert/bert-large-uncased        1024    334,092,288    494,315,972    809 M
     clip      openai/clip-vit-large-patch14's text   768    123,060,480    280,498,884    576 M
 
-The numbers count what is computed with: no pooler, no decoder, one tower of two. The paper does not
-say what its sums include, nor which BERT and CLIP it used. The last three encoders are fetched from
-the Hugging Face hub, or read from a folder with `--config.text_encoder=DIR`; FLAN's T5 is
-`google/flan-t5-large` on the hub. The contexts that a large encoder gives of all captions can be
+The numbers count only the parameters in use: no pooler, no decoder, one tower of two. The paper
+does not say what its sums include, nor which BERT and CLIP it used. The last three encoders are
+fetched from the Hugging Face hub, or read from a folder with `--config.text_encoder=DIR`; FLAN's T5
+is `google/flan-t5-large` on the hub. The contexts of all captions from a large encoder can be
 computed once:
 
     python -m maa_jax.embed --config=configs/t2a.py:t5 --out=embeddings/t5
@@ -25,7 +25,7 @@ computed once:
 The learning rate is the release's, 1e-5 after 10,000 steps of warm-up; the paper's base of 0.005,
 scaled by devices x batch size, is `--config.optimizer.base_lr=0.005
 --config.optimizer.scale_lr=True`. Conditions are dropped with the paper's probability. The full
-size has not been trained to the end here: the paper's run took 2 M steps on 18 V100.
+size has not been trained to completion here: the paper's run took 2 M steps on 18 V100.
 """
 
 import functools
@@ -36,7 +36,7 @@ from maa_jax.models.unet import UNetConfig
 
 
 def get_config(arg: str | None = None):
-    """Returns the config of an argument: see the head of this file."""
+    """Returns the config of an argument; see the module's docstring."""
     rows = {name: functools.partial(row, name) for name in ("clap", "t5", "bert", "clip")}
     return common.pick(arg, full=full, demo=demo, runlocal=runlocal, bundled=bundled, **rows)()
 
@@ -57,7 +57,7 @@ def full():
 
     config.unet = common.fields_of(UNetConfig)
     config.schedule = common.fields_of(Schedule)
-    # Scores of sounds made of validation captions (evaluators/periodic.py); they need a vocoder.
+    # Scores of sounds generated from validation captions (evaluators/periodic.py); needs a vocoder.
     for name in ("clap_score", "label_accuracy"):
         config.evaluators[name] = common.block(
             every=0,  # steps from one evaluation to the next, 0 for none

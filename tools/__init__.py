@@ -1,1 +1,1 @@
-"""Programs for the project itself."""
+"""Programs for the development of the project."""

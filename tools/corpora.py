@@ -10,11 +10,11 @@ Nothing is installed or copied: the tables refer to recordings in `packages`, th
 duplicates and files that cannot be decoded are left out.
 
     known.csv      60 %: file, label, caption_1 to caption_3, package, license
-    unknown.csv    40 %: file, label, package, license; the label is only for checks
+    unknown.csv    40 %: file, label, package, license; the label serves only for checks
     synonyms.json  label -> words that name it
 
-The parts share no recordings of the same thing: takes that differ only in their number or in how
-hard something is hit stay together, unless they make up more than a third of their label.
+No sound source is in both parts: takes that differ only in their number or in how hard something is
+hit stay together, unless they make up more than a third of their label.
 """
 
 import collections
@@ -45,7 +45,7 @@ class Source:
     license: str
 
 
-# Licences as /usr/share/doc/PACKAGE/copyright states them, or as a drum kit states its own.
+# Licences from /usr/share/doc/PACKAGE/copyright, or from a drum kit itself.
 _KITS = "hydrogen/data/drumkits/"
 SOURCES = (
     Source("hydrogen-drumkits", _KITS + "Audiophob/", "CC0-1.0"),
@@ -85,13 +85,13 @@ _NO_SOUND = re.compile(
     r"|select|_ack\d|_desc|_(en|de|fr|es|it|pt|sv|el|ca|nl)\b|emptysample",
     re.IGNORECASE,
 )
-# Names that suggest another sound than the file holds.
+# Misleading names.
 _MISLEADING = re.compile(
     r"anti missile|magic missile|(airship|catapult|tower|carpet|orni|air|ab|bat|cluzooka|squishy)"
     r" (hit|die)|\bmusic\b|grenade bounce|bomb falling|fire (station|wasteland|lance)|ion\b.*"
     r"|mine (beep|deploy)|man attack|melee fire|good morning|power line|inventory (?!coins)"
 )
-# How something is played, if the file's name states it.
+# Manner of playing, if the file's name states it.
 _MANNERS = (
     ("softest", "very soft"),
     ("hardest", "very loud"),
@@ -117,9 +117,9 @@ class Sound:
 
     Attributes:
       label: name of the class.
-      names: {pattern of words in a file's path: what makes the sound, as captions name it}; the
-        first pattern found counts.
-      captions: templates, of which each recording gets three: {a} is the thing with its article
+      names: {pattern of words in a file's path: name of the sound source in captions}; the first
+        match counts.
+      captions: templates, of which each recording gets three: {a} is the source with its article
         and manner ("a soft snare drum"), {thing} without article.
       synonyms: further words that name the label.
     """
@@ -518,7 +518,7 @@ def words_of(path: str) -> str:
 
 
 def find_sound(words: str) -> tuple[Sound, str] | None:
-    """Returns the class and what makes the sound, or None if the name does not tell."""
+    """Returns the class and the source of the sound, or None if the name does not tell."""
     if _MISLEADING.search(words):
         return None
     for sound in SOUNDS:
@@ -538,7 +538,7 @@ def captions_of(sound: Sound, thing: str, words: str, key: str) -> tuple[str, ..
 
 
 def clip_of(path: str) -> Clip | None:
-    """Returns the recording that a path stands for, or None if it is not to be used."""
+    """Returns the recording of a path, or None if it is left out."""
     source = next((s for s in SOURCES if f"usr/share/{s.folder}" in path), None)
     if source is None or _NO_SOUND.search(path):
         return None
@@ -550,7 +550,7 @@ def clip_of(path: str) -> Clip | None:
     for pattern, _ in _MANNERS:
         family = re.sub(rf"(?<!\w)(?:{pattern})(?!\w)", "", family)
     family = f"{source.folder} {' '.join(family.split())}"
-    if found[0].label == "typewriter key":  # each key is a family of its own
+    if found[0].label == "typewriter key":  # each key is its own family
         family = path.rsplit("-", 1)[0]
     return Clip(path, found[0].label, captions_of(*found, words, path), family, source)
 

@@ -42,7 +42,7 @@ _KINDS = {
     "CLIPTextModel": ("clip", "CLIPTextModel"),
     "CLIPModel": ("clip", "CLIPTextModel"),
 }
-# A CLIP needs no mask: its attention is causal, so that padding behind a prompt does not reach it.
+# A CLIP needs no mask: its attention is causal, so padding after a prompt does not affect it.
 _MASKED = ("bert", "t5")
 
 
@@ -62,8 +62,9 @@ def find(text_encoder: str | os.PathLike[str]) -> pathlib.Path:
         name = ENCODERS.get(name, name)
         if "/" not in name and name != "bundled":
             raise FolderError(
-                f"text_encoder={name!r} is no folder (did you mean {nearest(name, ENCODERS)!r}?): "
-                "give a folder's path, the id of a model on the Hugging Face hub, or one of "
+                f"text_encoder={name!r} is not a folder (did you mean "
+                f"{nearest(name, ENCODERS)!r}?): give a folder's path, the id of a model on the "
+                "Hugging Face hub, or one of "
                 f"{', '.join(ENCODERS)}"
             )
     return hub.fetch(name, ("tokenizer.json",))
@@ -129,7 +130,8 @@ class TextConditioner:
         name = class_of(content)
         if name not in _KINDS:
             raise FolderError(
-                f"{folder / place}: class {name!r} is no text encoder; known: {', '.join(_KINDS)}"
+                f"{folder / place}: class {name!r} is not a text encoder; known: "
+                f"{', '.join(_KINDS)}"
             )
         kind, class_name = _KINDS[name]
         tokenizer = Tokenizer.from_folder(folder if own else folder / "tokenizer")

@@ -74,9 +74,7 @@ def lookup(
     """
     name = kind or class_of(config)
     if name not in NETWORKS:
-        raise FolderError(
-            f"{where}: class {name!r} is not supported; supported: {', '.join(NETWORKS)}"
-        )
+        raise FolderError(f"{where}: class {name!r} is not supported; known: {', '.join(NETWORKS)}")
     library, place, config_class, network = NETWORKS[name]
     module = importlib.import_module(place)
     return library, getattr(module, config_class), getattr(module, network)

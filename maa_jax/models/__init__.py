@@ -1,1 +1,1 @@
-"""Every network of the system, one a file."""
+"""The networks, one per file."""

@@ -25,8 +25,8 @@ class AutoencoderConfig:
         deepest have attention.
       layers_per_block: residual blocks at each level of the encoder; one more in the decoder.
       norm_num_groups: number of groups of every group normalisation.
-      scaling_factor: factor that latents are multiplied by before the U-Net sees them: 1 / their
-        standard deviation. `encode` and `decode` do not apply it.
+      scaling_factor: factor of the latents for the U-Net, 1 / their standard deviation; `encode`
+        and `decode` do not apply it.
     """
 
     in_channels: int = 1
@@ -39,7 +39,7 @@ class AutoencoderConfig:
 
     @property
     def downscale(self) -> int:
-        """Pixels of the mel image to one of the latents, on each axis."""
+        """Downsampling factor from the mel image to the latents, on each axis."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     def to_hf(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _with_attention(level: int, levels: int) -> bool:
 
 
 def _fixed(levels: int) -> dict[str, Any]:
-    """Returns what a config.json of this autoencoder always holds."""
+    """Returns the constant entries of this autoencoder's config.json."""
     attends = [_with_attention(level, levels) for level in range(levels)]
     return {
         "_class_name": "AutoencoderKL",
@@ -92,9 +92,9 @@ class Autoencoder(nnx.Module):
     """Encodes mel images as diagonal Gaussians over latents, and decodes latents.
 
     Args:
-      config: sizes.
+      config: sizes of the network.
       dtype: type of the computation; parameters are float32.
-      remat: whether the backward pass recomputes the blocks, and only their inputs are kept for it.
+      remat: whether the backward pass recomputes the blocks from their inputs.
     """
 
     def __init__(
@@ -117,7 +117,8 @@ class Autoencoder(nnx.Module):
         """Returns the Gaussian's mean and log-variance, [b, h / 8, w / 8, latent_channels] each.
 
         Args:
-          mel_image: [b, h, w, 1], h mel bands and w frames; both multiples of `config.downscale`.
+          mel_image: mel image [b, h, w, 1], with h mel bands and w frames, both multiples of
+            `config.downscale`.
         """
         factor = self.config.downscale
         if mel_image.shape[1] % factor or mel_image.shape[2] % factor:
@@ -180,7 +181,7 @@ class Attention(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Halves a map; zeros are added at its end only, on each axis."""
+    """Downsamples by 2, with zero padding only at the end of each axis."""
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         padding = ((0, 1), (0, 1))
@@ -318,7 +319,7 @@ class Decoder(nnx.Module):
         self.remat = remat
 
     def features(self, x: jax.Array) -> jax.Array:
-        """Returns what the last convolution sees, [b, 8 h, 8 w, width]."""
+        """Returns the input of the last convolution, [b, 8 h, 8 w, width]."""
         x = self.conv_in(x)
         for block in (self.mid_block, *self.up_blocks):
             x = remat(block, x) if self.remat else block(x)

@@ -61,7 +61,7 @@ class BertConfig:
 
     @property
     def max_tokens(self) -> int:
-        """The longest prompt that has a position for every token."""
+        """Maximum number of tokens, one per position embedding."""
         return self.max_position_embeddings
 
     def to_hf(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class BertConfig:
         """Reads config.json.
 
         Raises:
-          ValueError: the file asks for something that this encoder lacks.
+          ValueError: the file has a setting that this encoder does not support.
         """
         for key, value in cls.FIXED.items():
             if d.get(key, value) != value:
@@ -96,7 +96,7 @@ class RobertaConfig(BertConfig):
 
     @property
     def max_tokens(self) -> int:
-        """The longest prompt that has a position for every token; some come before the first."""
+        """Maximum number of tokens; the first positions are reserved."""
         return self.max_position_embeddings - self.pad_token_id - 1
 
 
@@ -122,7 +122,7 @@ class Embeddings(nnx.Module):
         return jnp.arange(input_ids.shape[1])
 
     def __call__(self, input_ids: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Embeds ids [b, n] as [b, n, hidden_size]; every token is of segment 0."""
+        """Embeds ids [b, n] as [b, n, hidden_size]; every token is in segment 0."""
         x = self.word_embeddings(input_ids)
         x = x + self.position_embeddings(self.positions(input_ids))
         x = x + self.token_type_embeddings(jnp.zeros(1, jnp.int32))
@@ -130,7 +130,7 @@ class Embeddings(nnx.Module):
 
 
 class RobertaEmbeddings(Embeddings):
-    """Embeddings whose positions begin after `pad_token_id`, which padding itself has."""
+    """Embeddings whose positions begin after `pad_token_id`, the position of padding."""
 
     def __init__(self, config: RobertaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         super().__init__(config, dtype=dtype, rngs=rngs)
@@ -253,7 +253,7 @@ class Bert(nnx.Module):
 
     @staticmethod
     def from_file(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the encoder's tensors out of a file, which may be that of BERT's pre-training.
+        """Returns the encoder's tensors from a file, which may be that of BERT's pre-training.
 
         bert-base-uncased was saved with its pre-training heads (`cls.`), under `bert.`, and with
         the layer norms' old names gamma and beta.
@@ -276,9 +276,9 @@ class Bert(nnx.Module):
         """Returns the last hidden states [b, n, hidden_size] of token ids [b, n].
 
         Args:
-          input_ids: int32 [b, n], n up to `config.max_tokens`.
-          attention_mask: [b, n], non-zero where a token may be attended to; None attends to all.
-          rngs: turns dropout on, with the stream `dropout`.
+          input_ids: token ids, int32 [b, n], n up to `config.max_tokens`.
+          attention_mask: mask [b, n], non-zero where a token may be attended to; None for all.
+          rngs: random streams; dropout is active if given, with the stream `dropout`.
         """
         if input_ids.shape[1] > self.config.max_tokens:
             raise ValueError(

@@ -1,7 +1,7 @@
 """BigVGAN's generator (Lee et al. 2023), mel to waveform, with the names of its release.
 
-HiFi-GAN's shape with periodic activations, each at twice the rate so that the harmonics it makes
-do not fold back.
+HiFi-GAN's architecture with periodic activations, each applied at twice the sample rate to avoid
+aliasing of the harmonics that it creates.
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ class BigVGANConfig:
       model_in_dim: mel bins.
       sampling_rate: sampling rate of the output in Hz.
       upsample_initial_channel: channels before the first upsampling; each halves them.
-      upsample_rates: their product is the number of samples a frame.
+      upsample_rates: rate of each upsampling; their product is the number of samples per frame.
       upsample_kernel_sizes: kernel of each upsampling; kernel - rate must be even.
       resblock_kernel_sizes: kernel sizes of the residual blocks that follow every upsampling, whose
         results are averaged.
       resblock_dilation_sizes: dilations of each residual block's convolutions.
-      log: compression of the mels that the weights expect, "log10" or "log".
+      log: logarithm of the mels that the weights expect, "log10" or "log".
     """
 
     model_in_dim: int = 80
@@ -48,11 +48,11 @@ class BigVGANConfig:
 
     @property
     def hop_length(self) -> int:
-        """Samples a frame."""
+        """Samples per frame."""
         return math.prod(self.upsample_rates)
 
     def to_hf(self) -> dict:
-        """Returns the content of config.json, a layout of its own."""
+        """Returns the content of config.json; the layout is this project's own."""
         return {"_class_name": "BigVGAN", "snake": "snakebeta", **dataclasses.asdict(self)}
 
     @classmethod
@@ -60,7 +60,7 @@ class BigVGANConfig:
         """Reads config.json.
 
         Raises:
-          ValueError: the file is another network's, or lacks a size.
+          ValueError: the file belongs to another network, or lacks a size.
         """
         fixed = {"_class_name": "BigVGAN", "snake": "snakebeta"}
         wrong = [f"{k} = {d[k]!r}: expected {v!r}" for k, v in fixed.items() if d.get(k, v) != v]
@@ -75,8 +75,8 @@ def kaiser_sinc(cutoff: float, half_width: float, size: int) -> np.ndarray:
     """Returns a low-pass filter of even `size` and unit sum, a sinc under a Kaiser window.
 
     Args:
-      cutoff: cutoff frequency in cycles a sample, at most 0.5.
-      half_width: half of the transition band's width in cycles a sample.
+      cutoff: cutoff frequency in cycles per sample, at most 0.5.
+      half_width: half of the transition band's width in cycles per sample.
       size: number of taps.
     """
     attenuation = 2.285 * (size // 2 - 1) * math.pi * 4 * half_width + 7.95
@@ -91,7 +91,7 @@ def kaiser_sinc(cutoff: float, half_width: float, size: int) -> np.ndarray:
     return (taps / taps.sum()).astype(np.float32)
 
 
-# Half the rate that samples have between the two filters, as BigVGAN sets it for ratio 2.
+# Cutoff at half the Nyquist frequency of the higher rate, as in BigVGAN for ratio 2.
 _TAPS = kaiser_sinc(0.25, 0.3, 12)
 
 
@@ -109,7 +109,7 @@ _SIN_SQUARED = (
 def sin_squared(x: jax.Array) -> jax.Array:
     """Returns sin(x)^2 by a polynomial, because XLA's sine is not vectorised on every processor."""
     turns = jnp.round(x * (1 / np.pi))
-    # pi in two parts, the first of few bits, so that the product with it is exact.
+    # pi in two parts, the first with few bits, so that products with it are exact.
     x = (x - turns * 3.140625) - turns * (np.pi - 3.140625)
     square = jnp.square(x)
     total = jnp.full_like(square, _SIN_SQUARED[-1])
@@ -135,9 +135,9 @@ class SnakeBeta(nnx.Module):
 class AntiAliased(nnx.Module):
     """SnakeBeta at twice the rate: upsample by 2, activate, low-pass, keep every second sample.
 
-    The even and the odd samples at the higher rate are kept as two arrays: each is a filter of
-    half the taps over x, and the output is the sum of a filter over each. So nothing is multiplied
-    by the zeros between samples, and no sample is made that would be thrown away.
+    The even and the odd samples at the higher rate are kept as two arrays (polyphase form): each is
+    a filter with half the taps over x, and the output is the sum of a filter over each. So nothing
+    is multiplied by the zeros between samples, and no sample is computed only to be dropped.
     """
 
     def __init__(self, channels: int):
@@ -152,7 +152,7 @@ class AntiAliased(nnx.Module):
         # sum_j taps[2 j] x[t + 3 - j].
         first = self.act(filter1d(padded, odd[::-1], 0, length))
         second = self.act(filter1d(padded, even[::-1], 1, length))
-        # Output t is sum_k taps[k] y[2 t + k - 5], y continued by its first and last sample.
+        # Output t is sum_k taps[k] y[2 t + k - 5], with y extended by its first and last sample.
         lead, tail = first[:, :1], second[:, -1:]
         first = jnp.concatenate([*[lead] * 2, first, *[tail] * 3], axis=1)
         second = jnp.concatenate([*[lead] * 3, second, *[tail] * 2], axis=1)
@@ -204,8 +204,8 @@ class BigVGAN(nnx.Module):
 
         Args:
           config: sizes of the network.
-          weight_norm: keep weights as `weight_g`, `weight_v` pairs, as in training; a model folder
-            holds them folded into kernels.
+          weight_norm: whether weights are `weight_g`, `weight_v` pairs, as in training; a model
+            folder holds them folded into kernels.
           dtype: type of the computation; parameters are float32.
           rngs: source of the initial weights.
         """

@@ -1,8 +1,8 @@
-"""The captioner: sound to sentences (paper Appendix E.2; Xu et al. 2020, "A CRNN-GRU based
+"""The captioner: recording to captions (paper Appendix E.2; Xu et al. 2020, "A CRNN-GRU based
 reinforcement learning approach to audio captioning").
 
-A Cnn10 hears, a single-layer GRU writes, and at every word additive attention (Bahdanau et al.
-2015) chooses the frames to write about.
+The encoder is a Cnn10, the decoder a single-layer GRU, which at every word attends to the frames
+by additive attention (Bahdanau et al. 2015).
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ from maa_jax.models.layers import MASK_VALUE
 
 @dataclasses.dataclass(frozen=True)
 class CaptionerConfig:
-    """Sizes, and what the ids of a vocabulary mean; the defaults are the full size.
+    """Sizes and special ids of the captioner; the defaults are the full size.
 
     A caption is `bos_token_id`, its words, `eos_token_id`, and `pad_token_id` up to `max_length`
-    ids in all. Ids in `suppress_tokens` are never written. Recordings come at `sample_rate` Hz;
-    the encoder may be one of a whole multiple of it, as PANNs' released Cnn10 at 32 kHz is.
+    ids in total. Ids in `suppress_tokens` are never written. Recordings are at `sample_rate` Hz;
+    the encoder's rate may be a multiple of it, such as the 32 kHz of PANNs' released Cnn10.
     """
 
     encoder: Cnn10Config = dataclasses.field(default_factory=Cnn10Config)
@@ -42,18 +42,18 @@ class CaptionerConfig:
         object.__setattr__(self, "suppress_tokens", tuple(self.suppress_tokens))
         if self.encoder.sample_rate % self.sample_rate:
             raise ValueError(
-                f"encoder.sample_rate={self.encoder.sample_rate} is no multiple of the recordings' "
-                f"sample_rate={self.sample_rate}: make it one."
+                f"encoder.sample_rate={self.encoder.sample_rate} is not a multiple of the "
+                f"recordings' sample_rate={self.sample_rate}: make it one."
             )
         if self.max_length < 3:
             raise ValueError(
                 f"max_length={self.max_length} has no room for a word between a caption's begin "
-                "and its end: give 3 or more."
+                "and end: give 3 or more."
             )
 
     @property
     def min_samples(self) -> int:
-        """Samples of the shortest recording that leaves a frame to write about."""
+        """Samples of the shortest recording that yields a frame."""
         return -(-self.encoder.min_samples * self.sample_rate // self.encoder.sample_rate)
 
     def to_hf(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class CaptionerConfig:
 
 
 class Memory(NamedTuple):
-    """What the decoder reads of recordings: frames [b, n, c], and their keys [b, n, hidden]."""
+    """The decoder's memory: frames [b, n, c], and their attention keys [b, n, hidden]."""
 
     frames: jax.Array
     keys: jax.Array
@@ -112,13 +112,13 @@ class Captioner(nnx.Module):
         use_running_average: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> Memory:
-        """Hears recordings.
+        """Encodes recordings.
 
         Args:
-          wav: [b, samples] in [-1, 1] at `config.sample_rate`.
-          use_running_average: False normalises by the batch's statistics and updates the running
-              ones, as in training.
-          rngs: turns dropout and SpecAugment on, with the stream `dropout`.
+          wav: waveforms [b, samples] in [-1, 1] at `config.sample_rate`.
+          use_running_average: whether to normalise by the running statistics; if not, as in
+            training, by the batch's, which also update the running ones.
+          rngs: random streams; dropout and SpecAugment are active if given, with `dropout`.
         """
         wav = _upsampled(wav, self.config.encoder.sample_rate // self.config.sample_rate)
         frames = self.encoder.frames(wav, use_running_average=use_running_average, rngs=rngs)
@@ -131,7 +131,7 @@ class Captioner(nnx.Module):
     def _step(
         self, memory: Memory, hidden: jax.Array, embedded: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Reads a word [b, embedding_size]: the new state, and attention [b, n] to the frames."""
+        """Returns the state after a word [b, embedding_size], and attention [b, n] to frames."""
         energy = jnp.tanh(memory.keys + self.query(hidden)[:, None])
         attention = jax.nn.softmax(self.score(energy)[..., 0].astype(jnp.float32), axis=-1)
         context = jnp.einsum("bn,bnc->bc", attention.astype(memory.frames.dtype), memory.frames)
@@ -147,7 +147,7 @@ class Captioner(nnx.Module):
     def next(
         self, memory: Memory, hidden: jax.Array, tokens: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Reads the word last written [b] and proposes the next one.
+        """Reads the last word [b] and predicts the next one.
 
         Returns:
           The new state [b, hidden], and log-probabilities float32 [b, vocab_size]; those of
@@ -164,12 +164,12 @@ class Captioner(nnx.Module):
     def __call__(
         self, memory: Memory, tokens: jax.Array, *, rngs: nnx.Rngs | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Proposes each word of given captions after the true words before it.
+        """Predicts each word of given captions from the words before it (teacher forcing).
 
         Args:
           memory: result of `encode`.
           tokens: captions [b, length].
-          rngs: turns dropout on, with the stream `dropout`.
+          rngs: random streams; dropout is active if given, with the stream `dropout`.
 
         Returns:
           Logits float32 [b, length - 1, vocab_size] of `tokens[:, 1:]`, and attention
@@ -197,7 +197,7 @@ class Captioner(nnx.Module):
 
 
 def beam_search(network: Captioner, memory: Memory, *, width: int) -> tuple[jax.Array, jax.Array]:
-    """Writes the likeliest captions that a beam of `width` finds; 1 is greedy. Pure.
+    """Returns the likeliest captions that a beam of `width` finds; 1 is greedy. Pure.
 
     Args:
       network: the captioner.
@@ -211,7 +211,7 @@ def beam_search(network: Captioner, memory: Memory, *, width: int) -> tuple[jax.
     config, size, vocab = network.config, len(memory.frames), network.config.vocab_size
     memory = jax.tree.map(lambda x: jnp.repeat(x, width, axis=0), memory)
     ids = jnp.arange(vocab)
-    padding = jnp.where(ids == config.pad_token_id, 0, MASK_VALUE)  # all that may follow an end
+    padding = jnp.where(ids == config.pad_token_id, 0, MASK_VALUE)  # only padding follows an end
 
     def extend(carry, position):
         tokens, scores, hidden = carry
@@ -227,7 +227,7 @@ def beam_search(network: Captioner, memory: Memory, *, width: int) -> tuple[jax.
         hidden = jnp.take_along_axis(hidden.reshape(size, width, -1), beam[..., None], axis=1)
         return (tokens, scores, hidden.reshape(size * width, -1)), None
 
-    # All beams are alike at first: one alone may be extended.
+    # All beams are equal at first: only one may be extended.
     scores = jnp.broadcast_to(jnp.where(jnp.arange(width) == 0, 0.0, MASK_VALUE), (size, width))
     carry = (_begin(config, (size, width)), scores, network.start(memory))
     (tokens, scores, _), _ = lax.scan(extend, carry, jnp.arange(1, config.max_length))
@@ -247,8 +247,8 @@ def sample(
     Args:
       network: the captioner.
       memory: result of `network.encode` for b recordings.
-      keys: [b] PRNG keys; a caption depends only on its own.
-      top_p: probability of the smallest set of words that they are drawn from.
+      keys: PRNG keys [b]; a caption depends only on its own.
+      top_p: total probability of the smallest set of words to draw from.
       temperature: divisor of the log-probabilities, applied first.
 
     Returns:
@@ -293,7 +293,7 @@ def _ended(config: CaptionerConfig, last: jax.Array) -> jax.Array:
 
 
 def _upsampled(wav: jax.Array, factor: int) -> jax.Array:
-    """Returns [b, factor * samples], the same band of frequencies at a higher rate."""
+    """Resamples to [b, factor * samples], band-limited."""
     if factor == 1:
         return wav
     size = wav.shape[1] * factor

@@ -1,9 +1,9 @@
-"""CLAP: one space for sounds and sentences.
+"""CLAP: a joint embedding space of sounds and sentences.
 
 Both families of that name: Microsoft's (Elizalde et al. 2022, "CLAP: Learning audio concepts"; BERT
 and Cnn14) as `Clap`, and LAION's (Wu et al. 2023; RoBERTa and HTSAT) as `LaionClap`.
 
-The text side of the former is the denoiser's condition: Make-An-Audio (section 3.3) gives the U-Net
+The text tower of the former conditions the denoiser: Make-An-Audio (section 3.3) gives the U-Net
 the projected hidden state of every token.
 """
 
@@ -53,7 +53,7 @@ class ProjectionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ClapConfig:
-    """Both towers and the width of the space that they share; the defaults are the full size."""
+    """Both towers and the width of their joint space; the defaults are the full size."""
 
     text_encoder: BertConfig = dataclasses.field(default_factory=BertConfig)
     audio_encoder: Cnn14Config = dataclasses.field(default_factory=Cnn14Config)
@@ -135,7 +135,7 @@ class Clap(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class LaionClapConfig:
-    """Both towers and the width of the space that they share.
+    """Both towers and the width of their joint space.
 
     The defaults are clap-htsat-unfused's; clap-htsat-fused has `audio_config.enable_fusion`.
     """
@@ -160,7 +160,7 @@ class LaionClapConfig:
         """Reads config.json.
 
         Raises:
-          ValueError: the file is not a LAION CLAP's, or asks for something that ours lacks.
+          ValueError: the file is not a LAION CLAP's, or has an unsupported setting.
         """
         for key, value in (("model_type", "clap"), ("projection_hidden_act", "relu")):
             if d.get(key, "relu") != value:

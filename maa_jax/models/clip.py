@@ -1,4 +1,4 @@
-"""CLIP (Radford et al. 2021), with the names of transformers' classes, and its view of an image.
+"""CLIP (Radford et al. 2021), with the names of transformers' classes, and its preprocessing.
 
 The text tower's token states can condition the denoiser (the paper's Table 1); projected, both
 towers' embeddings share one space.
@@ -24,7 +24,7 @@ _ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class _TowerConfig:
-    """What both towers' configurations have."""
+    """Base of both towers' configurations."""
 
     hidden_size: int
     intermediate_size: int
@@ -61,7 +61,7 @@ class _TowerConfig:
         """Reads config.json, of this tower or of a whole CLIP.
 
         Raises:
-          ValueError: the file is not a CLIP's, or asks for something that this tower lacks.
+          ValueError: the file is not a CLIP's, or has a setting that this tower does not support.
         """
         own = f"clip_{cls.PART.removesuffix('_config')}_model"
         if d.get("model_type") not in ("clip", own):
@@ -70,7 +70,7 @@ class _TowerConfig:
                 f"use 'clip' or {own!r}."
             )
         if d["model_type"] == "clip":
-            # The first files held the sizes twice; the second place rules, as in transformers.
+            # The first files held the sizes twice; the second takes precedence, as in transformers.
             d = d.get(f"{cls.PART}_dict") or d.get(cls.PART) or {}
         return cls(**{f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d})
 
@@ -127,7 +127,7 @@ class ClipVisionConfig(_TowerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-    """Both towers and the width of the space that they share; the defaults are ViT-B/32's."""
+    """Both towers and the width of their joint space; the defaults are ViT-B/32's."""
 
     text_config: ClipTextConfig = dataclasses.field(default_factory=ClipTextConfig)
     vision_config: ClipVisionConfig = dataclasses.field(default_factory=ClipVisionConfig)
@@ -153,7 +153,7 @@ class ClipConfig:
         """Reads config.json.
 
         Raises:
-          ValueError: the file is not a CLIP's, or asks for something that the towers lack.
+          ValueError: the file is not a CLIP's, or has a setting that the towers do not support.
         """
         if d.get("model_type") != "clip":
             raise ValueError(f"model_type={d.get('model_type')!r} is not a CLIP: use 'clip'.")
@@ -238,7 +238,7 @@ class TextEmbeddings(nnx.Module):
 
 
 class TextTransformer(nnx.Module):
-    """The text tower: a token sees those before it, so what follows the prompt changes nothing."""
+    """The text tower, with causal attention, so padding after the text has no effect on it."""
 
     def __init__(self, config: ClipTextConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.config = config
@@ -262,14 +262,14 @@ class TextTransformer(nnx.Module):
 
     def pooled(self, hidden: jax.Array, input_ids: jax.Array) -> jax.Array:
         """Returns the states [b, size] at the first end-of-text token of ids [b, n]."""
-        # In the first files of transformers 2 stands for whichever id is the largest.
+        # In transformers' first files, 2 stands for the largest id.
         by_size = self.config.eos_token_id == 2
         end = input_ids if by_size else input_ids == self.config.eos_token_id
         return hidden[jnp.arange(len(hidden)), jnp.argmax(end, axis=1)]
 
 
 class VisionEmbeddings(nnx.Module):
-    """Linear patches after a class embedding, with positions."""
+    """A class embedding and linear patch embeddings, with positions."""
 
     def __init__(self, config: ClipVisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         size, patch = config.hidden_size, config.patch_size
@@ -330,9 +330,9 @@ class ClipTextModel(nnx.Module):
         """Returns the last hidden states [b, n, hidden_size] of token ids [b, n].
 
         Args:
-          input_ids: int32 [b, n], n up to `max_position_embeddings`.
-          attention_mask: [b, n], non-zero where a token may be attended to; None lets every
-              token see all before it.
+          input_ids: token ids, int32 [b, n], n up to `max_position_embeddings`.
+          attention_mask: mask [b, n], non-zero where a token may be attended to, in addition to the
+            causal mask; None for all.
         """
         return self.text_model(input_ids, attention_mask)
 
@@ -353,7 +353,7 @@ class ClipVisionModel(nnx.Module):
         """Returns the last hidden states [b, 1 + patches, size] and the class token's [b, size].
 
         Args:
-          pixels: [b, image_size, image_size, channels], as `preprocess` gives them.
+          pixels: images [b, image_size, image_size, channels] from `preprocess`.
         """
         hidden = self.vision_model(pixels)
         return hidden, self.vision_model.pooled(hidden)
@@ -391,14 +391,14 @@ _DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 def preprocess(images: Sequence[Any], image_size: int = 224) -> np.ndarray:
-    """Returns what the vision tower sees of images: float32 [n, image_size, image_size, 3].
+    """Returns images for the vision tower, float32 [n, image_size, image_size, 3].
 
-    What is transparent becomes white, the shortest side `image_size` (bicubic), the middle is cut
-    out, and each colour normalised: transformers' CLIPImageProcessor.
+    As in transformers' CLIPImageProcessor, transparency becomes white, the shortest side is resized
+    to `image_size` (bicubic), the centre is cropped, and each colour is normalised.
 
     Args:
-      images: `PIL.Image` of any mode, or uint8 arrays [h, w, 3].
-      image_size: side in pixels.
+      images: images, as `PIL.Image` of any mode or uint8 arrays [h, w, 3].
+      image_size: side of the result in pixels.
     """
     import PIL.Image
 
@@ -422,7 +422,7 @@ def preprocess(images: Sequence[Any], image_size: int = 224) -> np.ndarray:
 
 
 def _tower(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """Returns the tensors under a prefix, which a file of the tower alone may leave out."""
+    """Returns the tensors under a prefix, which a file of only the tower may omit."""
     if not any(name.startswith(prefix) for name in tensors):
         return {prefix + name: value for name, value in tensors.items()}
     others = ("text_model.", "vision_model.", "text_projection.", "visual_projection.")

@@ -61,11 +61,11 @@ class CnnConfig:
 
     @property
     def min_samples(self) -> int:
-        """Samples of the shortest clip that leaves a frame after the last block."""
+        """Samples of the shortest clip that yields a frame after the last block."""
         return max((self.reduction - 1) * self.hop_length, self.n_fft // 2 + 1)
 
     def frames(self, samples: int) -> int:
-        """Returns the frames that the blocks leave of a clip of that many samples."""
+        """Returns the number of frames after the last block for a clip of `samples`."""
         return (1 + samples // self.hop_length) // self.reduction
 
     def to_hf(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class CnnConfig:
         """Reads config.json.
 
         Raises:
-          ValueError: the file is another network's.
+          ValueError: the file belongs to another network.
         """
         kind = cls.NAME.lower()
         if d.get("model_type") != kind:
@@ -155,10 +155,10 @@ class Cnn14Frames(nnx.Module):
         """Returns features over time, [b, config.frames(samples), channels[-1]].
 
         Args:
-          wav: [b, samples] in [-1, 1] at `config.sample_rate`.
-          use_running_average: False normalises by the batch's statistics and updates the running
-              ones, as in training.
-          rngs: turns dropout and SpecAugment on, with the stream `dropout`.
+          wav: waveforms [b, samples] in [-1, 1] at `config.sample_rate`.
+          use_running_average: whether to normalise by the running statistics; if not, as in
+            training, by the batch's, which also update the running ones.
+          rngs: random streams; dropout and SpecAugment are active if given, with `dropout`.
         """
         if wav.shape[1] < self.config.min_samples:
             raise ValueError(
@@ -184,7 +184,7 @@ class Cnn14Frames(nnx.Module):
 class Cnn14(Cnn14Frames):
     """Waveform to an embedding and to probabilities of AudioSet's classes."""
 
-    # Fourier and mel matrices of the front end, computed here; a counter that no result reads.
+    # Fourier and mel matrices of the front end, which are computed; a counter that nothing reads.
     UNUSED = re.compile(r"(spectrogram|logmel)_extractor\..*|.*\.num_batches_tracked")
 
     def __init__(self, config: Cnn14Config, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
@@ -201,7 +201,7 @@ class Cnn14(Cnn14Frames):
         use_running_average: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> dict[str, jax.Array]:
-        """Embeds recordings; arguments as those of `frames`.
+        """Embeds recordings; for the arguments see `frames`.
 
         Returns:
           `embedding` [b, channels[-1]] and `clipwise` [b, num_classes], probabilities.
@@ -240,9 +240,9 @@ def decibel_mel(wav: jax.Array, config: CnnConfig) -> jax.Array:
 
 
 def _halve(x: jax.Array) -> jax.Array:
-    """Averages 2 x 2 neighbours of [b, h, w, c], an odd last one left out.
+    """Average pooling over 2 x 2 of [b, h, w, c], without an odd last row or column.
 
-    By reshaping: on a CPU the gradient of XLA's window reduction is several times slower.
+    It reshapes: on a CPU the gradient of XLA's window reduction is several times slower.
     """
     b, h, w, c = x.shape
     x = x[:, : h // 2 * 2, : w // 2 * 2]
@@ -250,7 +250,7 @@ def _halve(x: jax.Array) -> jax.Array:
 
 
 def _drop_stripes(x: jax.Array, axis: int, width: int, count: int, key: jax.Array) -> jax.Array:
-    """Zeroes `count` stripes of random width below `width` along `axis`, an own one per example."""
+    """Zeroes `count` random stripes along `axis`, narrower than `width`, for each example."""
     size = x.shape[axis]
     k_width, k_start = jax.random.split(key)
     shape = (x.shape[0], count, 1)

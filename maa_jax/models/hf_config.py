@@ -1,4 +1,4 @@
-"""Checks of a Hugging Face config.json against what a network here can be."""
+"""Checks that a network here supports a Hugging Face config.json."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -10,17 +10,17 @@ def check(
     read: Collection[str],
     ignored: Collection[str],
 ) -> None:
-    """Raises unless a network here can be what `config` describes.
+    """Raises a ValueError unless a network here supports `config`.
 
     Args:
-      config: the content of config.json.
-      fixed: keys that have one supported value; an absent key means that value.
-      read: keys that the network takes.
-      ignored: keys that change nothing here. So do keys that start with an underscore, and keys
-        that are null or false.
+      config: content of config.json.
+      fixed: {key: only supported value}; an absent key means that value.
+      read: keys that the network reads.
+      ignored: keys that have no effect here, as do keys that start with an underscore and keys that
+        are null or false.
 
     Raises:
-      ValueError: every missing, unsupported or unknown key, with its value and the remedy.
+      ValueError: keys are missing, unsupported or unknown; all are named, with value and remedy.
     """
     plain = lambda v: list(v) if isinstance(v, tuple) else v
     problems = [f"{key} is missing" for key in read if key not in config]

@@ -21,19 +21,19 @@ __all__ = ["HifiGan", "HifiGanConfig", "fold_weight_norm"]
 
 @dataclasses.dataclass(frozen=True)
 class HifiGanConfig:
-    """Sizes of the generator; the defaults are HiFi-GAN V1 at 256 samples a frame.
+    """Sizes of the generator; the defaults are HiFi-GAN V1 at 256 samples per frame.
 
     Attributes:
       model_in_dim: mel bins.
       sampling_rate: sampling rate of the output in Hz.
       upsample_initial_channel: channels before the first upsampling; each halves them.
-      upsample_rates: their product is the number of samples a frame.
+      upsample_rates: rate of each upsampling; their product is the number of samples per frame.
       upsample_kernel_sizes: kernel of each upsampling; kernel - rate must be even.
       resblock_kernel_sizes: kernel sizes of the residual blocks that follow every upsampling, whose
         results are averaged.
       resblock_dilation_sizes: dilations of each residual block's convolutions.
       leaky_relu_slope: slope of all activations but the last, which has 0.01.
-      log: compression of the mels that the weights expect, "log10" or "log".
+      log: logarithm of the mels that the weights expect, "log10" or "log".
     """
 
     model_in_dim: int = 80
@@ -51,7 +51,7 @@ class HifiGanConfig:
 
     @property
     def hop_length(self) -> int:
-        """Samples a frame."""
+        """Samples per frame."""
         return math.prod(self.upsample_rates)
 
     def to_hf(self) -> dict:
@@ -65,7 +65,7 @@ class HifiGanConfig:
         }
 
     def unused_tensors(self) -> dict[str, np.ndarray]:
-        """Returns what transformers' class wants in the file although nothing reads it."""
+        """Returns the tensors that transformers' class requires although nothing reads them."""
         return {
             "mean": np.zeros(self.model_in_dim, np.float32),
             "scale": np.ones(self.model_in_dim, np.float32),
@@ -76,7 +76,7 @@ class HifiGanConfig:
         """Reads config.json.
 
         Raises:
-          ValueError: the file is another network's, or one of a network that normalizes its input.
+          ValueError: the file belongs to another network, or the network normalizes its input.
         """
         kind = d.get("model_type", "speecht5_hifigan")
         if kind != "speecht5_hifigan":
@@ -86,15 +86,15 @@ class HifiGanConfig:
                 "normalize_before = True: this vocoder normalizes its mels, which is not supported;"
                 " fold `mean` and `scale` into conv_pre and set it to false."
             )
-        # Where config.json is silent, transformers' defaults hold, which are not V1's.
+        # For absent keys transformers' defaults apply, which are not V1's.
         d = {"upsample_rates": (4,) * 4, "upsample_kernel_sizes": (8,) * 4} | d
         return cls(**{f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d})
 
 
 def check_vocoder(config: Any) -> None:
-    """Makes tuples of a vocoder config's lists, and raises ValueError unless they fit together."""
+    """Makes tuples of a vocoder config's lists; raises ValueError unless they are consistent."""
     for field in dataclasses.fields(config):
-        # Frozen: what came as lists, from JSON, must be hashable inside a graph definition.
+        # Lists, as from JSON, must become hashable: they are part of a graph definition.
         object.__setattr__(config, field.name, _tupled(getattr(config, field.name)))
     rates, kernels = config.upsample_rates, config.upsample_kernel_sizes
     if len(rates) != len(kernels):
@@ -163,7 +163,7 @@ class ResidualBlock(nnx.Module):
 class HifiGan(nnx.Module):
     """HiFi-GAN generator: transposed convolutions, each followed by residual blocks."""
 
-    # What transformers' class would normalise its input by, if its configuration asked for it.
+    # Statistics by which transformers' class would normalise its input, if configured to.
     UNUSED = re.compile("mean|scale")
 
     def __init__(
@@ -178,8 +178,8 @@ class HifiGan(nnx.Module):
 
         Args:
           config: sizes of the network.
-          weight_norm: keep weights as `weight_g`, `weight_v` pairs, as in training; a model folder
-            holds them folded into kernels.
+          weight_norm: whether weights are `weight_g`, `weight_v` pairs, as in training; a model
+            folder holds them folded into kernels.
           dtype: type of the computation; parameters are float32.
           rngs: source of the initial weights.
         """

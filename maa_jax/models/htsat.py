@@ -1,9 +1,9 @@
 """HTSAT, the audio tower of LAION's CLAP (Chen et al. 2022, "HTS-AT"; Wu et al. 2023).
 
 A Swin transformer over log-mels, with the names of transformers' `ClapAudioModel`. The spectrogram
-is cut in time into as many pieces as make a square image of them, one above the other. Where
-"fusion" is on, recordings longer than the clip are seen twice: as a whole, shrunk to the clip's
-length, and as three crops, whose patches are mixed into those of the whole.
+is cut in time into pieces that, stacked, form a square image. With "fusion", recordings longer than
+the clip enter twice: as a whole, shrunk to the clip's length, and as three crops, whose patches are
+mixed into those of the whole.
 """
 
 import dataclasses
@@ -92,7 +92,7 @@ class HtsatConfig:
 
     @property
     def channels(self) -> int:
-        """Spectrograms that the network takes of one recording."""
+        """Number of spectrograms per recording that the network takes."""
         return 4 if self.enable_fusion else 1
 
     def width(self, stage: int) -> int:
@@ -109,7 +109,7 @@ class HtsatConfig:
         """Reads config.json.
 
         Raises:
-          ValueError: the file asks for something that this network lacks.
+          ValueError: the file has a setting that this network does not support.
         """
         for key, value in _FIXED.items():
             if d.get(key, value) != value:
@@ -120,7 +120,7 @@ class HtsatConfig:
 
 
 class _Bottleneck(nnx.Module):
-    """Two 1 x 1 convolutions with batch norm; they are numbered, in the files, from `first`."""
+    """Two 1 x 1 convolutions with batch norm, numbered from `first` in the files."""
 
     def __init__(self, channels: int, inner: int, first: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.first = first
@@ -135,7 +135,7 @@ class _Bottleneck(nnx.Module):
 
 
 class AttentionalFusion(nnx.Module):
-    """Mixes the patches of the crops into those of the whole, with a learned share."""
+    """Mixes the patches of the crops into those of the whole, with learned weights."""
 
     def __init__(self, config: HtsatConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         channels = config.patch_embeds_hidden_size
@@ -152,7 +152,7 @@ class AttentionalFusion(nnx.Module):
 
 
 class PatchEmbed(nnx.Module):
-    """Linear patches of the image, those of the crops mixed in."""
+    """Linear patch embeddings of the image, with those of the crops mixed in."""
 
     def __init__(self, config: HtsatConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         size, stride = config.patch_size, config.patch_stride[0]
@@ -231,7 +231,7 @@ class Attention(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """One block; every second one moves the windows by half their size."""
+    """One block; every second one shifts the windows by half their size."""
 
     def __init__(
         self, config: HtsatConfig, stage: int, shift: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
@@ -248,7 +248,7 @@ class Layer(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [b, h, w, width] to the same shape."""
         b, h, w, width = x.shape
-        # An image of one window has nothing to move it to.
+        # An image of a single window cannot be shifted.
         shift = self.shift if min(h, w) > self.window else 0
         y = jnp.roll(self.layernorm_before(x), (-shift, -shift), (1, 2))
         windows = _windows(y, self.window).reshape(-1, self.window**2, width)
@@ -296,7 +296,7 @@ class Stage(nnx.Module):
 
 
 class HtsatEncoder(nnx.Module):
-    """The network itself; transformers puts it one name deeper than its class."""
+    """The network itself, which transformers nests one level below its class."""
 
     def __init__(self, config: HtsatConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.config, self.dtype = config, dtype
@@ -343,7 +343,7 @@ class HtsatEncoder(nnx.Module):
 class Htsat(nnx.Module):
     """Log-mels to embeddings, without dropout: the network is used frozen."""
 
-    # Indices and counters, computed here or read by no result.
+    # Indices and counters, which are computed here or have no effect.
     UNUSED = re.compile(r".*\.(relative_position_index|num_batches_tracked)")
 
     def __init__(self, config: HtsatConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
@@ -354,9 +354,9 @@ class Htsat(nnx.Module):
         """Returns embeddings [b, hidden_size].
 
         Args:
-          mels: [b, config.channels, frames, num_mel_bins] in decibels, frames up to
-              `config.frames`: what `maa_jax.audio.clap_features` gives.
-          is_longer: bool [b], whether to mix the crops in; read only with fusion.
+          mels: mels in decibels [b, config.channels, frames, num_mel_bins], of up to
+            `config.frames` frames, from `maa_jax.audio.clap_features`.
+          is_longer: whether to mix the crops in, bool [b]; read only with fusion.
         """
         return self.audio_encoder(mels, is_longer)
 
@@ -376,7 +376,7 @@ def _relative_positions(window: int) -> np.ndarray:
 
 
 def _shift_mask(h: int, w: int, window: int, shift: int) -> np.ndarray:
-    """Returns what keeps apart positions that only the shift made neighbours, [windows, n, n]."""
+    """Returns the mask [windows, n, n] between positions that only the shift made neighbours."""
     region = lambda n: (np.arange(n) >= n - window).astype(int) + (np.arange(n) >= n - shift)
     regions = (3 * region(h)[:, None] + region(w)[None, :]).reshape(
         h // window, window, w // window, window
@@ -387,12 +387,12 @@ def _shift_mask(h: int, w: int, window: int, shift: int) -> np.ndarray:
 
 
 def _bicubic(size: int, new_size: int) -> np.ndarray:
-    """Returns the matrix [new_size, size] of PyTorch's bicubic interpolation, ends aligned.
+    """Returns the matrix [new_size, size] of PyTorch's bicubic interpolation, with aligned corners.
 
-    Keys' kernel with a = -0.75; beyond the ends the last value goes on.
+    Keys' kernel with a = -0.75; the first and last values are repeated beyond the ends.
     """
     a = np.float32(-0.75)
-    # In float32, as PyTorch has it: the weights depend on small differences of large positions.
+    # In float32, as in PyTorch: the weights depend on small differences of large positions.
     step = np.float32(size - 1) / np.float32(new_size - 1)
     position = step * np.arange(new_size, dtype=np.float32)
     first = np.floor(position).astype(int)

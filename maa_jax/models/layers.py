@@ -31,12 +31,11 @@ def conv2d(
     """Two-dimensional cross-correlation with PyTorch's meaning of every argument.
 
     Args:
-      x: [b, h, w, in].
-      kernel: [kh, kw, in / groups, out].
-      stride: one number, or one for each axis.
-      padding: zeros on both sides, one number, one for each axis, or ((top, bottom), (left,
-        right)).
-      dilation: one number, or one for each axis.
+      x: input [b, h, w, in].
+      kernel: kernel [kh, kw, in / groups, out].
+      stride: stride, one number or one for each axis.
+      padding: zero padding, one number, one for each axis, or ((top, bottom), (left, right)).
+      dilation: dilation, one number or one for each axis.
       groups: number of groups of channels.
 
     Returns:
@@ -59,11 +58,11 @@ class Conv(nnx.Module):
     Args:
       in_features: input channels.
       out_features: output channels.
-      kernel_size: one number, or one for each axis.
-      stride: the same as in `conv2d`.
-      padding: the same as in `conv2d`.
-      dilation: the same as in `conv2d`.
-      groups: the same as in `conv2d`.
+      kernel_size: size of the kernel, one number or one for each axis.
+      stride: stride; see `conv2d`.
+      padding: zero padding; see `conv2d`.
+      dilation: dilation; see `conv2d`.
+      groups: number of groups of channels.
       use_bias: whether a bias is added.
       kernel_init: initializer of the kernel; the bias starts at zero.
       dtype: type of the computation; parameters are float32.
@@ -137,7 +136,7 @@ class GroupNorm(nnx.Module):
 
     Args:
       features: channels.
-      num_groups: number of groups of neighbouring channels, which share their statistics.
+      num_groups: number of groups of consecutive channels that share their statistics.
       epsilon: constant added to the variance; PyTorch's networks differ in it.
       dtype: type of the result.
     """
@@ -151,7 +150,7 @@ class GroupNorm(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del rngs  # nothing random, but every layer takes them
+        del rngs  # nothing is random, but every layer takes them
         if features % num_groups:
             raise ValueError(
                 f"norm_num_groups={num_groups} does not divide a width of {features}: choose "
@@ -166,8 +165,8 @@ class GroupNorm(nnx.Module):
         x = x.astype(jnp.float32)
         grouped = (x.shape[0], self.num_groups, -1)
         axes = tuple(range(1, x.ndim - 1))
-        # Sums over space by channel first, then over a group's channels: the large array is read in
-        # its own order, and normalising it is one multiplication and one addition.
+        # Sums per channel first, then over a group's channels: the large array is read in memory
+        # order, and normalising it takes one multiplication and one addition.
         spread = lambda m: jnp.broadcast_to(m, (*m.shape[:2], x.shape[-1] // self.num_groups))
         mean = x.mean(axes).reshape(grouped).mean(-1, keepdims=True)
         square = jnp.square(x).mean(axes).reshape(grouped).mean(-1, keepdims=True)
@@ -179,20 +178,20 @@ class GroupNorm(nnx.Module):
         return (x * wide(gain) + wide(offset)).astype(self.dtype)
 
 
-# Added to the scores of attention where a query may not see a key. Finite, so that a query that may
-# see none gets an average and not NaN.
+# Added to attention scores where a query may not attend to a key. Finite, so that a query without
+# any key gets an average and not NaN.
 MASK_VALUE = -1e30
 
 
 def key_bias(attention_mask: jax.Array | None) -> jax.Array | None:
-    """Returns the bias [b, 1, 1, n] of a mask [b, n] that is non-zero where a key may be seen."""
+    """Returns the bias [b, 1, 1, n] for a mask [b, n] that is non-zero for keys to attend to."""
     if attention_mask is None:
         return None
     return jnp.where(attention_mask != 0, 0.0, MASK_VALUE)[:, None, None, :]
 
 
 def remat(module: nnx.Module, *args: jax.Array) -> jax.Array:
-    """Applies a module and keeps its inputs for the backward pass, which computes the rest anew."""
+    """Applies a module, keeping only its inputs for the backward pass (rematerialisation)."""
     # Not nnx.remat: it writes to the module, which may belong to an outer trace.
     graphdef, state = nnx.split(module)
     return jax.checkpoint(lambda state, *args: nnx.merge(graphdef, state)(*args))(state, *args)

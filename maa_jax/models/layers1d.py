@@ -17,8 +17,8 @@ from maa_jax.models import kernels
 def weight_norm(weight_v: jax.Array, weight_g: jax.Array) -> jax.Array:
     """Returns the kernel `g * v / ||v||`, the norm over all axes but the last.
 
-    The last axis of a kernel is the first of PyTorch's weight, which its weight norm keeps: output
-    channels, or input channels of a transposed convolution.
+    The last axis of a kernel is the first of PyTorch's weight, over which its weight norm does not
+    sum: output channels, or input channels of a transposed convolution.
 
     Args:
       weight_v: direction [..., n], in the layout of the kernel.
@@ -33,10 +33,10 @@ def _norm(weight_v):
 
 
 class NormConv(nnx.Module):
-    """Kernel and bias of a convolution, with weight norm if asked for; subclasses convolve.
+    """Kernel and bias of a convolution, optionally with weight norm; subclasses convolve.
 
     Without weight norm it holds `kernel`, with it `weight_v` in the kernel's layout and `weight_g`
-    `[1, ..., 1, n]`; both are trained, and the length starts as that of the direction.
+    `[1, ..., 1, n]`; both are trained, and `weight_g` starts as the norm of `weight_v`.
     """
 
     def __init__(self, shape, features, use_bias, normalized, dtype, rngs):
@@ -66,7 +66,7 @@ class NormConv(nnx.Module):
 
 
 class Conv1d(NormConv):
-    """Convolution over time, as torch.nn.Conv1d, with weight norm if asked for.
+    """Convolution over time, as torch.nn.Conv1d, optionally with weight norm.
 
     Its kernel is [k, in / groups, out].
     """
@@ -135,7 +135,7 @@ class ConvTranspose1d(NormConv):
 
 
 def mean_of(blocks: Sequence[Callable[[jax.Array], jax.Array]], x: jax.Array) -> jax.Array:
-    """Returns the mean of what `blocks` make of x [b, t, channels]."""
+    """Returns the mean of the results of `blocks` for x [b, t, channels]."""
     total = blocks[0](x)
     for block in blocks[1:]:
         total = total + block(x)

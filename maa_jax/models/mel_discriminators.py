@@ -64,7 +64,7 @@ class WindowDiscriminator(nnx.Module):
 
 
 class MultiWindowDiscriminator(nnx.Module):
-    """Random crops of mel images, a sub-discriminator for each length."""
+    """A sub-discriminator of random crops of mel images for each length."""
 
     def __init__(
         self,

@@ -1,10 +1,10 @@
-"""The retriever: sounds and captions in one space, to find the captions that fit a sound.
+"""The retriever: a joint space of recordings and captions, to find captions for recordings.
 
 Make-An-Audio (section 3.2.1, Appendix E.2) takes its second expert from Koepke et al. 2022, "Audio
 retrieval with natural language queries": the multi-modal transformer (MMT) of Gabeur et al. 2020
-with sound as its one modality. There the features are VGGish's, frozen, one a second. Here they are
-Cnn14's before its pooling, one in 0.32 s: it is trained with the rest, its published weights
-(PANNs) have seen all of AudioSet, and no other network is needed for them.
+with audio as its only modality. There the features are VGGish's, frozen, one per second. Here they
+are Cnn14's before pooling, one per 0.32 s: it is trained with the rest, its published weights
+(PANNs) were trained on all of AudioSet, and no other network is needed.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from maa_jax.models.cnn14 import Cnn14Config, Cnn14Frames
 class AudioTransformerConfig:
     """Sizes of the transformer over frames, named as BERT's; the defaults are MMT's.
 
-    `max_frames` is the number of places in time, those of a 10 s clip by default.
+    `max_frames` is the number of position embeddings, by default that of a 10 s clip's frames.
     """
 
     hidden_size: int = 512
@@ -45,7 +45,7 @@ class AudioTransformerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RetrieverConfig:
-    """Both sides; the defaults are the full size."""
+    """Sizes of both sides; the defaults are the full size."""
 
     text_encoder: BertConfig = dataclasses.field(default_factory=BertConfig)
     audio_encoder: Cnn14Config = dataclasses.field(default_factory=Cnn14Config)
@@ -60,7 +60,7 @@ class RetrieverConfig:
 
     @property
     def max_samples(self) -> int:
-        """Samples of the longest clip whose every frame has a place."""
+        """Samples of the longest clip with a position embedding for every frame."""
         audio = self.audio_encoder
         mel_frames = (self.audio_transformer.max_frames + 1) * audio.reduction - 1
         return mel_frames * audio.hop_length - 1
@@ -84,7 +84,7 @@ class RetrieverConfig:
         """
         if d.get("model_type") != "retriever":
             raise ValueError(
-                f"model_type={d.get('model_type')!r} is no retriever: use 'retriever'."
+                f"model_type={d.get('model_type')!r} is not a retriever: use 'retriever'."
             )
         return cls(
             BertConfig.from_hf(d["text_encoder"]),
@@ -94,7 +94,7 @@ class RetrieverConfig:
 
 
 class GatedEmbedding(nnx.Module):
-    """A linear layer whose outputs are scaled by a gate of themselves (Miech et al. 2018)."""
+    """A linear layer whose outputs gate themselves (Miech et al. 2018)."""
 
     def __init__(self, in_size: int, out_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.linear = nnx.Linear(in_size, out_size, dtype=dtype, rngs=rngs)
@@ -107,10 +107,10 @@ class GatedEmbedding(nnx.Module):
 
 
 class AudioTransformer(nnx.Module):
-    """MMT for one modality: the frames' features and their aggregate, attending to each other.
+    """MMT for one modality: self-attention over the frames' features and their aggregate.
 
-    Gabeur et al. 2020: the aggregate begins as the largest value over time of each
-    projected feature; it and every frame get an embedding of their place in time.
+    As in Gabeur et al. 2020, the aggregate starts as the maximum over time of the projected
+    features; it and every frame get a position embedding.
     """
 
     def __init__(
@@ -165,9 +165,9 @@ class Retriever(nnx.Module):
         """Returns captions' embeddings [b, embedding_size] of unit length, of ids [b, n].
 
         Args:
-          input_ids: int32 [b, n]; the first token's state is the sentence's.
-          attention_mask: [b, n], non-zero where a token may be attended to.
-          rngs: turns dropout on, with the stream `dropout`.
+          input_ids: token ids, int32 [b, n]; the first token's state represents the caption.
+          attention_mask: mask [b, n], non-zero where a token may be attended to.
+          rngs: random streams; dropout is active if given, with the stream `dropout`.
         """
         hidden = self.text_encoder(input_ids, attention_mask, rngs=rngs)
         return unit_length(self.text_projection(hidden[:, 0]))
@@ -182,9 +182,10 @@ class Retriever(nnx.Module):
         """Returns recordings' embeddings [b, embedding_size] of unit length.
 
         Args:
-          wav: [b, samples] in [-1, 1] at the audio encoder's rate, up to `config.max_samples`.
-          use_running_average: the same as in `Cnn14Frames.frames`.
-          rngs: turns dropout on, with the stream `dropout`.
+          wav: waveforms [b, samples] in [-1, 1] at the audio encoder's sample rate, up to
+            `config.max_samples`.
+          use_running_average: whether to use running statistics; see `Cnn14Frames.frames`.
+          rngs: random streams; dropout is active if given, with the stream `dropout`.
         """
         if wav.shape[1] > self.config.max_samples:
             raise ValueError(

@@ -4,11 +4,12 @@ import jax
 
 
 class InitRngs:
-    """Stands in for `nnx.Rngs` where the making of a network is traced, eight times faster.
+    """Stands in for `nnx.Rngs` where a network's construction is traced, eight times faster.
 
     `nnx.Rngs` counts in a traced array and asks it, at every key, for a sharding it does not have;
-    the error message of that grows with the program, and is most of the time (flax 0.12: 2.2 s of
-    2.5 for the full-size U-Net). This one counts in Python. Any stream gives the next key.
+    building that error's message takes longer as the program grows, and most of the time (flax
+    0.12: 2.2 s of 2.5 for the full-size U-Net). This one counts in Python. Any stream gives the
+    next key.
     """
 
     def __init__(self, seed: int | jax.Array):

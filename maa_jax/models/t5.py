@@ -1,6 +1,6 @@
 """The encoder of T5 (Raffel et al. 2020), with the names of transformers' `T5EncoderModel`.
 
-T5, and v1.1 and FLAN, which have a gated feed-forward network.
+It covers T5, and v1.1 and FLAN, which have a gated feed-forward network.
 """
 
 import dataclasses
@@ -78,7 +78,7 @@ class T5Config:
         """Reads config.json, of an encoder or of a whole T5.
 
         Raises:
-          ValueError: the file asks for something that this encoder lacks.
+          ValueError: the file has a setting that this encoder does not support.
         """
         for key, value in _FIXED.items():
             if d.get(key, value) != value:
@@ -87,7 +87,7 @@ class T5Config:
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head attention; scores are not scaled. One layer holds the bias of positions."""
+    """Multi-head attention without scaling of scores. One layer holds the position bias."""
 
     def __init__(self, config: T5Config, has_bias: bool, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         inner = config.num_heads * config.d_kv
@@ -100,7 +100,7 @@ class SelfAttention(nnx.Module):
             )
 
     def position_bias(self, n: int) -> jax.Array:
-        """Returns what relative positions add to the scores, float32 [1, heads, n, n]."""
+        """Returns the bias of relative positions, float32 [1, heads, n, n]."""
         buckets = relative_buckets(
             n,
             self.config.relative_attention_num_buckets,
@@ -109,7 +109,7 @@ class SelfAttention(nnx.Module):
         return self.relative_attention_bias(buckets).transpose(2, 0, 1)[None]
 
     def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
-        """Maps [b, n, d_model] to the same shape; `bias` is that of positions and of the mask."""
+        """Maps [b, n, d_model] to the same shape; `bias` combines positions and mask."""
         split = lambda f: f(x).reshape(*x.shape[:2], self.config.num_heads, -1)
         out = attention(split(self.q), split(self.k), split(self.v), bias, scale=1.0)
         return self.o(out.reshape(*x.shape[:2], -1))
@@ -200,9 +200,9 @@ class T5Encoder(nnx.Module):
 
     @staticmethod
     def from_file(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the encoder's tensors out of a file, which may hold a whole T5.
+        """Returns the encoder's tensors from a file, which may hold a whole T5.
 
-        The embedding has up to three names there, one for each of those that share it.
+        The shared embedding has up to three names there, one for each module that uses it.
         """
         tied = "encoder.embed_tokens.weight"
         mine = {
@@ -218,8 +218,8 @@ class T5Encoder(nnx.Module):
         """Returns the last hidden states [b, n, d_model] of token ids [b, n].
 
         Args:
-          input_ids: int32 [b, n], n of any size.
-          attention_mask: [b, n], non-zero where a token may be attended to; None attends to all.
+          input_ids: token ids, int32 [b, n], n of any size.
+          attention_mask: mask [b, n], non-zero where a token may be attended to; None for all.
         """
         return self.encoder(self.shared(input_ids), attention_mask)
 
@@ -227,15 +227,15 @@ class T5Encoder(nnx.Module):
 def relative_buckets(n: int, count: int, max_distance: int) -> np.ndarray:
     """Returns the bucket of each query's distance to each key, int32 [n, n].
 
-    Half of the buckets are for keys after the query. Of each half one half holds a distance each,
-    the others grow as the logarithm of the distance.
+    Half of the buckets are for keys after the query. In each half, one half of the buckets hold one
+    distance each, and the others grow logarithmically.
     """
     distance = np.arange(n)[None, :] - np.arange(n)[:, None]
     count //= 2
     after = np.where(distance > 0, count, 0)
     distance = np.abs(distance)
     exact = count // 2
-    # In float32, as T5 was trained: at the edges of buckets the rounding decides.
+    # In float32, as T5 was trained: at the edges of buckets rounding decides.
     scale = np.float32(np.log(max_distance / exact))
     log = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / scale
     large = exact + (log * np.float32(count - exact)).astype(np.int32)

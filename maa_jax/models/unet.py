@@ -47,7 +47,7 @@ class UNetConfig:
 
     @property
     def downscale(self) -> int:
-        """What height and width of the latents must be multiples of."""
+        """Number that height and width of the latents must be multiples of."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     def to_hf(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class UNetConfig:
 
 
 def _fixed(levels: int) -> dict[str, Any]:
-    """Returns what a config.json of this U-Net always holds."""
+    """Returns the constant entries of this U-Net's config.json."""
     return {
         "_class_name": "UNet2DConditionModel",
         "down_block_types": ["CrossAttnDownBlock2D"] * levels,
@@ -108,9 +108,9 @@ class UNet(nnx.Module):
     """Predicts the noise in latents, given the timestep and a context.
 
     Args:
-      config: sizes.
+      config: sizes of the network.
       dtype: type of the computation; parameters are float32.
-      remat: whether the backward pass recomputes the blocks, and only their inputs are kept for it.
+      remat: whether the backward pass recomputes the blocks from their inputs.
     """
 
     def __init__(
@@ -153,9 +153,9 @@ class UNet(nnx.Module):
         """Returns the predicted noise.
 
         Args:
-          latents: [b, h, w, in_channels]; h and w multiples of `config.downscale`.
-          timesteps: [b], whole or fractional, in 0..999.
-          context: [b, tokens, cross_attention_dim].
+          latents: noisy latents [b, h, w, in_channels], h and w multiples of `config.downscale`.
+          timesteps: timesteps [b], whole or fractional, in 0..999.
+          context: context [b, tokens, cross_attention_dim].
 
         Returns:
           [b, h, w, out_channels] in float32.
@@ -200,7 +200,7 @@ class TimestepEmbedding(nnx.Module):
 
 
 class ResnetBlock(nnx.Module):
-    """Two convolutions with the time added between them, around a skip connection."""
+    """Two convolutions with the time embedding added between them, around a skip connection."""
 
     def __init__(
         self, width_in: int, width: int, *, config: UNetConfig, dtype: jnp.dtype, rngs: nnx.Rngs
@@ -281,7 +281,7 @@ class FeedForward(nnx.Module):
 
 
 class TransformerBlock(nnx.Module):
-    """Self-attention, cross-attention and feed-forward, each on a normalised copy."""
+    """Self-attention, cross-attention and feed-forward, each pre-normalised with a residual."""
 
     def __init__(self, width: int, *, config: UNetConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
         norm = lambda: nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
@@ -358,7 +358,7 @@ class _Block(nnx.Module):
         self.remat = remat
 
     def run(self, block: nnx.Module, *args: jax.Array) -> jax.Array:
-        """Applies a part of this block, rematerialised if asked for."""
+        """Applies a part of this block, optionally with remat."""
         return remat(block, *args) if self.remat else block(*args)
 
 
@@ -426,7 +426,7 @@ class UpBlock(_Block):
     def __call__(
         self, x: jax.Array, skips: list[jax.Array], time: jax.Array, context: jax.Array
     ) -> jax.Array:
-        """Maps the map from below to the one above, and takes its skips off the end of the list."""
+        """Maps the map from below to the one above; pops its skip connections off the list."""
         for resnet, transformer in zip(self.resnets, self.attentions, strict=True):
             x = jnp.concatenate([x, skips.pop()], axis=-1)
             x = self.run(transformer, self.run(resnet, x, time), context)

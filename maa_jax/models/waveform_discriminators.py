@@ -51,7 +51,7 @@ class SpectralState(nnx.Variable):
 class SpectralConv1d(NormConv):
     """Conv1d whose kernel is divided by its largest singular value (Miyato et al. 2018).
 
-    Each call takes one step of power iteration, whose vector is kept in `u`.
+    Each call takes one step of power iteration, whose vector is stored in `u`.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class MultiPeriodConfig:
 
 
 class PeriodDiscriminator(nnx.Module):
-    """Convolutions over every `period`-th sample: each phase is a sequence of its own."""
+    """Convolutions over every `period`-th sample: each phase is a separate sequence."""
 
     def __init__(self, period: int, channels: tuple[int, ...], **kwargs: Any):
         widths = (1, *channels)
@@ -290,15 +290,15 @@ class ResolutionDiscriminator(nnx.Module):
 def magnitudes(wav: jax.Array, n_fft: int, hop_length: int, window_length: int) -> jax.Array:
     """Returns the magnitudes of a short-time Fourier transform, [b, frames, n_fft / 2 + 1].
 
-    BigVGAN's: reflect padding of (n_fft - hop_length) / 2 samples and, as there, a window of ones.
+    As in BigVGAN: reflect padding of (n_fft - hop_length) / 2 samples, and a rectangular window.
     """
     pad = (n_fft - hop_length) // 2
     wav = jnp.pad(wav, ((0, 0), (pad, pad)), mode="reflect")
-    # A window shorter than n_fft is centred in it, and only the window's samples are read.
+    # A window shorter than n_fft is centred in it; only the window's samples are read.
     start = (n_fft - window_length) // 2
     count = (wav.shape[1] - n_fft) // hop_length + 1
     index = start + hop_length * jnp.arange(count)[:, None] + jnp.arange(window_length)
-    # The window's place in the transform changes only the phase.
+    # The window's position in the transform changes only the phase.
     spectrum = jnp.fft.rfft(wav[:, index], n=n_fft)
     # The offset keeps the gradient finite at silence.
     return jnp.sqrt(jnp.square(spectrum.real) + jnp.square(spectrum.imag) + 1e-9)

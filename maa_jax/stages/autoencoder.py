@@ -218,6 +218,8 @@ def adaptive_weight(
 ) -> jax.Array:
     """Returns the ratio of the L1 gradient's norm to the adversarial one's at the last layer.
 
+    The ratio is at most 10,000, as in latent diffusion.
+
     Args:
       features: input of the decoder's last convolution, [b, h, w, c].
       kernel: weights of that convolution, [3, 3, c, 1].

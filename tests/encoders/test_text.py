@@ -203,14 +203,14 @@ def test_a_network_that_is_no_text_encoder_is_refused(model, tmp_path):
     shutil.copytree(model, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "text_encoder")
     shutil.copytree(tmp_path / "text_projection", tmp_path / "text_encoder")
-    with pytest.raises(FolderError, match="'Projection' is no text encoder; known: Bert"):
+    with pytest.raises(FolderError, match="'Projection' is not a text encoder; known: Bert"):
         TextConditioner.from_folder(tmp_path)
 
 
 def test_text_encoders_are_found_by_name(encoders, tmp_path, monkeypatch):
     assert find(encoders["t5"]) == encoders["t5"]
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FolderError, match=r"'clipp' is no folder \(did you mean 'clip'\?"):
+    with pytest.raises(FolderError, match=r"'clipp' is not a folder \(did you mean 'clip'\?"):
         find("clipp")
     asked = []
     monkeypatch.setattr(hub, "fetch", lambda *args: asked.append(args))

@@ -1,11 +1,11 @@
-"""Convolution, filters and attention: the only place that knows kinds of processors.
+"""Convolution, filters and attention: the only code that depends on the type of processor.
 
-Each function is made of XLA's own operations, and has another form in programs that are compiled
-for CPUs, where that is quicker. What a program is lowered for decides, not the machine that lowers
-it: a program lowered for a TPU topology on a host with CPUs alone is the TPU's. All can be
-differentiated forward and in reverse, any number of times.
+Each function consists of XLA's own operations, with another form in programs compiled for CPUs
+where that is faster. The platform that a program is lowered for decides, not the machine that
+lowers it: a program lowered for a TPU topology on a CPU host is the TPU's. All can be
+differentiated in forward and reverse mode, any number of times.
 
-MAA_JAX_CPU_KERNELS=0 in the environment leaves CPUs the common forms too. It is read once, when
+With MAA_JAX_CPU_KERNELS=0 in the environment, CPUs use the common forms too. It is read once, when
 this package is imported.
 """
 

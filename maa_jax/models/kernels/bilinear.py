@@ -1,10 +1,10 @@
-"""Operations that are linear in each of two arrays, with a form of their own for CPUs.
+"""Bilinear operations with separate implementations for CPUs.
 
-Such an operation f(a, b) is one argument of the trilinear form T(a, b, c) = <f(a, b), c>. The
-partial derivatives of T are f and its two adjoints, <f(a, b), c> = <a, left(c, b)> =
-<b, right(a, c)>, and each is the derivative or the transpose of the others. So three primitives
-hold every derivative of f, forward and reverse, of any order, and each can be computed in its own
-way on a CPU without a rule of differentiation being written.
+Such an operation f(a, b) defines the trilinear form T(a, b, c) = <f(a, b), c>. The partial
+derivatives of T are f and its two adjoints, <f(a, b), c> = <a, left(c, b)> = <b, right(a, c)>, and
+each is the derivative or the transpose of the others. So three primitives cover every derivative of
+f, forward and reverse, of any order, and each can have its own implementation for CPUs without a
+custom differentiation rule.
 """
 
 import functools
@@ -16,7 +16,7 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-# Read once: programs that are compiled already would not follow a change.
+# Read once: already compiled programs would not follow a change.
 CPU_FORMS = os.environ.get("MAA_JAX_CPU_KERNELS", "1") != "0"
 
 Form = Callable[..., jax.Array]
@@ -27,25 +27,25 @@ def bilinear(
 ) -> tuple[Form, Form]:
     """Returns a function f(a, b, **options) that is `default`, or `cpu` in programs for CPUs.
 
-    Its adjoint left(c, b, shape=a.shape, **options) is returned beside it.
+    Its adjoint left(c, b, shape=a.shape, **options) is returned with it.
 
-    The choice is made when a program is lowered, by the platform that it is lowered for. Under
-    `jax.vmap` the function is `default` everywhere.
+    The choice is made when a program is lowered, by its target platform. Under `jax.vmap` the
+    function is `default` everywhere.
 
     Args:
       name: name of the operation in programs.
-      default: the operation, linear in `a` and in `b`, made of JAX's own; options are hashable.
-      cpu: the same for CPUs.
-      cpu_left: the adjoint (c, b, shape=a.shape, **options) -> a for CPUs; by default the
-        transpose of `cpu`.
-      cpu_right: the adjoint (a, c, shape=b.shape, **options) -> b for CPUs; by default the
-        transpose of `cpu`.
+      default: implementation in JAX, linear in `a` and in `b`; options are hashable.
+      cpu: implementation for CPUs.
+      cpu_left: adjoint (c, b, shape=a.shape, **options) -> a for CPUs; by default the transpose of
+        `cpu`.
+      cpu_right: adjoint (a, c, shape=b.shape, **options) -> b for CPUs; by default the transpose of
+        `cpu`.
     """
     value = _primitive(name, default, cpu)
     left = _primitive(f"{name}_left", _left(default), cpu_left or _left(cpu))
     right = _primitive(f"{name}_right", _right(default), cpu_right or _right(cpu))
 
-    # A rule gets the cotangent and both operands, of which the one to be found has a type alone.
+    # A transpose rule gets the cotangent and both operands; the linear one is only a type.
     ad.defbilinear(
         value,
         lambda ct, a, b, **options: left.bind(ct, b, shape=a.aval.shape, **options),
@@ -105,5 +105,5 @@ def _primitive(name: str, default: Form, cpu: Form) -> Primitive:
 
 @functools.cache
 def _compiled(primitive: Primitive, options: tuple[tuple[str, Any], ...]) -> Callable:
-    """Returns a program of one primitive, for calls outside of any other."""
+    """Returns a jitted program of one primitive, for calls outside `jax.jit`."""
     return jax.jit(functools.partial(primitive.bind, **dict(options)))

@@ -39,12 +39,12 @@ def conv2d(
     """Cross-correlation of x [b, h, w, in] with a kernel [kh, kw, in / groups, out].
 
     Args:
-      x: input.
-      kernel: weights, of the input's type.
-      stride: distance of output positions on either axis.
-      padding: zeros ((top, bottom), (left, right)).
-      dilation: distance of taps on either axis.
-      groups: number of groups of channels; each output channel sees its own group.
+      x: input [b, h, w, in].
+      kernel: kernel [kh, kw, in / groups, out], of the input's type.
+      stride: stride on either axis.
+      padding: zero padding ((top, bottom), (left, right)).
+      dilation: dilation on either axis.
+      groups: number of groups of channels; each output channel depends on its own group.
 
     Returns:
       [b, h', w', out].
@@ -65,7 +65,7 @@ def conv1d(
 ) -> jax.Array:
     """Cross-correlation of x [b, t, in] with a kernel [k, in / groups, out]: [b, t', out].
 
-    `padding` zeros stand at either end; the rest is as in `conv2d`.
+    `padding` zeros are added at either end; for the rest see `conv2d`.
     """
     pads = ((padding, padding),)
     return _conv(x, kernel, stride=(stride,), padding=pads, dilation=(dilation,), groups=groups)
@@ -76,7 +76,7 @@ def conv_transpose1d(
 ) -> jax.Array:
     """Transposed convolution of x [b, t, in] with a kernel [k, out, in].
 
-    It is the gradient of a `conv1d` with that kernel, stride and padding to its input.
+    It is the adjoint, in the input, of a `conv1d` with that kernel, stride and padding.
 
     Returns:
       [b, (t - 1) * stride + k - 2 * padding, out].
@@ -105,10 +105,10 @@ def _xla_upsample_conv2d(x, kernel):
 
 
 def _cpu_upsample_conv2d(x, kernel):
-    """Finds all outputs with 16 products instead of 36.
+    """Computes all outputs with 16 products instead of 36.
 
-    On either axis an even output sees two positions, one of them twice, and so does an odd one:
-    that makes four kernels [2, 2, in, out].
+    On either axis an output, even or odd, depends on two positions, one of them by two taps: that
+    makes four kernels [2, 2, in, out].
     """
 
     def kernels(kernel, axis):
@@ -135,11 +135,11 @@ _upsample_conv2d, _ = bilinear("upsample_conv2d", _xla_upsample_conv2d, _cpu_ups
 
 
 def upsample_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Nearest-neighbour 2x upsampling, and a convolution with zeros of one position around.
+    """Nearest-neighbour 2x upsampling, and a convolution with zero padding of one position.
 
     Args:
-      x: [b, h, w, in].
-      kernel: [3, 3, in, out].
+      x: input [b, h, w, in].
+      kernel: kernel [3, 3, in, out].
 
     Returns:
       [b, 2 h, 2 w, out].
@@ -153,12 +153,12 @@ def _xla_filter1d(x, taps, *, start, length):
 
 
 def _cpu_filter1d(x, taps, **options):
-    # XLA would compute the elements of a long chain anew for each of the taps that read them.
+    # XLA would recompute the elements of a long chain of operations for each tap that reads them.
     return _xla_filter1d(lax.optimization_barrier(x), taps, **options)
 
 
 def _cpu_filter1d_left(y, taps, *, shape, start, length):
-    # A filter again: XLA would add up padded copies of the gradient.
+    # Another filter, where XLA would sum padded copies of the gradient.
     y = jnp.pad(y, ((0, 0), (start + len(taps) - 1, shape[1] - start - length), (0, 0)))
     return _cpu_filter1d(y, taps[::-1], start=0, length=shape[1])
 
@@ -170,9 +170,9 @@ def filter1d(x: jax.Array, taps: np.ndarray, start: int, length: int) -> jax.Arr
     """Applies one filter to every channel: sum_i taps[i] x[:, start + i + t] for t < length.
 
     Args:
-      x: [b, t, channels].
-      taps: [n].
-      start: position of the first sample that the filter sees.
+      x: input [b, t, channels].
+      taps: filter taps [n].
+      start: position of the first input sample.
       length: number of results.
 
     Returns:

@@ -1,12 +1,13 @@
 """Convolution for CPUs, where some of XLA's own forms are slow.
 
-On a CPU, XLA gives a convolution to a quick library only if its axes are in the usual order. It
-puts others in order too, but not inside of conditionals and loops: there, a gradient that
+On a CPU, XLA calls a fast library for a convolution only if its axes are in the usual order. It
+transposes others, but not inside conditionals and loops: there, a gradient that
 `jax.linear_transpose` makes of a convolution takes a hundred times as long. So gradients are
-written here as convolutions in the usual order. Wide ones are Winograd's, with fewer products.
+written here as convolutions in the usual order. Wide ones use Winograd's algorithm, with fewer
+products.
 
-Nothing here is differentiated: these are forms of the operations of `bilinear`. No loop runs over
-the batch, which may be spread over devices.
+Nothing here is differentiated: these are implementations for `bilinear`. No loop runs over the
+batch, which may be spread over devices.
 """
 
 from typing import Any
@@ -24,8 +25,8 @@ Pads = tuple[tuple[int, int], ...]
 # than the products that they save; with fewer positions, transforming the kernel does.
 _WINOGRAD_KERNEL = 768
 _WINOGRAD_POSITIONS = 512
-# Tiles that the kernel's gradient covers at once: few enough to stay in cache, enough for a matrix
-# product to be worth starting.
+# Tiles that the kernel's gradient covers at once: few enough to stay in cache, enough for an
+# efficient matrix product.
 _TILES = 256
 
 
@@ -83,7 +84,7 @@ def conv_left(
         )
     )
     if set(stride) == {1}:
-        kernel = lax.optimization_barrier(kernel)  # turned round once, not by all that read it
+        kernel = lax.optimization_barrier(kernel)  # transposed once, not by every reader
         return conv(y, kernel, stride=stride, padding=pads, dilation=dilation, groups=1)
     return _conv(y, kernel, (1,) * len(stride), pads, dilation, stride)
 
@@ -107,7 +108,7 @@ def conv_right(
     kernel = jax.ShapeDtypeStruct(shape, x.dtype)
     if shape[:-2] == (3, 3) and _suits_winograd(x, kernel, stride, dilation):
         return winograd_right(x, y, padding)
-    # A convolution whose batch is the channels, and whose channels are the batch.
+    # A convolution with batch and channels exchanged.
     pads = tuple(
         (low, d * (k - 1) + s * (m - 1) + 1 - n - low)
         for n, m, k, s, d, (low, _) in zip(
@@ -141,8 +142,8 @@ def winograd(x: jax.Array, kernel: jax.Array, padding: Pads, dilation: int) -> j
 
     It takes about half of the products: along the width, F(4, 3) for three taps and F(4, 4) for
     each four of more. Positions `dilation` apart are neighbours to the kernel: a tile is four runs
-    of so many positions. The j-th four taps see at a tile what the first see j tiles later, so that
-    one convolution over tiles sums up each product over all taps.
+    of that many positions. The input of the j-th four taps at a tile is that of the first four j
+    tiles later, so one convolution over tiles sums each product over all taps.
     """
     height, taps, channels, features = kernel.shape
     scheme = F43 if taps <= 3 else F44
@@ -155,14 +156,14 @@ def winograd(x: jax.Array, kernel: jax.Array, padding: Pads, dilation: int) -> j
     x = _extended(x, padding, h + top + bottom, 4 * dilation * (tiles + groups))
     x = x.reshape(b, -1, tiles + groups, 4, dilation * channels)
     samples = [x[:, :, :-1, i] for i in range(4)] + [x[:, :, 1:, i] for i in range(size - 1)]
-    # Else XLA would transform, and keep, the kernels of all layers before it begins with the first.
-    # It removes barriers before it chooses an order, so this is a zero that depends on x: nothing,
-    # be it infinite or not a number, is above infinity.
+    # Otherwise XLA would transform, and keep, the kernels of all layers before it runs the first.
+    # It removes barriers before scheduling, so this is a zero that depends on x: nothing, not even
+    # infinity or NaN, is greater than infinity.
     kernel = lax.optimization_barrier(kernel + (x[0, 0, 0, 0, 0] > jnp.inf))
     kernel = jnp.pad(kernel, ((0, 0), (0, groups * size - taps), (0, 0), (0, 0)))
     kernel = kernel.reshape(height, groups, size, channels, features)
     kernels = combine(scheme.kernel, [kernel[:, :, i] for i in range(size)])
-    # Rows one after another, because XLA is up to twice as quick over one axis.
+    # Rows are concatenated, because XLA is up to twice as fast over one axis.
     apart = dilation if height == 1 else tiles
     products = [
         _conv(
@@ -179,7 +180,7 @@ def winograd(x: jax.Array, kernel: jax.Array, padding: Pads, dilation: int) -> j
 
 
 def _extended(x, padding, height, width):
-    """Pads [b, h, w, c] with zeros at its low ends, and pads or crops it to height and width."""
+    """Pads [b, h, w, c] with zeros at the low ends, then pads or crops it to height and width."""
     (top, _), (left, _) = padding
     edges = ((top, height - top - x.shape[1], 0), (left, width - left - x.shape[2], 0))
     return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
@@ -188,7 +189,7 @@ def _extended(x, padding, height, width):
 def winograd_right(x: jax.Array, y: jax.Array, padding: Pads) -> jax.Array:
     """Returns the gradient [3, 3, in, out] of a kernel, from [b, h, w, in] and [b, h', w', out].
 
-    F(2, 3) along both axes: its products are over positions, and so are slow when they are long.
+    F(2, 3) along both axes: its products run over positions, and are slow if these are many.
     """
     b, h, w, _ = y.shape
     down, across = -(-h // 2), -(-w // 2)

@@ -9,8 +9,8 @@ from jax import lax
 
 from maa_jax.models.kernels.bilinear import CPU_FORMS
 
-# Scores that are computed at once on a CPU: few enough to stay in cache, enough for a matrix
-# product to be worth starting.
+# Scores that are computed at once on a CPU: few enough to stay in cache, enough for an efficient
+# matrix product.
 _SCORES = 7 * 2**18
 
 
@@ -26,9 +26,9 @@ def attention(
     """Scaled dot-product attention, its scores and softmax in float32.
 
     Args:
-      query: [b, q, heads, d].
-      key: [b, k, heads, d].
-      value: [b, k, heads, d].
+      query: queries [b, q, heads, d].
+      key: keys [b, k, heads, d].
+      value: values [b, k, heads, d].
       bias: term added to the scores, broadcastable to [b, heads, q, k]: a mask, or a bias of
         relative positions.
       scale: factor of the product of a query with a key; 1 / sqrt(d) by default.
@@ -39,7 +39,7 @@ def attention(
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if CPU_FORMS and bias is None and dropout is None:
-        # Forms of one signature: `platform_dependent` chooses when the program is lowered.
+        # Both have one signature: `platform_dependent` chooses when the program is lowered.
         cpu = functools.partial(_attend_in_pieces, scale=scale)
         default = functools.partial(_attend, scale=scale)
         return lax.platform_dependent(query, key, value, cpu=cpu, default=default)
@@ -57,7 +57,7 @@ def _attend(query, key, value, bias=None, scale=1.0, dropout=None):
 
 
 def _attend_in_pieces(query, key, value, scale):
-    """Attends with a part of the queries at a time, whose scores the backward pass recomputes.
+    """Computes attention for some queries at a time; the backward pass recomputes their scores.
 
     XLA would write and read all scores several times.
     """

@@ -1,10 +1,10 @@
-"""Winograd's minimal filtering: m outputs of a filter of r taps from m + r - 1 products, not m r.
+"""Winograd's minimal filtering: m outputs of an r-tap filter with m + r - 1 products, not m r.
 
 A filter F(m, r) is three matrices (Lavin and Gray 2016, "Fast algorithms for convolutional neural
-networks"): the outputs of a tile of m are `output @ ((kernel @ taps) * (input @ samples))`. With
-channels, each product is a matrix product, so that what is transformed is little beside it. They
-follow from Toom and Cook's product of polynomials, by its values at m + r - 2 points and infinity,
-transposed (Blahut 2010, "Fast Algorithms for Signal Processing", chapter 5).
+networks"): the m outputs of a tile are `output @ ((kernel @ taps) * (input @ samples))`. With
+channels, each product is a matrix product, next to which the transforms are cheap. The matrices
+follow, by transposition, from the Toom-Cook product of polynomials, evaluated at m + r - 2 points
+and infinity (Blahut 2010, "Fast Algorithms for Signal Processing", chapter 5).
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class Filter:
 
     @classmethod
     def at(cls, m: int, r: int, points: Sequence[float]) -> "Filter":
-        """Returns F(m, r) with products at m + r - 2 points, and at infinity."""
+        """Returns F(m, r) with evaluation at m + r - 2 points and infinity."""
         n = m + r - 1
         values = np.vander([*points, 0.0], n, increasing=True)  # of the powers, at each point
         values[-1] = 0
@@ -44,14 +44,14 @@ class Filter:
 
 
 _ROOT = math.sqrt(0.5)
-# Points that lose few digits.
+# Points with little loss of precision.
 F23 = Filter.at(2, 3, (0, 1, -1))
 F43 = Filter.at(4, 3, (0, _ROOT, -_ROOT, 1 / _ROOT, -1 / _ROOT))
 F44 = Filter.at(4, 4, (0, 1, -1, 0.5, -0.5, 2))
 
 
 def combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:
-    """Returns the sums of `parts` that the rows of a matrix [rows, len(parts)] weigh."""
+    """Returns the sums of `parts` weighted by the rows of a matrix [rows, len(parts)]."""
     return [
         sum(part if weight == 1 else float(weight) * part for weight, part in terms)
         for terms in ([t for t in zip(row, parts, strict=True) if t[0]] for row in matrix)
