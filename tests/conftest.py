@@ -16,15 +16,15 @@ CAPTIONS = ("a crow caws", "rain falls on a tin roof", "a dog barks twice, then 
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the longest files first, so that two workers end at about the same time."""
+    """Puts the longest files first, so that two workers finish at about the same time."""
     items.sort(key=lambda item: item.path.name not in ("test_train.py", "test_devices.py"))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Compiles quickly what computes little: most of the time of these tests is compilation.
+    """Turns off most compiler optimizations, as most of the tests' time is compilation.
 
-    And a cache of programs that an entry point has set is for its own test alone.
+    It also keeps a compilation cache that an entry point sets from affecting other tests.
     """
     jax.config.update("jax_compilation_cache_dir", None)
     reset_cache()
@@ -34,8 +34,8 @@ def pytest_runtest_setup(item):
 def random_network(make, seed):
     """Returns random parameters of a network, as a nested dict of numpy arrays.
 
-    No layer is zero, as some are in a network's own initialisation: what they compute would then
-    go untested. And nothing is compiled.
+    No layer is zero, as some are in a network's own initialisation, which would leave their
+    computation untested; and nothing is compiled.
     """
     rng = np.random.default_rng(seed)
 
@@ -130,9 +130,9 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_config(data_dir, tiny_model):
-    """Returns the `:runlocal` config of a file in configs/, over the tiny model's networks.
+    """Returns the `:runlocal` config of a file in configs/, with the tiny model's networks.
 
-    With fewer levels: nearly all the time here is compilation.
+    It has fewer levels, because nearly all the time is compilation.
     """
 
     def make(name):

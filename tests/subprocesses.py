@@ -1,4 +1,4 @@
-"""Runs Python in fresh processes: what needs other devices, a signal or a clean import table."""
+"""Runs Python in fresh processes, for tests that need other devices, signals or clean imports."""
 
 import os
 import pathlib
@@ -14,8 +14,8 @@ def environment(devices: int = 1, **more: str) -> dict[str, str]:
     """Returns the environment of a process with `devices` CPU devices."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     if devices > 1:
-        # This scheduler lets each device begin collectives in another order, and then all wait for
-        # each other for ever. Beside other tests they may also wait longer than XLA's 40 seconds.
+        # With this scheduler devices may begin collectives in different orders and deadlock. Next
+        # to other tests they may also wait longer than XLA's 40 seconds.
         flags += (
             " --xla_cpu_enable_concurrency_optimized_scheduler=false"
             " --xla_cpu_collective_call_warn_stuck_timeout_seconds=300"

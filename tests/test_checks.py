@@ -10,7 +10,7 @@ def test_the_nearest_name_is_given():
         check_name("sampler", "plsm", ("ddim", "plms"))
 
 
-def test_differences_are_of_the_keys_that_are_wanted():
+def test_only_current_keys_are_compared():
     there = {"a": 1, "b": 2, "of_no_interest": 3}
     assert differences(there, {"a": 1, "b": 2}) == []
     assert differences(there, {"a": 1, "b": 3}) == ["b=2 there, 3 here"]

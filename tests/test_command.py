@@ -1,4 +1,4 @@
-"""The head of every program, as a person at a terminal meets it."""
+"""Flags, help, errors and logs of programs, as a user at a terminal sees them."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def run(*arguments, **more):
 
 
 def start(code):
-    """Runs a program of its own, whose `main` is `code`."""
+    """Runs a new program whose `main` is `code`."""
     source = f"""
 import sys
 sys.modules["__main__"].__spec__ = type(sys)("maa_jax.mine"); __spec__.name = "maa_jax.mine"

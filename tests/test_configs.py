@@ -35,7 +35,7 @@ def _networks(name, **changes):
 
 def test_the_unet_has_the_papers_size():
     config = importlib.import_module("maa_jax.configs.t2a").get_config()
-    # Not through the stage, which would read a full-size autoencoder and text encoder.
+    # Without the stage, which would read a full-size autoencoder and text encoder.
     unet = nnx.eval_shape(lambda: UNet(UNetConfig(**config.unet), rngs=InitRngs(0)))
     assert _count(nnx.state(unet, nnx.Param)) == 160_223_684
 

@@ -22,7 +22,7 @@ QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compilation is most of what p
 
 
 class Words:
-    """Proposes a sentence that depends on the sound alone; kills the process where it is told."""
+    """Proposes a caption that depends only on the recording; kills the process when told to."""
 
     name = "words"
 
@@ -38,7 +38,7 @@ class Words:
 
 
 class WordsOnAllDevices(Words):
-    """Stops a process that has a network, or a bank, on a part of its devices alone."""
+    """Stops a process whose network or bank is on only some of its devices."""
 
     def propose(self, audio, labels):
         devices = set(jax.local_devices())
@@ -91,7 +91,7 @@ def examples(work, split):
     return list(tfds.builder_from_directory(work.parent / "1.0.0").as_data_source(split))
 
 
-def test_a_killed_build_goes_on_and_every_recording_is_in_one_split(built):
+def test_a_killed_build_is_resumed_and_every_recording_is_in_one_split(built):
     work, summary = built
     accepted, rejected = examples(work, "train"), examples(work, "rejected")
     assert len(accepted) == summary["accepted"] and len(accepted) + len(rejected) == 40
@@ -157,7 +157,7 @@ def test_another_threshold_needs_another_name_and_the_same_one_is_not_built_agai
         run(out, tiny_model, clip_seconds=1.0)
 
 
-def test_withheld_labels_are_neither_heard_nor_written_and_none_may_pass(out, tiny_model, capsys):
+def test_withheld_labels_are_neither_read_nor_written_and_none_may_pass(out, tiny_model, capsys):
     summary = run(
         out, tiny_model, dataset="sonic_sounds:test[:8] + sonic_sounds:validation[:8]",
         name="withheld", experts=("tests.test_enhance:Words",), withhold_labels=True, threshold=1.0,
@@ -179,7 +179,7 @@ def test_beam_writes_the_same_recordings(built, out, tiny_model):
         wanted, found = (list(builder.as_data_source(split)) for builder in both)
         assert len(wanted) == len(found)
         for one, other in zip(wanted, found, strict=True):
-            # Scores of the killed build come of another process, compiled otherwise.
+            # Scores of the killed build come from another process, compiled differently.
             for key in ("score", "candidate_scores"):
                 np.testing.assert_allclose(one.pop(key), other.pop(key), atol=1e-4)
             jax.tree.map(np.testing.assert_array_equal, one, other)
@@ -245,7 +245,7 @@ def test_eight_devices_find_what_one_finds(out, flags_of_all_experts, alone):
     assert_same_dataset(out / "enhanced" / "eight", alone)
 
 
-def test_two_processes_write_what_one_writes_and_each_goes_on_where_it_was_killed(
+def test_two_processes_write_what_one_writes_and_each_resumes_where_it_was_killed(
     out, flags_of_all_experts, alone
 ):
     command, folder = [*flags_of_all_experts, "--name=two"], out / "enhanced" / "two"
@@ -284,7 +284,7 @@ def test_mistakes_are_named_before_any_work(out, tiny_model, changes, message):
     assert not (out / "enhanced" / "wrong").exists()
 
 
-def test_recordings_are_cut_in_their_middle_or_padded_behind(tones):
+def test_recordings_are_cropped_to_their_middle_or_padded_at_the_end(tones):
     from maa_jax.audio.io import encode_flac
 
     data = encode_flac(tones[0])

@@ -19,7 +19,7 @@ STEP = {"jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "safetensor
 
 
 def third_party() -> set[str]:
-    """Returns the modules of others that the package imports anywhere."""
+    """Returns the third-party modules that the package imports anywhere."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -90,7 +90,7 @@ PROGRAMS = (
 )
 
 
-def test_programs_of_a_base_install_can_say_which_extra_they_need():
+def test_programs_of_a_base_install_name_the_extra_that_they_need():
     code = WITHOUT.format(missing=set(command.EXTRAS)) + "import importlib\n"
     run_python(code + "".join(f"import maa_jax.{program}\n" for program in PROGRAMS))
 

@@ -27,7 +27,7 @@ def three_levels(tmp_path_factory):
     return folder
 
 
-def test_a_sound_there_and_back_has_its_length(three_levels, tones):
+def test_a_decoded_sound_has_its_original_length(three_levels, tones):
     codec, params = LatentCodec.load(three_levels)
     audio = tones[:, :8192]
     latents = jax.jit(codec.encode)(params, audio)
@@ -53,7 +53,7 @@ def test_the_scale_is_the_configuration_s_unless_given(three_levels, tones):
     mels = jax.jit(codec.decode)(params, 0.5 * plain)
     again = jax.jit(codec.decode, static_argnames="scale")(params, plain, scale=1.0)
     np.testing.assert_allclose(mels, again, rtol=1e-6)
-    # A draw lies about the mean, as far as the posterior is wide.
+    # A sample is near the mean, within the posterior's standard deviation.
     draw = encode(params, audio, key, scale=1.0)
     vae = networks.build(codec.graphdef, params)
     deviation = np.exp(0.5 * jax.jit(vae.encode)(codec.image(audio))[1])
@@ -97,7 +97,7 @@ def test_a_vocoder_of_another_front_end_is_refused():
 
 
 def test_an_autoencoder_that_states_no_front_end_takes_the_run_s(three_levels, tmp_path):
-    """As diffusers keeps it: a folder without model_index.json."""
+    """A folder as diffusers writes it, without model_index.json."""
     shutil.copytree(three_levels / "vae", tmp_path / "vae")
     codec, _ = LatentCodec.load(tmp_path, mel=MelConfig(log="log"))
     assert codec.mel.log == "log"

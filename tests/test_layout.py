@@ -1,4 +1,4 @@
-"""Imports go down the floors that docs/architecture.md draws, and never round in a circle."""
+"""Imports go down the floors of docs/architecture.md, and never form a cycle."""
 
 import ast
 import pathlib
@@ -14,7 +14,7 @@ ABOVE_ALL = "maa_jax"
 
 
 def floors() -> dict[str, int]:
-    """{room: floor}: a room is a folder, or a file that stands by itself."""
+    """{room: floor}, where a room is a folder, or a file outside any."""
     block = DOCUMENT.split("## Floors")[1].split("```")[1]
     plan = {}
     for line in block.strip().splitlines():
@@ -41,7 +41,7 @@ def room_of(module: str) -> str:
 
 
 def known(name: str) -> str | None:
-    """The module that a dotted name is, or is in."""
+    """The module that a dotted name denotes, or that contains it."""
     while name.startswith("maa_jax"):
         if name in FILES:
             return name
@@ -74,7 +74,7 @@ def edges() -> list[tuple[str, str]]:
 
 
 def wrong(pairs, plan) -> list[str]:
-    """Imports that do not go down, and that leave their own room; the ground is one room."""
+    """Imports that leave their room without going down; the ground floor is one room."""
     floors_of = lambda a, b: (plan[room_of(a)], plan[room_of(b)])
     return [
         f"{a} (floor {plan[room_of(a)]}) imports {b} (floor {plan[room_of(b)]})"
@@ -84,8 +84,8 @@ def wrong(pairs, plan) -> list[str]:
     ]
 
 
-def circle(graph: dict[str, set[str]]) -> list[str]:
-    """A circle of a graph, [] where there is none."""
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """A cycle of a graph, [] if there is none."""
     done, path = set(), []
 
     def visit(node) -> list[str]:
@@ -120,19 +120,19 @@ def test_imports_go_down():
     assert wrong(pairs, floors()) == []
 
 
-def test_no_files_import_each_other_in_a_circle():
-    assert circle(graph_of(edges())) == []
+def test_imports_of_files_form_no_cycle():
+    assert cycle(graph_of(edges())) == []
 
 
-def test_no_folders_import_each_other_in_a_circle():
+def test_imports_of_folders_form_no_cycle():
     folder = lambda module: (
         module if FILES[module].stem == "__init__" else module.rpartition(".")[0]
     )
-    # A folder inside another is a part of it and may use what lies beside it.
+    # A folder inside another is a part of it and may use its siblings.
     inside = lambda a, b: a.startswith(f"{b}.") or b.startswith(f"{a}.")
     pairs = {(folder(a), folder(b)) for a, b in edges() if a != ABOVE_ALL}
     pairs = {(a, b) for a, b in pairs if a != b and ABOVE_ALL not in (a, b) and not inside(a, b)}
-    assert circle(graph_of(pairs)) == []
+    assert cycle(graph_of(pairs)) == []
 
 
 @pytest.mark.parametrize(
@@ -151,6 +151,6 @@ def test_an_import_upwards_is_found_wherever_it_is(source):
     assert len(wrong(pairs, floors())) == 1
 
 
-def test_circles_are_found():
-    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
-    assert circle({"a": {"b", "c"}, "b": {"c"}}) == []
+def test_cycles_are_found():
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
+    assert cycle({"a": {"b", "c"}, "b": {"c"}}) == []

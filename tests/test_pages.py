@@ -18,7 +18,7 @@ def from_macros():
     return render_expression
 
 
-def test_text_of_others_is_escaped(from_macros):
+def test_foreign_text_is_escaped(from_macros):
     caption = '<script>alert("rain & wind")</script>'
     text = from_macros("player('data:,', about) ~ table([[about]])", about=caption)
     assert "<script" not in text
@@ -49,7 +49,7 @@ def test_a_value_that_a_template_lacks_is_an_error():
         render("enhancement.html", name="enhanced/demo")
 
 
-def test_an_address_holds_its_content():
+def test_a_data_uri_holds_its_content():
     content = np.random.default_rng(0).bytes(100)
     kind, encoded = data_uri(content, "audio/flac").split(";base64,")
     assert kind == "data:audio/flac"

@@ -1,4 +1,4 @@
-"""The demo's page, made from small real parts, then opened in a real browser."""
+"""The demo's page, made from small but real parts, and opened in a browser."""
 
 import json
 import re
@@ -133,7 +133,7 @@ def test_a_spectrogram_is_drawn_for_light_and_dark_themes():
     assert image.about == "spectrogram: a crow caws"
 
 
-# Runs when the page has loaded, and reports what the browser made of each sound and image.
+# Runs when the page has loaded, and reports how the browser loaded each sound and image.
 PROBE = """<script>
 window.addEventListener("load", async () => {
   const ready = [...document.querySelectorAll("audio")].map(audio => new Promise(done => {

@@ -83,7 +83,7 @@ def test_command(tiny_model, tmp_path):
     assert row["maa_jax"] == maa_jax.__version__
 
 
-def test_a_second_run_replaces_its_own_files_alone(tiny_model, tmp_path):
+def test_a_second_run_replaces_only_its_own_files(tiny_model, tmp_path):
     run = lambda prompts: make(prompts, tmp_path, tiny_model)
     first = run(["rain", "crow"])
     second = run(["rain"])
@@ -92,8 +92,8 @@ def test_a_second_run_replaces_its_own_files_alone(tiny_model, tmp_path):
     assert [row["file"] for row in read(tmp_path)] == ["000_rain.wav"]
 
 
-def test_notes_of_another_version_are_redone_or_refused_in_one_line(tiny_model, tmp_path, capsys):
-    """A version that knew fewer options left lines without them."""
+def test_records_of_another_version_are_redone_or_refused_in_one_line(tiny_model, tmp_path, capsys):
+    """A version with fewer options left lines without them."""
     make(["rain"], tmp_path, tiny_model)
     (row,) = read(tmp_path)
     del row["spacing"]
@@ -123,7 +123,7 @@ def made(monkeypatch):
     return numbers
 
 
-def test_a_killed_run_goes_on_where_it_stopped(tiny_model, tmp_path, monkeypatch, made):
+def test_a_killed_run_is_resumed_where_it_stopped(tiny_model, tmp_path, monkeypatch, made):
     prompts = ["rain", "crow", "dog", "rain", "a door"]
 
     def run(out, **more):
@@ -149,7 +149,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tiny_model, tmp_path, monkeypatch
     part = out / "samples.part-0.jsonl"
     assert sorted(p.name for p in out.iterdir()) == [*(p.name for p in whole[:3]), part.name]
     with part.open("a") as file:
-        file.write('{"file": "003')  # the kill came in the middle of a line
+        file.write('{"file": "003')  # killed in the middle of a line
     with pytest.raises(
         ValueError, match=r"part-0\.jsonl.*another request \(steps=1 there, 2 here\)"
     ):

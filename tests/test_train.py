@@ -47,7 +47,7 @@ def programs(tmp_path_factory):
     return str(tmp_path_factory.mktemp("programs"))
 
 
-# Waits until the checkpoint of step 2 is whole, then ends the process as a lost machine would.
+# Waits until the checkpoint of step 2 is complete, then kills the process, like a lost machine.
 KILLED_AT_3 = """
 import json, ml_collections, os, signal, time
 from maa_jax.train import loop
@@ -116,7 +116,7 @@ def test_a_run_scores_the_sounds_that_it_makes(make_config, tiny_model, tmp_path
 
 
 def test_a_run_needs_no_dataset_once_it_is_trained(make_config, data_dir, tmp_path):
-    """Its tokenizer was built from the captions, and is kept in the workdir."""
+    """The tokenizer that was built from the captions is kept in the workdir."""
     config = make_config("clap")
     assert config.tokenizer == "captions"
     shutil.copytree(data_dir, tmp_path / "data")
@@ -141,7 +141,7 @@ def test_paths_may_be_relative_or_begin_with_a_tilde(
     config.total_steps, config.checkpoint_every = 2, 1
     loop.train(config, "runs/v")
     config.total_steps = 3
-    loop.train(config, "~/runs/v")  # goes on from there
+    loop.train(config, "~/runs/v")  # resumes there
     folder = workdir_to_folder("runs/v", "~/models/v")
     assert folder == tmp_path / "models" / "v" and (folder / "vocoder" / "config.json").is_file()
     kept = json.loads((tmp_path / "runs" / "v" / "config.json").read_text())
@@ -161,7 +161,7 @@ def test_a_start_that_fails_leaves_the_workdir_free(make_config, tmp_path):
     config.autoencoder = "absent"
     with pytest.raises(ValueError, match="absent"):
         loop.train(config, str(tmp_path / "run"))
-    loop.check_config(str(tmp_path / "run"), make_config("t2a"))  # as its error asked for
+    loop.check_config(str(tmp_path / "run"), make_config("t2a"))  # as the error suggests
 
 
 def test_a_workdir_that_cannot_be_used_is_an_error_of_one_line(make_config, tmp_path):
@@ -174,7 +174,7 @@ def test_a_workdir_that_cannot_be_used_is_an_error_of_one_line(make_config, tmp_
         assert "\n" not in str(error.value)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_it_needs(make_config, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_kept_for_debugging(make_config, tmp_path):
     config = make_config("clap")
     config.total_steps, config.optimizer.base_lr, config.optimizer.warmup_steps = 9, 1e30, 0
     with pytest.raises(FloatingPointError, match="not finite at step 2"):

@@ -1,4 +1,4 @@
-"""What is installed from a wheel trains and samples, with no checkout near."""
+"""An installed wheel trains and samples, without a checkout."""
 
 import shutil
 import subprocess

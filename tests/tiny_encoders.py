@@ -1,4 +1,4 @@
-"""Folders of tiny text encoders with random weights and tokenizers, as Hugging Face has them."""
+"""Folders of tiny text encoders with random weights and tokenizers, in Hugging Face's layout."""
 
 import json
 import string
@@ -17,7 +17,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def t5_tokenizer():
-    """Returns a Unigram model, the pipeline that transformers gives a T5, and its settings."""
+    """Returns a Unigram tokenizer with transformers' pipeline for T5, and its settings."""
     words = {word for caption in CAPTIONS for word in caption.replace(",", "").split()}
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
     vocab += [(letter, -6.0) for letter in string.ascii_letters + ",.'"]
@@ -40,7 +40,7 @@ def t5_tokenizer():
 
 
 def clip_tokenizer():
-    """Returns a byte-level BPE model, the pipeline that transformers gives a CLIP, and settings."""
+    """Returns a byte-level BPE tokenizer with transformers' pipeline for CLIP, and its settings."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("c", "r"), ("o", "w</w>"), ("cr", "ow</w>"), ("d", "o"), ("do", "g</w>")]
     vocab = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges)]
@@ -81,7 +81,7 @@ def clip_tokenizer():
 
 
 def write_encoder(kind, folder):
-    """Writes a text encoder of a kind into a folder of its own, its tokenizer's files with it."""
+    """Writes a text encoder and its tokenizer's files into one folder."""
     if kind == "bert":
         size = build_tokenizer(CAPTIONS, folder, 128).vocab_size
         config = BertConfig(size, 16, 1, 2, 32, max_position_embeddings=77)

@@ -1,4 +1,4 @@
-"""The benchmarks run, on little data; what they measure here says nothing."""
+"""The benchmarks run, on too little data for meaningful figures."""
 
 import os
 import subprocess

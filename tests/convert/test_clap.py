@@ -15,7 +15,7 @@ def clap():
 
 
 def released(clap):
-    """The clap's weights under the released file's names, with what that file holds beside them."""
+    """The clap's weights under the released file's names, with the file's other entries."""
     tensors = {}
     for folder, start in names.PREFIXES.items():
         part = to_torch(nnx.to_pure_dict(nnx.state(getattr(clap, folder))))

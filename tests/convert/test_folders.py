@@ -37,7 +37,7 @@ def run(tiny_model, tmp_path_factory):
     config.unet.update(block_out_channels=(16, 16), layers_per_block=1, cross_attention_dim=24)
     config.data.samples = 16384
     write_config(workdir, config)
-    rng = np.random.default_rng(0)  # quicker than to compile the initialisation
+    rng = np.random.default_rng(0)  # faster than compiling the initialisation
     state = jax.tree.map(
         lambda x: (0.1 * rng.standard_normal(x.shape)).astype(x.dtype),
         jax.eval_shape(make_stage(config, 1).init, jax.random.key(0)),
@@ -54,7 +54,7 @@ def run(tiny_model, tmp_path_factory):
     return workdir, state
 
 
-def test_the_latest_average_becomes_a_model_that_speaks(run, tmp_path):
+def test_the_latest_average_becomes_a_model_that_makes_sounds(run, tmp_path):
     workdir, state = run
     out = tmp_path / "models" / "mine"
     done = subprocess.run(
@@ -152,7 +152,7 @@ def write_release(folder, cases, width, text, vocoder, **_):
 
 
 def pytorch_sound(release, folder, prompt, noise, steps, scale):
-    """What diffusers, transformers and a plain BigVGAN make of the files."""
+    """The sound that diffusers, transformers and a plain BigVGAN generate from the files."""
     import diffusers
     import transformers
 
@@ -219,7 +219,7 @@ def test_released_files_sound_here_as_in_pytorch(size, tmp_path, capsys):
     ]
     assert np.abs(ours - theirs).max() < 1e-3 * np.abs(theirs).max()
 
-    if size == "small":  # and back, to the bit but for what nothing reads
+    if size == "small":  # and back, bit for bit except for entries that nothing reads
         folders.folder_to_released(str(folder), str(tmp_path / "back" / "maa.ckpt"))
         there = torch.load(tmp_path / "maa1_full.ckpt", weights_only=True)["state_dict"]
         back = torch.load(tmp_path / "back" / "maa.ckpt", weights_only=True)["state_dict"]
@@ -257,7 +257,7 @@ def test_a_hifigan_alone_both_ways(tmp_path):
 
 
 class Payload:
-    """What a pickle must not bring in."""
+    """An object that must not be unpickled."""
 
 
 def test_released_files_that_cannot_be_read(tmp_path):

@@ -182,7 +182,7 @@ def test_audio_folder(tmp_path):
     assert report(config) == [["file", "reason"]]
     batch = next(input_pipeline.train_iterator(config, batch_size=4, seed=0))
     assert batch["audio"].shape == (4, 4000)
-    # Found again by its name alone, and a changed table is another dataset.
+    # Found again by its name, and a changed table is another dataset.
     path = datasets.prepare(config)
     named = {"dataset": f"audio_folder/{path.parent.name}", "data_dir": config["data_dir"]}
     assert datasets.metadata(named, "train+validation+test") == examples

@@ -40,7 +40,7 @@ def test_batches(data):
         "text": ((6, 2), "int32"),
     }
     assert np.abs(batch["audio"]).max() <= 1
-    # A batch holds what its records' captions say.
+    # A batch's text comes from its records' captions.
     metadata = datasets.metadata(data)
     for index, text in zip(batch["index"], batch["text"], strict=True):
         allowed = letters(metadata[index]["captions"]).tolist()
@@ -223,7 +223,7 @@ def test_training_input_loads_no_tensorflow(tmp_path):
 # --- transforms
 
 
-def test_clip_pads_behind_and_crops_anywhere():
+def test_clip_pads_at_the_end_and_crops_anywhere():
     ramp = np.linspace(0.1, 0.9, 1000, dtype=np.float32)
     example = {"audio": encode_flac(ramp), "id": b"x"}
     rng = np.random.default_rng(0)

@@ -205,11 +205,11 @@ def test_training_refuses_recordings_whose_captions_were_rejected(mixed, change,
 def test_slices_of_one_split_may_be_trained_and_evaluated_on(mixed):
     config = {**mixed, "dataset": "sonic_sounds", "split": "train[13:]", "eval_split": "train[:13]"}
     assert datasets.num_examples(config) == 91
-    # What they share is evaluated on.
+    # Recordings in both are evaluated on.
     assert datasets.num_examples({**config, "split": "train[10:]"}) == 91
 
 
-def test_recordings_that_are_elsewhere_too_are_dropped_and_reported(mixed, caplog):
+def test_recordings_that_are_also_elsewhere_are_dropped_and_reported(mixed, caplog):
     deduplication._report.cache_clear()
     with caplog.at_level(std_logging.WARNING, logger="absl"):
         for _ in range(2):

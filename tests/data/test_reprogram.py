@@ -1,4 +1,4 @@
-"""Reprogramming: what is heard is in the order that the sentence says."""
+"""Reprogramming: sounds are in the order that the caption states."""
 
 import dataclasses
 import itertools
@@ -14,7 +14,7 @@ from maa_jax.data.reprogram import Reprogram, ReprogramConfig, join_sounds, trim
 RATE = 16000
 LOW, HIGH = 500, 3000  # Hz of the pair and of events
 
-# What each of Appendix F's templates says, and which sound is then heard first.
+# Each of Appendix F's templates, and which sound comes first.
 SENTENCES = {
     "before hearing the clear sound of bell, a crow caws": "crow",
     "a crow caws before hearing the clear sound of bell": "crow",
@@ -85,7 +85,7 @@ def test_templates_and_words_are_those_of_appendix_f():
 
 
 def test_a_second_event_joins_the_result_of_the_first(monkeypatch):
-    # "x before e" and "e, then x": what is said first is heard first, however often.
+    # "x before e" and "e, then x": the order of the words is that of the sounds, for every event.
     set_words(monkeypatch, (reprogram.TEMPLATES[1], reprogram.TEMPLATES[7]))
     tones = {"crow": tone(LOW, 3000), "bell": tone(HIGH, 2000), "horn": tone(1500, 2000)}
     config, orders = ReprogramConfig("some", n_events=(0, 0, 1), crossfade=0), set()
@@ -189,7 +189,7 @@ def test_bad_settings_are_named():
 
 
 class Sentences:
-    """Takes a tokenizer's place and hands the captions on."""
+    """Returns the captions themselves in place of a tokenizer's ids."""
 
     def __call__(self, captions):
         return np.array(captions)

@@ -30,7 +30,7 @@ def test_processes_share_the_captions_and_readers_find_them(tmp_path):
     assert got.shape == (3, 77, 3) and got.dtype == np.float16
     np.testing.assert_array_equal(got, encode(["sound 7", "sound 0", "sound 7"]))
     data = pickle.dumps(contexts)
-    assert len(data) < 1000  # not the contexts themselves: workers get a copy
+    assert len(data) < 1000  # without the contexts: every worker gets a copy
     np.testing.assert_array_equal(pickle.loads(data)(["sound 7"]), got[:1])
     with pytest.raises(ValueError, match="no context for 'a bell', 'a gong': write it again"):
         contexts(["sound 7", "a bell", "a gong"])

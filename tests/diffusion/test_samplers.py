@@ -38,7 +38,7 @@ def test_ddim_agrees_with_the_reference(unet, steps, scale):
 
 
 def toy(x, t, guidance_scale=1.0):
-    """A network that depends on everything it is given."""
+    """A network that depends on all its inputs."""
     return guidance_scale * (0.3 * jnp.sin(2 * x) + 0.5 * x * jnp.cos(t / 300.0))
 
 
@@ -94,7 +94,7 @@ def test_every_prediction_type_agrees_with_diffusers(sampler, kind):
     schedule, predict = Schedule(prediction_type=kind), toy
     theirs = schedule
     if sampler == "plms":
-        # Diffusers' PNDM knows no "sample", and of v it extrapolates v itself.
+        # Diffusers' PNDM does not support "sample", and extrapolates v itself.
         theirs = Schedule()
 
         def predict(x, t):
@@ -141,7 +141,7 @@ def test_tables_are_finite_and_come_to_the_same_end(sampler, spacing):
         table = samplers.coefficients(sampler, Schedule(), steps, spacing=spacing)
         assert len(table) == steps + (sampler == "plms" and steps > 1)
         assert all(np.isfinite(column).all() for column in jax.tree.leaves(table))
-    # With noise that is known exactly, every sampler recovers what was noised, at any length.
+    # With exactly known noise, every sampler recovers the clean latents, at any length.
     if spacing in ("ldm", "trailing"):
         alphas = jnp.asarray(Schedule().alphas_cumprod)
         exact = lambda x, t, _: (x - jnp.sqrt(alphas[t]) * X) / jnp.sqrt(1 - alphas[t])
@@ -166,13 +166,13 @@ def test_segments_make_the_whole(sampler):
     for rows in (table[:1], table[1:4], table[4:]):
         state, _ = jax.lax.scan(samplers.make_step(toy), state, rows)
     np.testing.assert_allclose(state.latents, run(X, table), atol=1e-5)
-    # The last estimate of the clean latents is nearly what comes out.
+    # The last estimate of the clean latents is close to the result.
     largest = np.abs(state.latents).max()
     np.testing.assert_allclose(state.pred_x0, state.latents, atol=0.05 * largest)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_ddim_goes_on_from_any_step_bit_for_bit(spacing):
+def test_ddim_resumes_from_any_step_bit_for_bit(spacing):
     table = samplers.coefficients("ddim", Schedule(), 10, spacing=spacing)
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -185,10 +185,10 @@ def test_ddim_goes_on_from_any_step_bit_for_bit(spacing):
 
 
 @pytest.mark.parametrize("sampler", ["plms", "dpmpp_2m"])
-def test_methods_of_several_steps_warm_up_where_they_begin(sampler):
+def test_multistep_methods_warm_up_where_they_begin(sampler):
     rest = samplers.coefficients(sampler, Schedule(), 20, start=8)
     assert (rest.estimates[0, 1:] == 0).all() and (rest.previous[0] == 0)
-    # From latents of the level that the table begins at, to the latents that were noised.
+    # From latents at the table's first noise level to the clean ones.
     noisy = Schedule().add_noise(X, X[::-1], rest.timestep[0])
     alphas = jnp.asarray(Schedule().alphas_cumprod)
     exact = lambda x, t, _: (x - jnp.sqrt(alphas[t]) * X) / jnp.sqrt(1 - alphas[t])
@@ -196,7 +196,7 @@ def test_methods_of_several_steps_warm_up_where_they_begin(sampler):
 
 
 def test_a_hook_sees_each_state_at_its_noise_level():
-    """Blending known latents in at every level keeps them, and leaves the rest to the sampler."""
+    """Blending in known latents at every level preserves them, and the sampler does the rest."""
     table = samplers.coefficients("ddim", Schedule(), 10)
     alphas = Schedule().alphas_cumprod
     np.testing.assert_array_equal(table.alpha, alphas[[*table.timestep[1:], 0]])
@@ -247,7 +247,7 @@ def test_guidance_runs_both_conditions_in_one_batch():
 
 
 def test_further_inputs_reach_the_network_with_either_condition():
-    """As inpainting has them: channels beside the latents, the same for both conditions."""
+    """As for inpainting: further channels with the latents, the same for both conditions."""
     inputs = {"mask": jnp.arange(2.0).reshape(2, 1, 1, 1) * jnp.ones((2, 1, 3, 1))}
 
     def network(x, t, context, inputs):

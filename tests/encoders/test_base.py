@@ -1,4 +1,4 @@
-"""What every conditioner promises."""
+"""Behaviour that all conditioners share."""
 
 import pickle
 

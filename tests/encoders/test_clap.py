@@ -54,7 +54,7 @@ def test_a_laion_clap_scores_from_its_own_folder_and_inside_a_model(laion, tiny_
     np.testing.assert_allclose(
         score(captions, tones, 16000), np.sum(words * sounds, axis=1), atol=1e-6
     )
-    # A short sound is repeated, whatever silence it was padded with.
+    # A short sound is repeated, regardless of the silence after it.
     short = np.pad(tones[:, :4000], ((0, 0), (0, 4000)))
     np.testing.assert_allclose(
         score.audio_embeddings(short[:, ::2], 8000),

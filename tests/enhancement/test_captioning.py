@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_captions_hang_on_the_recording_and_not_on_its_batch(folder):
+def test_captions_depend_on_the_recording_and_not_on_its_batch(folder):
     expert = Captioning(folder, num_beams=2, num_samples=3)
     assert expert.name == "captioning"
     audio = np.random.default_rng(0).normal(0, 0.2, (3, 3000)).astype("f")

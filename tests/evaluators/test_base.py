@@ -8,7 +8,7 @@ from maa_jax.evaluators.features import Cached
 
 
 class Means:
-    """A network whose feature is the mean; counts the sounds that it hears."""
+    """A network whose feature is the mean; it counts the sounds that it embeds."""
 
     def __init__(self, name="means"):
         self.name = self.digest = name
@@ -48,7 +48,7 @@ def sounds(wavs, passes=None):
 WAVS = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 
-def test_sounds_are_made_once_for_all_evaluators_and_heard_once_by_each_network():
+def test_sounds_are_made_once_for_all_evaluators_and_embedded_once_by_each_network():
     one, two, passes = Means("one"), Means("two"), []
     inputs = Inputs(sounds(WAVS, passes))
     evaluators = [Mean(one), Mean(two), Mean(one)]
@@ -59,7 +59,7 @@ def test_sounds_are_made_once_for_all_evaluators_and_heard_once_by_each_network(
     assert len(passes) == 1
 
 
-def test_processes_hear_their_shares_and_have_all_features_in_order(monkeypatch):
+def test_processes_embed_their_shares_and_have_all_features_in_order(monkeypatch):
     shares = [np.array([0, 2, 4]), np.array([1, 3])]
     rows = np.arange(5, dtype=np.float32)[:, None] * np.ones((1, 4), np.float32)
     monkeypatch.setattr(base, "gather", lambda mine: np.concatenate([first[mine.ndim], mine]))

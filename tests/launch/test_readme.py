@@ -1,4 +1,4 @@
-"""What the README and docs/*.md name exists: commands, flags, configs, keys, paths and links."""
+"""Commands, flags, configs, keys, paths and links in the README and docs/*.md exist."""
 
 import ast
 import dataclasses

@@ -1,6 +1,6 @@
-"""The README's commands, run by a shell as they stand, from an empty folder with relative paths.
+"""The README's commands, run by a shell as they are, from an empty folder with relative paths.
 
-What alone is changed: `:bundled` trains for an hour and becomes `:runlocal`, two steps of tiny
+Only two things are changed: `:bundled`, an hour of training, becomes `:runlocal`, two steps of tiny
 networks; and datasets are built in a folder of the tests.
 """
 

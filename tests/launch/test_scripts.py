@@ -66,7 +66,7 @@ def test_scripts_are_valid_shell(script):
         assert run.returncode == 0, run.stdout
 
 
-def test_the_jobset_sets_the_variables_by_which_processes_meet():
+def test_the_jobset_sets_the_variables_by_which_processes_connect():
     from maa_jax.devices import _COORDINATOR
 
     manifest = yaml.safe_load((ROOT / "launch" / "k8s_jobset.yaml").read_text())
@@ -87,7 +87,7 @@ def test_the_jobset_sets_the_variables_by_which_processes_meet():
 def demo(tmp_path):
     """Runs the demo.sh of a copied checkout with a stand-in for Python.
 
-    Calling it returns the finished process and what was called, [(what, arguments)].
+    Calling it returns the finished process and the calls, [(name, arguments)].
     """
     shutil.copytree(ROOT / "launch", tmp_path / "launch")
     (tmp_path / "setup.py").touch()

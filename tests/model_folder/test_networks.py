@@ -27,7 +27,7 @@ NETWORKS = (
 
 @pytest.fixture
 def model(tiny_model, tmp_path):
-    """A copy of the tiny model that a test may spoil."""
+    """A copy of the tiny model that a test may modify."""
     return shutil.copytree(tiny_model, tmp_path / "model")
 
 
@@ -103,7 +103,7 @@ def test_a_part_is_replaced_and_what_is_not_its_own_stays(model, tmp_path):
         networks.save_network(model, "unet.json", config, params)
 
 
-def test_index_lists_the_parts_and_keeps_what_was_said(model):
+def test_index_lists_the_parts_and_keeps_other_entries(model):
     index = load_index(model, parts=("unet",), meta=("sample_rate",))
     assert index["_class_name"] == "MaaPipeline"
     assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
@@ -306,7 +306,7 @@ def close(ours, theirs):
 
 
 def call(folder, name, *inputs, method="__call__"):
-    """Returns what the network in a folder gives."""
+    """Returns the outputs of the network in a folder."""
     graphdef, params = networks.load_network(folder, name)
     run = lambda params, *inputs: getattr(networks.build(graphdef, params), method)(*inputs)
     return jax.jit(run)(params, *inputs)

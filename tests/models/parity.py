@@ -1,4 +1,4 @@
-"""What the comparisons of text and sound encoders with transformers' classes share."""
+"""Helpers for comparing text and audio encoders with transformers' classes."""
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ def load(network, config, tensors, **kwargs):
 def randomise(module, seed=0):
     """Gives every parameter and running statistic of a PyTorch module a random value.
 
-    Nothing is zero or one then, as biases, norms and tables of relative positions are at first.
+    Nothing is then zero or one, unlike fresh biases, norms and tables of relative positions.
     """
     import torch
 

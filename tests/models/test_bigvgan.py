@@ -70,7 +70,7 @@ def test_anti_aliased_activation_is_upsampling_then_downsampling():
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
-def test_sin_squared_and_its_slope():
+def test_sin_squared_and_its_derivative():
     x = jnp.linspace(-20, 20, 4001)
     np.testing.assert_allclose(sin_squared(x), np.sin(x) ** 2, atol=2e-6)
     gradient = jax.vmap(jax.grad(sin_squared))(x)

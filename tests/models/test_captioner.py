@@ -37,7 +37,7 @@ SOUNDS = 2
 
 def random_params(seed):
     params = random_network(lambda rngs: Captioner(CONFIG, rngs=rngs), seed)
-    params["classifier"]["kernel"] *= 6  # opinions strong enough to differ from each other
+    params["classifier"]["kernel"] *= 6  # so that predictions differ clearly
     return params
 
 
@@ -101,7 +101,7 @@ def plain_beam_search(scores, sound, width):
 def words_of(tokens):
     assert tokens[0] == BEGIN
     words = [int(t) for t in tokens[1:] if t != PAD]
-    assert list(tokens[1 : 1 + len(words)]) == words  # padding is behind alone
+    assert list(tokens[1 : 1 + len(words)]) == words  # padding is only at the end
     return tuple(words)
 
 
@@ -142,7 +142,7 @@ def test_the_nucleus_is_the_smallest_set_with_that_probability():
     assert np.all(kept(1.0))
 
 
-def test_samples_stay_in_the_nucleus_and_hang_on_their_own_key(build, likelihoods):
+def test_samples_stay_in_the_nucleus_and_depend_only_on_their_own_key(build, likelihoods):
     top_p, count = 0.6, 100
     params, memory = random_params(1), make_memory(1)
     many = lambda memory, n: jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), memory)
@@ -188,7 +188,7 @@ def test_a_step_is_pytorchs_gru_over_attended_frames(build):
     np.testing.assert_allclose(weights, attention[..., 0].numpy(), atol=1e-5)
 
 
-def test_words_are_proposed_for_every_place(build):
+def test_words_are_predicted_at_every_position(build):
     tokens = jnp.array([[BEGIN, 4, 5, END, PAD], [BEGIN, 6, END, PAD, PAD]])
     wav = np.random.default_rng(0).normal(0, 0.1, (2, 4000)).astype("f")
     forward = jax.jit(lambda p: (m := build(p).encode(wav), build(p)(m, tokens)))
@@ -208,7 +208,7 @@ def test_the_full_size():
     assert count(network) == 4_686_272 + attention + gru + words == 38_859_002
 
 
-def test_an_encoder_of_twice_the_rate_hears_the_same_sound():
+def test_an_encoder_of_twice_the_rate_gets_the_same_sound():
     t = np.arange(1600) / 16000
     wav = np.sin(2 * np.pi * 500 * t + 1)[None]
     np.testing.assert_allclose(_upsampled(wav, 2)[:, ::2], wav, atol=1e-5)

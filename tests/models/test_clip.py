@@ -91,7 +91,7 @@ def test_the_end_of_text_of_the_first_files_is_the_largest_id():
     parity.assert_close(ours.text_features(ids), features)
 
 
-def test_images_look_as_to_transformers():
+def test_images_are_preprocessed_as_by_transformers():
     pil = pytest.importorskip("PIL.Image")
     path = "transformers.models.clip.image_processing_pil_clip"
     processor = pytest.importorskip(path).CLIPImageProcessorPil()

@@ -25,7 +25,7 @@ FRAMES = np.random.default_rng(0).normal(size=(6, 8)).astype("f")
 
 @pytest.fixture(scope="module")
 def out():
-    """What a random network gives of a few inputs, by one program."""
+    """Outputs of a random network for a few inputs, by one program."""
     graph = nnx.graphdef(nnx.eval_shape(lambda: Retriever(TINY, rngs=InitRngs(0))))
     params = random_network(lambda rngs: Retriever(TINY, rngs=rngs), 0)
 
@@ -79,7 +79,7 @@ def test_the_order_of_frames_is_read(out):
 @pytest.mark.parametrize(
     "config", [TINY, RetrieverConfig(audio_encoder=Cnn14Config(channels=(4, 8, 8, 8)))]
 )
-def test_the_longest_clip_has_a_place_for_every_frame(config):
+def test_the_longest_clip_has_a_position_for_every_frame(config):
     audio, places = config.audio_encoder, config.audio_transformer.max_frames
     assert audio.frames(config.max_samples) == places
     assert audio.frames(config.max_samples + 1) == places + 1

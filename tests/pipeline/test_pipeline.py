@@ -40,13 +40,13 @@ def test_sounds_have_the_length_asked_for(pipe):
         assert wavs.shape == (1, samples)
         assert wavs.dtype == np.float32
         assert np.abs(wavs).max() <= 1
-        # No silence in front or behind.
+        # No silence at either end.
         assert np.abs(wavs[:, :256]).max() > 0
         assert np.abs(wavs[:, -256:]).max() > 0
 
 
-def test_is_what_its_parts_make(pipe, tiny_model):
-    """The same by hand, network by network, with noise and guidance spelt out."""
+def test_agrees_with_its_parts(pipe, tiny_model):
+    """The same, network by network, with noise and guidance written out."""
     got = pipe(
         "a crow caws", steps=4, guidance_scale=2.5, seed=7, negative_prompt="rain", duration=0.5
     )
@@ -95,7 +95,7 @@ def test_the_prompt_the_negative_prompt_and_the_guidance_matter(pipe):
         assert np.abs(other - plain).max() > 1e-3 * np.abs(plain).max()
 
 
-def test_latents_given_are_started_from(pipe):
+def test_sampling_starts_from_given_latents(pipe):
     args = dict(steps=2, duration=0.5, num_samples=2)
     shape = pipe.latent_shape(0.5)
     keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(2)]
@@ -131,7 +131,7 @@ def test_programs_compile_once_for_a_shape(pipe):
         pipe("rain", steps=len(scales), duration=0.5, sampler=sampler, guidance_scale=scales)
     assert compiled == []
     pipe("rain", steps=2, duration=0.5, num_samples=3)
-    assert compiled  # the listener hears
+    assert compiled  # the listener works
     monitoring.unregister_event_duration_listener(listen)
 
 
@@ -140,7 +140,7 @@ def test_progress_is_reported(pipe):
     pipe("rain", steps=4, num_samples=9, duration=0.3, callback=lambda *a: calls.append(a))
     assert [call[:2] for call in calls] == [(2, 8), (4, 8), (6, 8), (8, 8)]
     assert [call[2].shape for call in calls] == [(8, 10, 8, 4)] * 2 + [(1, 10, 8, 4)] * 2
-    # The last estimate is nearly what is decoded.
+    # The last estimate is close to what is decoded.
     args = dict(steps=4, duration=0.3)
     latents = pipe("rain", output="latents", callback=lambda *a: calls.append(a), **args)
     np.testing.assert_allclose(calls[-1][2], latents, atol=0.05 * np.abs(latents).max())
@@ -251,7 +251,7 @@ def test_sounds_become_latents_and_come_back(pipe, tiny_model):
             pipe.encode(bad)
 
 
-def test_time_is_measured_where_it_is_asked_for(pipe):
+def test_time_is_measured_only_inside_timed(pipe):
     args = dict(steps=2, duration=0.5)
     plain = pipe("rain", **args)
     with pipe.timed() as seconds:
@@ -261,7 +261,7 @@ def test_time_is_measured_where_it_is_asked_for(pipe):
 
 
 def test_models_that_need_more_than_text_are_refused(tiny_model, tmp_path):
-    """The folder is whole, an inpainting model's for one; it is this pipeline that cannot."""
+    """The folder is complete, such as an inpainting model's, but not for this pipeline."""
     model = shutil.copytree(tiny_model, tmp_path / "model")
     config = networks.load_config(model, "unet")
     config = dataclasses.replace(config, in_channels=9)
@@ -311,7 +311,7 @@ def test_parts_that_are_not_used_are_not_read(tiny_model, monkeypatch):
     assert read == ["text_encoder", "text_projection", "vae"]
 
 
-def test_durations_a_prompt(pipe):
+def test_each_prompt_may_have_its_own_duration(pipe):
     args = dict(steps=2, seed=3, batch_size=1)
     wavs = pipe(["rain", "a crow caws", "rain"], duration=[0.5, 1.5, 0.25], num_samples=2, **args)
     assert [len(wav) for wav in wavs] == [8000] * 2 + [24000] * 2 + [4000] * 2
@@ -344,7 +344,7 @@ def test_guidance_by_step(pipe):
     assert np.abs(other - constant).max() > 1e-4 * np.abs(constant).max()
 
 
-def test_noise_on_the_way_is_a_samples_own(pipe):
+def test_noise_of_the_steps_does_not_depend_on_the_batch(pipe):
     args = dict(steps=2, duration=0.5, output="latents", eta=1.0, batch_size=1)
     both = pipe("rain", num_samples=2, **args)
     np.testing.assert_allclose(pipe("rain", start_index=1, **args)[0], both[1], atol=1e-4)
@@ -462,7 +462,7 @@ def test_saving_over_a_model_keeps_what_is_not_the_model_s(tiny_model, tmp_path)
     assert not (saved / "vae" / "diffusion_pytorch_model.safetensors.index.json").exists()
 
 
-def test_a_copy_cut_short_is_no_model_and_can_be_written_again(tiny_model, tmp_path, monkeypatch):
+def test_an_interrupted_copy_is_no_model_and_can_be_repeated(tiny_model, tmp_path, monkeypatch):
     model, saved = maa_jax.Pipeline.from_pretrained(tiny_model), tmp_path / "saved"
     with monkeypatch.context() as patch:
         copy = shutil.copytree
@@ -501,7 +501,7 @@ def test_upload(tiny_model, monkeypatch):
 
 
 def test_half_precision_reaches_every_network(tiny_model, monkeypatch):
-    """What programs multiply is bfloat16; what a step hands on, and sound, stay in float32."""
+    """Matrix products are in bfloat16; latents between steps, and sounds, stay in float32."""
     lowered = {}
     for name in ("denoise", "encode", "decode", "vocode"):
 
@@ -513,7 +513,7 @@ def test_half_precision_reaches_every_network(tiny_model, monkeypatch):
     pipe = maa_jax.Pipeline.from_pretrained(tiny_model, dtype=jnp.bfloat16)
     pipe.encode(pipe("rain", steps=2, duration=0.5))
     for program in lowered.values():
-        matrix_products = re.findall(  # the type of what is multiplied
+        matrix_products = re.findall(  # types of the operands
             r"(?:dot_general|convolution)[ (].*: \(tensor<(?:\d+x)*(\w+)>", program.as_text()
         )
         assert matrix_products.count("bf16") > 0.9 * len(matrix_products) > 3

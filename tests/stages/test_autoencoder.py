@@ -100,7 +100,7 @@ def test_the_patch_discriminator_and_microbatches(batch):
 
 
 def test_the_step_follows_the_gradients_of_the_written_out_losses(batch):
-    """The linear terms in the loss against plain differentiation of what they stand for."""
+    """The linear terms in the loss agree with direct differentiation of the losses."""
     config = make_config("patch")
     stage = make_stage(config, 1)
     state = jax.jit(stage.init)(jax.random.key(0))

@@ -146,7 +146,7 @@ def test_training_can_begin_with_an_encoder_of_panns(tokenizer, tmp_path):
     stage = CaptionerStage(make_config(tokenizer, **key), steps_per_epoch=1)
     config = stage.captioner_config.encoder
     given = random_network(lambda rngs: Cnn10(config, rngs=rngs), 0)
-    classifier = {"kernel": np.ones((16, 16), "f")}  # which PANNs' files hold as well
+    classifier = {"kernel": np.ones((16, 16), "f")}  # PANNs' files have one too
     networks.save_network(tmp_path, "cnn10", config, given | {"fc1": classifier})
     train = jax.eval_shape(stage.init, jax.random.key(0))
     weights = stage.start_weights()
@@ -215,7 +215,7 @@ def test_settings_that_do_not_fit_are_refused(tokenizer, key, value, message):
         CaptionerStage(make_config(tokenizer, **{key: value}), steps_per_epoch=1)
 
 
-def test_what_ids_mean_is_the_tokenizers_to_say(tokenizer):
+def test_special_ids_are_those_of_the_tokenizer(tokenizer):
     stage = CaptionerStage(make_config(tokenizer), steps_per_epoch=1)
     ids = stage.tokenizer(["a click"])[0]
     sizes = stage.captioner_config

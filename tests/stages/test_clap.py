@@ -157,7 +157,7 @@ def test_loss_of_equal_similarities_is_that_of_guessing():
     np.testing.assert_allclose(losses, np.log(8), rtol=1e-6)
 
 
-def test_duplicates_are_no_negatives():
+def test_duplicates_are_not_negatives():
     tokens = np.array([[2, 5], [2, 6], [2, 5], [2, 7]])
     same = same_pairs(np.array([0, 1, 2, 1]), tokens)
     expected = np.eye(4, dtype=bool)

@@ -13,7 +13,7 @@ from maa_jax.training import state
 from tests.conftest import random_network
 from tests.stages.test_clap import CAPTIONS, make_batch, tokenizer  # noqa: F401
 
-# Each program runs a few times at most: compiling is what takes long.
+# Each program runs only a few times: compilation dominates.
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -91,7 +91,7 @@ def test_the_loss_is_that_of_a_plain_loop(negatives):
     np.testing.assert_allclose(ranking_losses(cosines, same, 0.3, negatives), expected, rtol=1e-5)
 
 
-def test_what_is_the_same_is_pushed_apart_by_nothing():
+def test_duplicates_do_not_repel_each_other():
     same = np.eye(4, dtype=bool)
     same[0, 2] = same[2, 0] = True
     cosines = np.full((4, 4), 0.5, "f")
@@ -105,7 +105,7 @@ def test_what_is_the_same_is_pushed_apart_by_nothing():
 def test_training_can_begin_with_a_classifier(trained, tokenizer, tmp_path):  # noqa: F811
     key = "init_from.audio_encoder"
     config = make_config(tokenizer, **{key: str(tmp_path / "panns")})
-    # Another number of classes and another dropout are no hindrance: neither is a size of ours.
+    # The number of classes and the dropout may differ: no shape here depends on them.
     audio = Cnn14Config(**config.retriever.audio_encoder, num_classes=3, head_dropout=0.1)
     given = random_network(lambda rngs: Cnn14(audio, rngs=rngs), 0)
     networks.save_network(tmp_path, "panns", audio, given)

@@ -116,7 +116,7 @@ def test_bigvgan_trains_against_its_discriminators(batch):
 
 
 def test_gradients_are_those_of_the_written_out_losses(batch, train):
-    """The step forms them in parts; here each loss is differentiated as a whole."""
+    """The step composes them from parts; here each loss is differentiated as a whole."""
     stage = make_stage(tiny_config(), 1)
     stage._tx = optax.sgd(1.0)  # moves weights by their gradients
     train = train.replace(
@@ -191,7 +191,7 @@ def test_refuses_what_does_not_fit():
         make_stage(config, 1)
 
 
-def test_training_goes_on_from_a_model_folder(tmp_path):
+def test_training_can_start_from_a_model_folder(tmp_path):
     config = tiny_config()
     config.ema_decay = 0.9
     stage = make_stage(config, 1)

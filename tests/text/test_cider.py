@@ -12,7 +12,7 @@ _WORD = re.compile(r"\w+(?:'\w+)*")
 
 
 def cider_d(candidates: list[str], references: list[list[str]]) -> np.ndarray:
-    """CIDEr-D over sentences as its authors write it: float64 [n] in 0..10."""
+    """CIDEr-D of sentences as in its authors' code, float64 [n] in 0..10."""
     references = [[_ngrams(caption) for caption in captions] for captions in references]
     frequency = collections.Counter(
         ngram for captions in references for ngram in {key for c in captions for key in c}
@@ -59,7 +59,7 @@ def test_scores_are_those_computed_by_hand():
     # Three recordings; "a" is in all and weighs nothing, "dog" is in two, other words in one.
     references = [["a dog barks"], ["a dog howls"], ["a bell"]]
     dog, one = np.log(3 / 2), np.log(3)
-    # Of words, {dog, barks} beside {dog}; of pairs, {a dog, dog barks} beside {a dog}; no triples.
+    # Words: {dog, barks} and {dog}; pairs: {a dog, dog barks} and {a dog}; no triples.
     expected = dog**2 / (np.hypot(dog, one) * dog)
     expected += dog**2 / (np.hypot(dog, one) * dog)
     expected *= 10 / 4 * np.exp(-1 / 72)  # one word shorter

@@ -7,7 +7,7 @@ import pytest
 
 from maa_jax.text.normalize import normalize
 
-# Caption, then what it may become, in one spelling or another.
+# Caption, then its accepted results, in different spellings.
 CASES = [
     line.split("\t")
     for line in (pathlib.Path(__file__).parent / "captions.tsv").read_text().splitlines()
@@ -30,7 +30,7 @@ OTHER_LANGUAGES = (
 
 
 def spoken(sentence):
-    """What is alike between spellings: no case, hyphens or punctuation; p.m. as pm."""
+    """The common part of spellings: no case, hyphens or punctuation; p.m. as pm."""
     sentence = sentence.casefold().replace("-", " ")
     for sign in ",.":
         sentence = sentence.replace(sign, " ")

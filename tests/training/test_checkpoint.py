@@ -54,9 +54,8 @@ def test_the_best_step_outlives_newer_ones(tmp_path):
         assert checkpoints.all_steps() == [2, 5, 6]
 
 
-def test_a_full_disk_leaves_the_step_before_whole(tmp_path):
-    # A limit on the size of any file the process writes: the system refuses the bytes as it does
-    # on a full disk, with no disk to fill.
+def test_a_full_disk_leaves_the_previous_step_intact(tmp_path):
+    # A limit on the size of files: the system refuses a write as on a full disk.
     output = run_python(
         f"""
         import resource, signal, sys
@@ -103,7 +102,7 @@ def test_a_workdir_of_another_config_is_refused_naming_the_keys(tmp_path):
     assert checkpoint.read_config(tmp_path).optimizer.base_lr == 0.1
 
 
-def test_how_a_run_is_watched_may_change(tmp_path):
+def test_how_a_run_is_monitored_may_change(tmp_path):
     config = {"sizes": ((1, 2), (3,))}  # tuples are lists in the file, and no difference
     checkpoint.write_config(tmp_path, _config(**config))
     checkpoint.write_config(tmp_path, _config(log_every=50, data={"workers": 4}, **config))
@@ -127,7 +126,7 @@ def test_a_checkpoint_that_cannot_be_written_says_why(code, tmp_path, monkeypatc
     assert ("disk is full" in str(error.value)) == (code == errno.ENOSPC)
 
 
-def test_a_run_that_began_before_a_key_existed_has_its_old_value(tmp_path):
+def test_a_run_from_before_a_key_existed_has_its_old_value(tmp_path):
     checkpoint.write_config(tmp_path, _config())  # without a schedule
     assert checkpoint.read_config(tmp_path).schedule.prediction_type == "epsilon"
     schedule = checkpoint.read_config(tmp_path).schedule.to_dict()

@@ -30,14 +30,14 @@ def workdir(tmp_path) -> pathlib.Path:
 
 
 def shown(workdir: pathlib.Path, plugin: str) -> dict[str, int]:
-    """Returns {tag: number of images or sounds} that TensorBoard's data plugin gives a page."""
+    """Returns {tag: number of images or sounds} from TensorBoard's data plugin."""
     multiplexer = EventMultiplexer(tensor_size_guidance={"images": 10, "audio": 10})
     multiplexer.AddRunsFromDirectory(str(workdir)).Reload()
     provider = MultiplexerDataProvider(multiplexer, str(workdir))
     found = provider.read_blob_sequences(
         context.RequestContext(), experiment_id="", plugin_name=plugin, downsample=10
     )
-    # Before the blobs themselves a sequence holds its size and its labels.
+    # A sequence holds its size and labels before the blobs themselves.
     return {tag: len(series) for run in found.values() for tag, series in run.items()}
 
 

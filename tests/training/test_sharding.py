@@ -30,7 +30,7 @@ def test_a_mesh_that_does_not_cover_the_devices_is_refused():
         _mesh(3, 1)
 
 
-def test_fsdp_splits_large_arrays_alone():
+def test_fsdp_splits_only_large_arrays():
     run_python(
         """
         import jax, jax.numpy as jnp, ml_collections

@@ -102,7 +102,7 @@ def load(case):
 
 
 def assert_same(results, f, g, *args, tolerance=2e-5):
-    """Compares what two functions give; programs are compiled, as those of networks are."""
+    """Compares the results of two functions, compiled as those of networks are."""
     ours, wanted = (jax.tree.leaves(jax.jit(lambda *a, f=f: results(f, *a))(*args)) for f in (f, g))
     for a, b in zip(ours, wanted, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
@@ -116,7 +116,7 @@ def value_and_gradients(f, x, kernel):
 
 @pytest.fixture
 def winograd_for_all(monkeypatch):
-    """Winograd's filters for all that they can do, gradients in bands of a row of tiles."""
+    """Winograd's filters wherever they apply, gradients in bands of a row of tiles."""
     monkeypatch.setattr(cpu, "_WINOGRAD_KERNEL", 1)
     monkeypatch.setattr(cpu, "_WINOGRAD_POSITIONS", 1)
     monkeypatch.setattr(cpu, "_TILES", 8)

@@ -1,4 +1,4 @@
-"""A program has the kernels of what it is lowered for; networks can be differentiated forward."""
+"""Programs have the kernels of their target platform; networks support forward-mode gradients."""
 
 import pathlib
 import re
@@ -92,7 +92,7 @@ def load(case):
     """Returns a pure function of parameters and a batch, parameters and a batch."""
     network, config, options, x, apply = case()
     graphdef, params, rest = nnx.split(network(config, rngs=InitRngs(0), **options), nnx.Param, ...)
-    # No weight is zero, as some are at first.
+    # No weight is zero, as some are in a fresh network.
     params = jax.tree.map(lambda p: 0.5 * p + 0.1 * random(*p.shape), params)
     return lambda params, x: apply(nnx.merge(graphdef, params, rest, copy=True), x), params, x
 
@@ -198,7 +198,7 @@ def test_the_environment_turns_the_forms_for_cpus_off():
     run_python(code, MAA_JAX_CPU_KERNELS="0")
 
 
-def test_no_other_file_knows_processors():
+def test_no_other_file_depends_on_processors():
     root = pathlib.Path(maa_jax.__file__).parent
     # The pipeline's default type and one of the loop's compiler options, and torch's own devices.
     exempt = {"pipeline/pipeline.py", "train/loop.py", "convert/released.py"}
