@@ -5,7 +5,7 @@ r"""Whether models generate both of two events in a prompt, with and without rep
 Each prompt and its sound are joined from two recordings, as dynamic reprogramming does in training
 (paper section 3.2.2), with a seed that training does not use. A model's sound for each prompt is
 compared with all joined sounds by the bundled CLAP's audio encoder. The table shows how many of the
-prompt's two labels the nearest joined sound has, and the best of the five nearest, beside chance.
+prompt's two labels the nearest joined sound has, and the best of the five nearest, with chance.
 """
 
 import collections

@@ -107,7 +107,7 @@ unknown="sonic_sounds:train[60%:]"
 step bundled "Sounds of the bundled model" bundled/samples.jsonl sample bundled bundled
 step data "Build the bundled dataset" data/sonic_sounds build
 step clap "Train CLAP: which caption belongs to which sound" models/clap train clap
-step retriever "Train the retriever: captions of other recordings that suit a recording" models/retriever \
+step retriever "Train the retriever: captions of other recordings that match a recording" models/retriever \
   train retriever --config.data.dataset="$known"
 step enhanced "Find captions for the other 40 %: the retriever proposes, CLAP chooses" data/enhanced/demo \
   enhance

@@ -142,7 +142,7 @@ def _parse(argv: list[str]) -> None:
         raise ValueError(f"--{match[1]} is missing: {flags.FLAGS[match[1]].help}") from None
     if rest:
         raise ValueError(
-            f"{rest[0]!r} is not a flag: each begins with --, and what holds spaces needs quotes"
+            f"{rest[0]!r} is not a flag: flags begin with --, and values with spaces need quotes"
         )
 
 
@@ -157,7 +157,7 @@ def _help(doc: str, own: list[str]) -> str:
             text += f" Default: {default}."
         lines.append(f"  --{'[no]' if flag.boolean else ''}{name}")
         lines.append(flags.text_wrap(text, indent=" " * 6))
-    lines += ["  --verbosity", "      0 and 1 show what libraries log. Default: -1."]
+    lines += ["  --verbosity", "      0 and 1 show the logs of libraries. Default: -1."]
     return "\n".join(lines)
 
 

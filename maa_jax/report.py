@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 STAGES = {
     "clap": ("CLAP", "which caption belongs to which sound"),
-    "retriever": ("Retriever", "captions of other recordings that suit a recording"),
+    "retriever": ("Retriever", "captions of other recordings that match a recording"),
     "autoencoder": ("Autoencoder", "spectrogram to latent and back"),
     "vocoder": ("Vocoder", "spectrogram to waveform"),
-    "t2a": ("Diffusion", "sentence to latent"),
+    "t2a": ("Diffusion", "prompt to latent"),
 }
 STEPS = {
     "bundled": "Sounds of the bundled model",
@@ -42,10 +42,10 @@ STEPS = {
     "enhanced": "Finding captions",
     "trained": "Sounds of the model trained here",
 }
-RECORDINGS = 4  # shown beside their reconstruction
+RECORDINGS = 4  # shown with their reconstructions
 # Scalars that describe a run's settings, not its progress.
 _NOT_LOSSES = ("learning_rate", "grad_norm", "halted")
-_MAX_CURVES = 6  # of a stage
+_MAX_CURVES = 6  # per stage
 _COLOURS = "magma"
 _LEVELS = (-4.5, 1.0)  # log10 mel magnitudes at both ends of the colours
 _LIGHT = {"ink": "#3d4148", "grid": "#e3e5e8", "train": "#8d2b7e", "validation": "#e0761a"}

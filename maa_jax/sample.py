@@ -105,7 +105,7 @@ def sample(prompts: Sequence[str], sampling: Sampling) -> list[pathlib.Path]:
       The wav files, in the order of samples.jsonl.
 
     Raises:
-      ValueError: naming the option, its value and the remedy.
+      ValueError: an option is invalid; the error names it, its value and the remedy.
     """
     # Imported after the flags are parsed, so that --help and mistakes in them are answered at once.
     import jax

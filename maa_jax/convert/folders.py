@@ -103,7 +103,7 @@ def released_to_folder(
     if checkpoint and vocoder and vocoder_log != MelConfig().log:
         raise ValueError(
             f"--vocoder_log={vocoder_log}: the checkpoint's mels are base-10, which a vocoder of "
-            "natural logarithms cannot take. Convert it alone, without --checkpoint"
+            "natural logarithms cannot take. Convert it separately, without --checkpoint"
         )
     tokenizer_found = None
     if checkpoint:

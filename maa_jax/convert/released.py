@@ -191,10 +191,10 @@ def read_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
         reason = found[1] if found else str(e).split("\n")[0]
         raise ValueError(
             f"{path}: refused, it holds more than tensors and plain values ({reason}). If you "
-            "trust it, open it with torch.load and save its state_dict alone"
+            "trust it, open it with torch.load and save only its state_dict"
         ) from e
     except (RuntimeError, EOFError) as e:
-        raise ValueError(f"{path}: broken or cut short ({e})") from e
+        raise ValueError(f"{path}: broken or truncated ({e})") from e
 
 
 def numpy_tensors(tensors: Mapping[str, Any]) -> Tensors:

@@ -330,7 +330,7 @@ def make_step(
 
     Args:
       predict: network with guidance, such as `guided` returns.
-      keys: one key per sample [b], for a table with eta above 0; a sample thus does not depend on
+      keys: keys, one per sample [b], for a table with eta above 0; a sample thus does not depend on
         its batch.
       hook: function called after every row with the state and the noise level of its latents; the
         state that it returns enters the next row. It can blend in known latents, or join windows.
@@ -369,7 +369,7 @@ def sample(
       predict: network with guidance; see `make_step`.
       latents: noise [b, h, w, c], or latents at the noise level of the table's first timestep.
       table: table from `coefficients`.
-      keys: one key per sample [b], for a table with eta above 0.
+      keys: keys, one per sample [b], for a table with eta above 0.
       hook: function called after every row; see `make_step`.
 
     Returns:

@@ -35,7 +35,7 @@ ENCODERS = {
     "t5": "google-t5/t5-large",
     "clip": "openai/clip-vit-large-patch14",
 }
-# Class in config.json -> (kind, class to load); a BERT with a projection beside it is "clap".
+# Class in config.json -> (kind, class to load); a BERT with a projection is "clap".
 _KINDS = {
     "BertModel": ("bert", "BertModel"),
     "T5EncoderModel": ("t5", "T5EncoderModel"),

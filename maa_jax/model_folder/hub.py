@@ -61,7 +61,7 @@ def fetch(model: str | os.PathLike[str], files: tuple[str, ...] = ()) -> pathlib
             f"model={str(model)!r}: {where} lacks {', '.join(missing)}. To get them: where there "
             f"is a network, run `hf download {model} {included} --local-dir DIR`, copy DIR here, "
             f"and give its path in place of {str(model)!r}. A model without safetensors "
-            "(pytorch_model.bin alone) is not read: choose another"
+            "(with only pytorch_model.bin) is not supported: choose another"
         ) from cause
     return folder
 

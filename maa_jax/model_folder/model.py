@@ -52,7 +52,7 @@ def read_model(folder: str | os.PathLike[str]) -> Model:
     kind = read_json(path / INDEX).get("_class_name")
     if kind != CLASS_NAME:
         raise FolderError(
-            f"{path}: {INDEX} is of class {kind!r}; this opens {CLASS_NAME!r} alone, as "
+            f"{path}: {INDEX} has class {kind!r}; only {CLASS_NAME!r} is supported, as "
             "maa_jax.convert writes it"
         )
     index = load_index(path, parts=_PARTS, meta=("sample_rate", "max_duration", "mel"))

@@ -45,7 +45,7 @@ def _read_weights(where: pathlib.Path, library: str) -> dict[str, np.ndarray]:
         try:
             tensors |= load_file(where / file)
         except (safetensors.SafetensorError, ValueError) as e:
-            raise FolderError(f"{where / file} is broken or cut short ({e}); {REMEDY}") from e
+            raise FolderError(f"{where / file} is broken or truncated ({e}); {REMEDY}") from e
     return tensors
 
 

@@ -46,7 +46,7 @@ class CnnConfig:
         if self.n_mels < self.reduction:
             raise ValueError(
                 f"n_mels={self.n_mels} is too few for the {len(self.channels)} blocks of "
-                f"channels={self.channels}: ask for at least {self.reduction} or fewer blocks."
+                f"channels={self.channels}: give at least {self.reduction}, or fewer blocks."
             )
 
     @property

@@ -250,7 +250,7 @@ class MultiResolutionConfig:
     """Multi-resolution discriminator (BigVGAN, after UnivNet); the defaults are BigVGAN's.
 
     Attributes:
-      resolutions: (n_fft, hop_length, window_length) of each spectrogram.
+      resolutions: tuple (n_fft, hop_length, window_length) for each spectrogram.
       channels: width of all convolutions.
     """
 

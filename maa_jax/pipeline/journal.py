@@ -58,7 +58,7 @@ class Journal:
     def begin(self) -> None:
         """Opens this process's part file for `add`, before any sound is written."""
         if self._part.is_file() and not self._part.read_bytes().endswith(b"\n"):
-            with self._part.open("ab") as file:  # ends the line that a kill cut short
+            with self._part.open("ab") as file:  # ends a line that a kill truncated
                 file.write(b"\n")
         table = self._folder / "samples.jsonl"
         if self._part.name == "samples.part-0.jsonl" and table.is_file():

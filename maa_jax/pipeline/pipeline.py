@@ -82,8 +82,8 @@ class Pipeline:
         if taken != latent:
             raise FolderError(
                 f"{self.path}: unet: in_channels={taken}, but vae: latent_channels={latent}: this "
-                "U-Net takes other inputs beside the latents (as for inpainting), and not text "
-                "alone; give the folder of a text-to-audio model"
+                "U-Net takes inputs in addition to latents and text (as for inpainting); give the "
+                "folder of a text-to-audio model"
             )
         self._devices = devices
         self._networks = programs.Networks(self.path, dtype, devices)

@@ -109,6 +109,6 @@ class Metrics:
         self._paused += time.perf_counter() - start
 
     def close(self) -> None:
-        """Writes out what is buffered."""
+        """Flushes buffered events."""
         self._bar.close()
         self._writer.close()

@@ -161,7 +161,7 @@ def test_missing_parts_are_all_named(model, tmp_path):
 def test_broken_files_are_named(model):
     weights = model / "vocoder" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(FolderError, match=r"vocoder.*broken or cut short"):
+    with pytest.raises(FolderError, match=r"vocoder.*broken or truncated"):
         networks.load_network(model, "vocoder")
     (model / "unet" / "config.json").write_text('{"in_channels": 4,')
     with pytest.raises(FolderError, match=r"unet.config\.json is not JSON"):
