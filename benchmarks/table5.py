@@ -4,10 +4,10 @@ r"""The paper's Table 5 for recordings whose labels were withheld from `maa_jax.
         --tables=corpus
 
 The rows are sources of captions: the labels themselves (--original, enhanced with
---experts=labels), the first proposal of each expert, and CLAP's choice among all. As a check that
-does not depend on CLAP's score, the table shows how often a caption names the
-withheld label or a synonym (synonyms.json, which `tools.corpora` writes), and how often that of
-another recording does.
+--experts=labels), the first proposal of each expert, and CLAP's choice, by score, among all. As a
+check that does not depend on that score, the table shows how often a caption names the withheld
+label or a synonym (synonyms.json, which `tools.corpora` writes), and how often that of another
+recording does.
 """
 
 import csv

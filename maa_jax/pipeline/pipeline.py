@@ -181,7 +181,7 @@ class Pipeline:
         the same noise. With ranking, the indices count candidates.
 
         Args:
-          prompts: one prompt or several; an empty one gives any sound that the model can make.
+          prompts: prompt, or several; an empty one gives any sound that the model can make.
           initial_latents: noise to start from in place of the seed's, one entry for each sound (or
             candidate): [n, *latent_shape(duration)], or a list if `duration` is a list.
           callback: function called during sampling with (evaluations of the U-Net done, evaluations

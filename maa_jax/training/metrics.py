@@ -109,6 +109,6 @@ class Metrics:
         self._paused += time.perf_counter() - start
 
     def close(self) -> None:
-        """Flushes buffered events."""
+        """Closes the bar and writes out buffered events."""
         self._bar.close()
         self._writer.close()

@@ -52,7 +52,7 @@ def test_a_search_finds_what_sorting_everything_finds(folder):
 
 
 def test_eight_devices_find_what_one_finds(folder):
-    # 203 captions are 26 a device, the last device has 21; k is more than a device holds, too.
+    # 203 captions are 26 per device, 21 on the last one; k may exceed the captions of a device.
     output = run_python(
         f"""
         import jax, json
