@@ -206,7 +206,7 @@ def test_training_can_start_from_a_model_folder(tmp_path):
     assert largest_change(train.params["period"], ready.params["period"]) > 0
 
     config.generator.hifigan.upsample_initial_channel = 64
-    with pytest.raises(ValueError, match=r"config\.init_from.*upsample_initial_channel: 32 there"):
+    with pytest.raises(ValueError, match=r"config\.init_from.*upsample_initial_channel=32 there"):
         make_stage(config, 1).start_weights()
     config.init_from = "nowhere"
     with pytest.raises(ValueError, match=r"config\.init_from: .*nowhere"):
