@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from maa_jax import command, options
+from maa_jax.files import make_folder
 from maa_jax.options import REQUIRED, Options, option
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def embed(config: "ml_collections.ConfigDict", request: Embedding) -> int:
     Raises:
       ValueError: training would make captions that cannot be known before it runs.
     """
+    make_folder(request.out)
     if request.retriever:
         from maa_jax.data import datasets
         from maa_jax.enhancement import retrieval

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 def _check_evaluators(names: tuple[str, ...], _: Options) -> str:
     unknown = [name for name in names if name not in EVALUATORS]
     if unknown:
-        return f"{nearest(unknown[0], EVALUATORS)!r}; there are {', '.join(EVALUATORS)}"
+        near = nearest(unknown[0], EVALUATORS)
+        return f"{near!r} instead of {unknown[0]!r}; there are {', '.join(EVALUATORS)}"
     return FINE if names else f"some of {', '.join(EVALUATORS)}"
 
 

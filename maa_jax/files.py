@@ -65,16 +65,19 @@ def replace_file(path: Path) -> Iterator[Path]:
         new.unlink(missing_ok=True)
 
 
-# The files of a part of a model folder (a network, the tokenizer, the scheduler). Anything else in
-# its folder is the user's.
-PART_FILES = ("*.json", "*.safetensors", "vocab.txt")
+# The files of a part of a model folder (a network, the tokenizer, the scheduler), as this package
+# and Hugging Face's libraries name them. Anything else in its folder is the user's.
+PART_FILE = re.compile(
+    r"(config|scheduler_config|preprocessor_config|special_tokens_map|tokenizer|tokenizer_config)"
+    r"\.json|vocab\.txt|(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+)
 
 
 @contextlib.contextmanager
 def replace_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a temporary folder whose content replaces that of a part of a model folder.
 
-    On failure nothing is changed. On success the part's own files, `PART_FILES`, are replaced, and
+    On failure nothing is changed. On success the part's own files, `PART_FILE`, are replaced, and
     other files in the folder stay. If `target` is a symbolic link, the folder that it points to is
     written.
 
@@ -102,8 +105,8 @@ def replace_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def remove_part_files(folder: pathlib.Path) -> None:
     """Removes the files of a part of a model folder, and no others."""
-    for pattern in PART_FILES:
-        for path in folder.glob(pattern):
+    for path in folder.iterdir():
+        if PART_FILE.fullmatch(path.name):
             path.unlink()
 
 

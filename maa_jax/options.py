@@ -225,9 +225,9 @@ def _check(options: Options, field: dataclasses.Field, annotation: Any, value: A
     base = _base(annotation)
     if base in (int, float):
         low, high = known["least"], known["most"]
-        span = f" from {low:g} to {high:g}" if None not in (low, high) else ""
-        span = span or (f" from {low:g}" if low is not None else "")
-        span = span or (f" up to {high:g}" if high is not None else "")
+        span = f" from {low} to {high}" if None not in (low, high) else ""
+        span = span or (f" from {low}" if low is not None else "")
+        span = span or (f" up to {high}" if high is not None else "")
         what = "a whole number" if base is int else "a number"
         good = is_finite(value) and (base is float or isinstance(value, numbers.Integral))
         good = good and (low is None or value >= low) and (high is None or value <= high)

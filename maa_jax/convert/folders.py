@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from maa_jax.files import user_path
+from maa_jax.files import make_folder, user_path
 
 
 def workdir_to_folder(
@@ -35,6 +35,7 @@ def workdir_to_folder(
     from maa_jax.training.checkpoint import Checkpoints, read_config, read_tokenizer
 
     stage = make_stage(read_config(workdir), tokenizer=read_tokenizer(workdir))
+    folder = make_folder(user_path(out))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
@@ -50,7 +51,6 @@ def workdir_to_folder(
         if step not in steps:
             raise ValueError(f"--step={step}: --workdir={workdir} holds {steps}")
         state = checkpoints.restore(step, shapes)
-    folder = pathlib.Path(user_path(out))
     stage.export(state.weights() if ema else state.params, state.extra, folder)
     if dtype != "float32":
         for name in networks_in(folder):

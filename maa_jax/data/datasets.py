@@ -228,7 +228,7 @@ def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None]
                 built[str(path.parent.parent.relative_to(data_dir))] = path.parent
         if name in built:
             return built[name], None
-        known = [*BUILDERS, *built]
+        known = dict.fromkeys([*BUILDERS, *built])
         raise ValueError(
             f"dataset is {name!r}; the known ones are {', '.join(known)} (built ones in {data_dir},"
             f" data.data_dir); did you mean {nearest(name, known)!r}?"

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Tree = Any
 Scalars = dict[str, jax.Array]
+# (state, frozen, prepared captions, index of the first caption) -> sounds [n, samples]
+SoundGenerator = Callable[[state.TrainState, Tree, Tree, jax.Array], jax.Array]
 
 
 class Stage(Protocol):
@@ -98,6 +100,10 @@ class Stage(Protocol):
     ) -> dict[str, jax.Array]:
         """Returns {"image/NAME": [n, h, w, 1] in 0..1, "audio/NAME": [n, samples, 1] in -1..1}."""
         ...
+
+    def sound_generator(self) -> SoundGenerator | None:
+        """Returns the pure function that makes sounds of captions; None for a stage without one."""
+        return None
 
     def export(self, params: Tree, extra: Tree, folder: pathlib.Path) -> None:
         """Writes the trained networks, and the parts needed to use them, into a model folder."""

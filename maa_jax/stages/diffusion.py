@@ -28,7 +28,7 @@ from maa_jax.latents import LatentCodec, check_front_end
 from maa_jax.model_folder import hub, networks
 from maa_jax.model_folder.index import front_end, save_index, save_scheduler
 from maa_jax.models.unet import UNet, UNetConfig
-from maa_jax.stages.base import Scalars, SingleNetworkStage, Tree
+from maa_jax.stages.base import Scalars, SingleNetworkStage, SoundGenerator, Tree
 from maa_jax.stages.images import spectrogram_image
 from maa_jax.training.state import TrainState
 
@@ -86,7 +86,10 @@ class DiffusionStage(SingleNetworkStage):
     def _open_conditioner(self) -> Conditioner:
         folder, config = self._folders["text_encoder"], self.config
         if not config.text_embeddings:
-            return text.TextConditioner.from_folder(folder)
+            try:
+                return text.TextConditioner.from_folder(folder)
+            except FolderError as error:
+                raise ValueError(f"config.text_encoder={config.text_encoder!r}: {error}") from error
         contexts = Contexts(user_path(config.text_embeddings))
         if contexts.text_encoder != str(config.text_encoder):
             raise ValueError(
@@ -235,6 +238,24 @@ class DiffusionStage(SingleNetworkStage):
             return mel, None
         wav = networks.build(self._vocoder, frozen["vocoder"])(mel)
         return mel, jnp.clip(wav.astype(jnp.float32), -1, 1)
+
+    def sound_generator(self) -> SoundGenerator | None:
+        """Returns the function that samples sounds with the run's seed; None without a vocoder."""
+        if "vocoder" not in self._folders:
+            return None
+        scale = self.config.summary.guidance_scale
+
+        def generate(
+            train: TrainState, frozen: Tree, condition: Tree, first: jax.Array
+        ) -> jax.Array:
+            key = jax.random.key(self.config.seed)
+            _, wav = self.generate(
+                train, frozen, condition, key, guidance_scale=scale, start_index=first
+            )
+            assert wav is not None  # there is a vocoder
+            return wav
+
+        return generate
 
     def export(self, params: Tree, extra: Tree, folder: pathlib.Path) -> None:
         """Writes a complete model folder: the U-Net and the frozen parts it was trained with."""

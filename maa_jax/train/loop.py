@@ -25,7 +25,6 @@ from maa_jax.evaluators.periodic import PeriodicEvaluators
 from maa_jax.files import user_path
 from maa_jax.stages import make_stage
 from maa_jax.stages.base import Stage
-from maa_jax.stages.diffusion import DiffusionStage
 from maa_jax.training import optim, sharding
 from maa_jax.training.checkpoint import (
     Checkpoints,
@@ -292,21 +291,14 @@ def _evaluators(
     used = {name: block for name, block in config.evaluators.items() if block.every}
     if not used:
         return None
-    if not (isinstance(stage, DiffusionStage) and config.vocoder):
+    generate = stage.sound_generator()
+    if generate is None or stage.prepare_text is None:
         raise ValueError(
             f"config.evaluators.{next(iter(used))}.every={next(iter(used.values())).every}: it "
             "scores generated sounds; set config.vocoder, and use the diffusion stage."
         )
-
-    def generate(state, frozen, condition, first):
-        key, scale = jax.random.key(config.seed), config.summary.guidance_scale
-        return stage.generate(
-            state, frozen, condition, key, guidance_scale=scale, start_index=first
-        )[1]
-
-    prepare = stage.conditioner.prepare
     data, rate = DataConfig.of(config.data), config.mel.sample_rate
-    return PeriodicEvaluators(used, data, rate, generate, prepare, mesh)
+    return PeriodicEvaluators(used, data, rate, generate, stage.prepare_text, mesh)
 
 
 class _FiniteSteps:

@@ -35,6 +35,7 @@ _IGNORED = (
     "summary_every",
     "checkpoint_every",
     "keep",
+    "best",
     "profile",
     "mesh",
     "summary",

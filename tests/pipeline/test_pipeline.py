@@ -434,6 +434,11 @@ def test_saving_writes_the_folder_and_a_card(tiny_model, tmp_path):
     assert (tmp_path / "home" / "thesis").exists()
 
 
+# What a user may keep in a model folder, in the folders of its networks too.
+KEPT = (".git/config", "notes.txt", "notes/heard.json", "vae/why.md", "README.md")
+KEPT += ("unet/my_notes.json", "vocoder/config_v1.json", "vocoder/w.safetensors")
+
+
 def test_saving_over_a_model_keeps_what_is_not_the_model_s(tiny_model, tmp_path):
     model = maa_jax.Pipeline.from_pretrained(tiny_model)
     model.save_pretrained(tmp_path / "disk" / "saved")
@@ -442,7 +447,7 @@ def test_saving_over_a_model_keeps_what_is_not_the_model_s(tiny_model, tmp_path)
     (tmp_path / "disk" / "unet").mkdir()
     shutil.rmtree(saved / "unet")
     (saved / "unet").symlink_to(tmp_path / "disk" / "unet")
-    for note in (".git/config", "notes.txt", "notes/heard.json", "vae/why.md", "README.md"):
+    for note in KEPT:
         (saved / note).parent.mkdir(exist_ok=True)
         (saved / note).write_text("mine")
     (saved / "vae" / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
@@ -450,7 +455,7 @@ def test_saving_over_a_model_keeps_what_is_not_the_model_s(tiny_model, tmp_path)
     save_index(saved)
 
     model.save_pretrained(saved)
-    for note in (".git/config", "notes.txt", "notes/heard.json", "vae/why.md", "README.md"):
+    for note in KEPT:
         assert (saved / note).read_text() == "mine"
     assert saved.is_symlink() and (saved / "unet").is_symlink()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "saved"]
