@@ -35,7 +35,6 @@ def workdir_to_folder(
     from maa_jax.training.checkpoint import Checkpoints, read_config, read_tokenizer
 
     stage = make_stage(read_config(workdir), tokenizer=read_tokenizer(workdir))
-    folder = make_folder(user_path(out))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
@@ -50,6 +49,7 @@ def workdir_to_folder(
         step = steps[-1] if step is None else step
         if step not in steps:
             raise ValueError(f"--step={step}: --workdir={workdir} holds {steps}")
+        folder = make_folder(user_path(out))
         state = checkpoints.restore(step, shapes)
     stage.export(state.weights() if ema else state.params, state.extra, folder)
     if dtype != "float32":
