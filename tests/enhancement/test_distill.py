@@ -80,7 +80,7 @@ def test_experts_are_found_by_name_or_path():
         distill.find_expert(f"{__name__}:None2")
     with pytest.raises(ValueError, match="the same name"):
         distill.find_experts(["labels", "labels"])
-    with pytest.raises(ValueError, match="none is named"):
+    with pytest.raises(ValueError, match="none is given"):
         distill.find_experts([])
 
 

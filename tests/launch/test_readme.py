@@ -78,7 +78,7 @@ def test_training_commands_name_existing_configs_and_keys(line):
 
 @pytest.mark.parametrize("key", sorted(set(re.findall(r"`--config\.([\w.]+)=", ALL))))
 def test_keys_in_the_text_exist(key):
-    nodes = [common.base("clap"), command.read_config("t2a")]
+    nodes = [common.base("clap"), command.read_config("clap"), command.read_config("t2a")]
 
     def has(node):
         for name in key.split("."):
