@@ -26,11 +26,15 @@ def train_iterator(
     *,
     batch_size: int,
     seed: int,
+    start: int = 0,
     prepare_text: PrepareText | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
     """Returns endless batches, in a new random order each epoch; builds missing datasets.
+
+    The stream is a function of the seed and the number of a batch alone, so that a run goes on at
+    any step, with any number of workers and processes, and without reading what lies before.
 
     Each part of a mixture has its own epochs, and the parts alternate in proportion to their
     shares, to within 1 %. Evaluation data and duplicates of an earlier part are left out.
@@ -39,15 +43,16 @@ def train_iterator(
       config: data config.
       batch_size: size of the global batch, over all processes.
       seed: seed of the order, the crops, the choice of captions and the events.
+      start: number of the first batch, the steps that a resumed run has made.
       prepare_text: function from the chosen captions to `text`, a tree of arrays [n, ...]; pickled
         if there are workers.
       process_index: index of this process.
       process_count: number of processes, which take consecutive parts of each global batch.
 
     Returns:
-      An iterator with `get_state` and `set_state` (or grain.checkpoint under Orbax) over dicts:
-      `audio` float32 [b, samples], `index` int64 [b] (the record's index in `metadata`) and, with
-      `prepare_text`, `text`, a tree of arrays [b, ...]; b = batch_size / process_count.
+      An iterator over dicts: `audio` float32 [b, samples], `index` int64 [b] (the record's index in
+      `metadata`) and, with `prepare_text`, `text`, a tree of arrays [b, ...]; b = batch_size /
+      process_count.
 
     Raises:
       ValueError: a dataset or split does not exist, or training would read evaluation data or
@@ -74,7 +79,7 @@ def train_iterator(
         .map(lambda chosen: chosen[rows])
         .map(load)
     )
-    return iter(_ahead(batches, config))
+    return iter(_ahead(batches[start:], config))
 
 
 def eval_batches(

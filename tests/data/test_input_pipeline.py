@@ -3,10 +3,8 @@ import os
 import subprocess
 import sys
 
-import grain
 import ml_collections
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from maa_jax.audio.io import encode_flac
@@ -112,29 +110,28 @@ def test_workers_change_nothing(data):
     assert_same(take(workers, 5), threads)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_resumes_in_the_middle_of_an_epoch(data, tmp_path, workers):
-    data = {**data, "workers": workers}
-    iterator = train_iterator(data, batch_size=8, seed=1, prepare_text=letters)
-    take(iterator, 5)
-    with ocp.CheckpointManager(tmp_path) as manager:
-        manager.save(5, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(iterator)))
-        expected = take(iterator, 12)  # Into the next epoch.
-        manager.wait_until_finished()
-        resumed = train_iterator(data, batch_size=8, seed=1, prepare_text=letters)
-        manager.restore(
-            5, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(resumed))
-        )
-        assert_same(take(resumed, 12), expected)
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_run_goes_on_at_any_step_with_any_number_of_workers_and_processes(data, workers):
+    mixed = {
+        **data,
+        "dataset": "sonic_sounds:train[:30%] + sonic_sounds:train[30%:]*2",
+        "reprogram": {"events": "sonic_sounds"},
+    }
+    start, settings = 11, {"batch_size": 8, "seed": 1, "prepare_text": letters}  # in epoch 2
+    wanted = take(train_iterator(mixed, **settings), start + 3)[start:]
+    mixed["workers"] = workers
+    assert_same(take(train_iterator(mixed, start=start, **settings), 3), wanted)
+    for index in (0, 1):
+        half = train_iterator(mixed, start=start, process_index=index, process_count=2, **settings)
+        rows = slice(4 * index, 4 * index + 4)
+        assert_same(take(half, 3), [{k: v[rows] for k, v in batch.items()} for batch in wanted])
 
 
-def test_state_can_be_set(data):
-    iterator = train_iterator(data, batch_size=8, seed=1)
-    take(iterator, 2)
-    state = iterator.get_state()
-    expected = take(iterator, 2)
-    iterator.set_state(state)
-    assert_same(take(iterator, 2), expected)
+def test_the_two_millionth_batch_is_found_at_once(data):
+    settings = {"batch_size": 104, "seed": 3}
+    (far,) = take(train_iterator(data, start=2_000_000, **settings), 1)
+    assert sorted(far["index"]) == list(range(104))  # a whole epoch
+    assert (far["index"] != next(train_iterator(data, **settings))["index"]).any()
 
 
 def test_dataset_smaller_than_a_batch(data):

@@ -123,27 +123,6 @@ def test_one_part_is_the_dataset_alone(mixed):
         np.testing.assert_array_equal(batch["index"], other["index"])
 
 
-def test_a_mixture_resumes_and_is_shared_by_processes(mixed):
-    iterator = train_iterator(mixed, batch_size=8, seed=1, prepare_text=prepare_text)
-    take(iterator, 9)
-    state = iterator.get_state()
-    expected = take(iterator, 9)  # Into the folder's next epoch.
-    iterator.set_state(state)
-    processes = [
-        train_iterator(
-            mixed, batch_size=8, seed=1, prepare_text=prepare_text, process_index=i, process_count=2
-        )
-        for i in (0, 1)
-    ]
-    for process in processes:
-        process.set_state(state)
-    for batch in expected:
-        again, *halves = (next(it) for it in (iterator, *processes))
-        for key, value in batch.items():
-            np.testing.assert_array_equal(again[key], value)
-            np.testing.assert_array_equal(np.concatenate([h[key] for h in halves]), value)
-
-
 def test_evaluation_is_on_the_first_part_or_on_what_is_named(mixed):
     def examples(**more):
         batches = eval_batches({**mixed, **more}, batch_size=8)
