@@ -7,10 +7,11 @@
         command.run(main, define_flags)
 
 A program's exit status is 0; 2, with one line on stderr, for a mistake that the user can correct
-(ValueError, FileNotFoundError, a flag, a missing extra); 130 after Ctrl-C. Any other exception is a
-bug and keeps its traceback.
+(a ValueError or FileNotFoundError that this package raised, a flag, a missing extra); 1, with one
+line, for a full disk; 130 after Ctrl-C. Any other exception is a bug and keeps its traceback.
 """
 
+import errno
 import importlib
 import logging as python_logging
 import os
@@ -18,8 +19,10 @@ import pathlib
 import re
 import runpy
 import sys
+import sysconfig
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from absl import flags, logging
@@ -73,11 +76,68 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
             extra = EXTRAS[missing]
             message = f"needs the extra `{extra}`: pip install 'maa_jax[{extra}]'"
             _fail(name, f"{message} (there is no {missing} here)")
-        except (ValueError, FileNotFoundError, flags.Error) as error:
+        except Exception as error:
             logging.debug("where the error below was raised", exc_info=True)
+            if place := no_room(error):
+                _fail(name, f"no room in {place}: make room and give the same command", 1)
+            if not _is_users(error):
+                raise
             _fail(name, str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether an exception is a mistake of the user: one that this package, not a library, raised.
+
+    A library's ValueError is a bug here, whose traceback is needed.
+    """
+    if isinstance(error, flags.Error | FileNotFoundError):
+        return True
+    if not isinstance(error, ValueError):
+        return False
+    if type(error).__module__.startswith("maa_jax"):
+        return True
+    place = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    if place.is_relative_to(_HERE):
+        return True
+    paths = sysconfig.get_paths()
+    libraries = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return not any(place.is_relative_to(folder) for folder in libraries)
+
+
+_FULL = {errno.ENOSPC: os.strerror(errno.ENOSPC), errno.EDQUOT: os.strerror(errno.EDQUOT)}
+
+
+def no_room(error: BaseException) -> str:
+    """Returns the place that a full disk kept from being written; "" for any other error.
+
+    Libraries wrap the system's error, or pass on its text alone.
+    """
+    chain = list(_chain(error))
+    if not any(
+        getattr(e, "errno", None) in _FULL or any(text in str(e) for text in _FULL.values())
+        for e in chain
+    ):
+        return ""
+    named = [e.filename for e in chain if isinstance(e, OSError) and e.filename]
+    if named:
+        return os.path.dirname(os.path.abspath(os.fsdecode(named[-1])))
+    given = (flags.FLAGS[name].value for name in ("workdir", "out") if name in flags.FLAGS)
+    return next((str(value) for value in given if value), "the folder that is written to")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yields an exception, and those that it was raised from or that it groups."""
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        e = waiting.pop(0)
+        if e is None or id(e) in seen:
+            continue
+        seen.add(id(e))
+        yield e
+        waiting += [e.__cause__, e.__context__, *getattr(e, "exceptions", ())]
 
 
 def define_config_flag() -> None:
@@ -185,6 +245,6 @@ def _is_ours(record: python_logging.LogRecord) -> bool:
     return ours or record.levelno >= python_logging.ERROR
 
 
-def _fail(name: str, message: str) -> NoReturn:
+def _fail(name: str, message: str, status: int = 2) -> NoReturn:
     print(f"{name}: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)

@@ -1,11 +1,15 @@
-"""Files and folders that are written atomically: whole or not at all."""
+"""Files and folders that are written atomically, whole or not at all, and locks on folders."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import pathlib
 import re
 import shutil
+import socket
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -36,18 +40,132 @@ class FolderError(ValueError):
     """A model folder that cannot be read; the message names the file, the fault and the remedy."""
 
 
+# Largest JSON file that is read; tokenizers are the largest, of a few MB.
+_MOST_JSON = 64 * 2**20
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the content of a JSON file of a model folder.
+    """Returns the content of a JSON file of a model folder, which holds one object.
 
     Raises:
       FolderError: the file is missing or broken.
     """
     try:
-        return json.loads(path.read_text())
+        check_regular(path)
+        if path.stat().st_size > _MOST_JSON:
+            raise ValueError(f"more than {_MOST_JSON >> 20} MiB")
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise FolderError(f"{path} is missing; {REMEDY}") from None
-    except ValueError as e:
+    except OSError as e:
+        raise FolderError(f"{path} cannot be read ({e.strerror or e}); {REMEDY}") from e
+    except (ValueError, RecursionError) as e:
         raise FolderError(f"{path} is not JSON ({e}); {REMEDY}") from e
+    if not isinstance(content, dict):
+        raise FolderError(f"{path} holds a JSON {type(content).__name__}, not an object; {REMEDY}")
+    return content
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raises a ValueError unless a local path is a regular file or a link to one.
+
+    Reading a pipe waits for ever, and a device may have no end.
+
+    Raises:
+      ValueError: it is something else.
+      OSError: there is nothing at that path, or a loop of links.
+    """
+    if "://" in os.fspath(path):
+        return
+    kind = stat.S_IFMT(os.stat(path).st_mode)
+    if kind != stat.S_IFREG:
+        raise ValueError(f"{path} is {_KINDS.get(kind, 'no file')}, not a regular file")
+
+
+# How the names of temporary files and folders begin; `lock` removes those of killed processes.
+_TEMPORARY = ".tmp-"
+
+
+@contextlib.contextmanager
+def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds a folder for this process alone, and removes what killed writers left in it.
+
+    Only processes that call this too are kept out. A folder in a bucket, or on a file system
+    without locks, is not locked.
+
+    Args:
+      folder: an existing folder.
+
+    Raises:
+      ValueError: another process holds the folder.
+    """
+    if "://" in os.fspath(folder):
+        yield
+        return
+    path = pathlib.Path(folder, ".lock")
+    file = _locked(path)
+    try:
+        if file is not None:
+            remove_leftovers(folder)
+        yield
+    finally:
+        if file is not None:
+            path.unlink(missing_ok=True)  # still held: nobody locks a file that is gone
+            file.close()
+
+
+def _locked(path: pathlib.Path) -> Any:
+    """Returns the open, locked file at `path`; None where files cannot be locked."""
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read() or "another process"
+            file.close()
+            raise ValueError(
+                f"{path.parent} is in use by {holder}: wait for it, or give another folder"
+            ) from None
+        except OSError as error:
+            file.close()
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            path.unlink(missing_ok=True)
+            return None
+        # Its holder may have removed the file between our opening and locking it.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+                return file
+        file.close()
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Removes the temporary files and folders in `folder`, whose writers must be gone."""
+    for path in pathlib.Path(folder).glob(f"{_TEMPORARY}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Waits until a local file is on the disk, so that a rename cannot outlive its content."""
+    if "://" not in os.fspath(path):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -57,9 +175,10 @@ def replace_file(path: Path) -> Iterator[Path]:
     Args:
       path: path of the file, local or in a bucket (`etils.epath`), in an existing folder.
     """
-    new = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    new = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
     try:
         yield new
+        _to_disk(new)
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
@@ -88,9 +207,14 @@ def replace_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
     if target.exists() and not target.is_dir():
         raise FolderError(f"{target} is a file: move it away, or choose another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
-    new = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    new = pathlib.Path(
+        tempfile.mkdtemp(prefix=_TEMPORARY, suffix=f"-{target.name}", dir=target.parent)
+    )
     try:
         yield new
+        for file in new.rglob("*"):
+            if file.is_file():
+                _to_disk(file)
         if target.exists():
             # The old files are removed first: a kill from here on leaves a folder that is refused,
             # not one that mixes two networks.

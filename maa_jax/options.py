@@ -16,8 +16,6 @@ Nothing here needs JAX, so that a program's --help and mistakes in its flags ans
 
 import dataclasses
 import inspect
-import math
-import numbers
 import os
 import re
 import textwrap
@@ -26,6 +24,7 @@ import typing
 from collections.abc import Callable, Collection
 from typing import Any, Self, TypeVar
 
+from maa_jax import schema
 from maa_jax.checks import check_name
 from maa_jax.files import user_path
 
@@ -187,12 +186,6 @@ def keywords(kind: type[Options]) -> Callable[[Function], Function]:
     return decorate
 
 
-def is_finite(value: Any) -> bool:
-    """Whether a value is a real, finite number, and not a bool."""
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return real and math.isfinite(value)
-
-
 def _with_flags(kind: type[Options]) -> list[dataclasses.Field]:
     return [f for f in dataclasses.fields(kind) if f.metadata["flag"] is not False]
 
@@ -204,45 +197,20 @@ def _base(annotation: Any) -> type:
     return typing.get_origin(annotation) or annotation
 
 
-def _optional(annotation: Any) -> bool:
-    return type(None) in typing.get_args(annotation)
-
-
 def _check(options: Options, field: dataclasses.Field, annotation: Any, value: Any) -> None:
     """Raises a ValueError unless a field's value agrees with its declaration."""
-    known, name = field.metadata, field.name
-
-    def need(good: bool, remedy: str) -> None:
-        if not good:
-            raise ValueError(f"{name}={value!r}: give {remedy}")
-
+    known = field.metadata
     if known["check"] is not None:
         remedy = known["check"](value, options)
-        need(remedy == FINE, remedy)
+    elif isinstance(value, str) and known["choices"] is not None:
+        check_name(field.name, value, known["choices"])
         return
-    if value is None and _optional(annotation):
-        return
-    base = _base(annotation)
-    if base in (int, float):
-        low, high = known["least"], known["most"]
-        span = f" from {low} to {high}" if None not in (low, high) else ""
-        span = span or (f" from {low}" if low is not None else "")
-        span = span or (f" up to {high}" if high is not None else "")
-        what = "a whole number" if base is int else "a number"
-        good = is_finite(value) and (base is float or isinstance(value, numbers.Integral))
-        good = good and (low is None or value >= low) and (high is None or value <= high)
-        need(good, what + span)
-    elif base is bool:
-        need(isinstance(value, bool), "True or False")
-    elif base is str:
-        need(isinstance(value, str | os.PathLike), "a string")
-        if known["choices"] is not None:
-            check_name(name, value, known["choices"])
-    elif base is tuple:
-        need(
-            isinstance(value, tuple) and all(isinstance(part, str) for part in value),
-            "strings, as a tuple",
-        )
+    else:
+        limits = schema.Limits(known["least"], known["most"], known["choices"])
+        fits = schema.fits(value, annotation, limits)
+        remedy = FINE if fits else schema.describe(annotation, limits)
+    if remedy != FINE:
+        raise ValueError(f"{field.name}={value!r}: give {remedy}")
 
 
 def _plain(value: Any) -> Any:

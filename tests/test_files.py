@@ -1,10 +1,13 @@
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from etils import epath
 
+from maa_jax import files
 from maa_jax.files import replace_file, write_array, write_json
 
 
@@ -48,3 +51,75 @@ def test_arrays_are_written_in_batches(tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), [[i, 1] for i in range(7)])
     assert sizes == {3, 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_a_locked_folder_is_refused_by_name_of_its_holder_until_it_is_free(tmp_path):
+    holding = f"""
+import sys, time
+from maa_jax import files
+with files.lock({str(tmp_path)!r}):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", holding], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with (
+            pytest.raises(ValueError, match=f"{tmp_path} is in use by process {other.pid} on"),
+            files.lock(tmp_path),
+        ):
+            pass
+        other.communicate()
+    with files.lock(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_removes_what_killed_writers_left_and_nothing_else(tmp_path):
+    for writer in (
+        "with files.replace_file(folder / 'a.txt') as new: new.write_text('half'); kill()",
+        "with files.replace_folder(folder / 'unet') as new: (new / 'a').mkdir(); kill()",
+    ):
+        code = f"""
+import os, pathlib
+from maa_jax import files
+folder = pathlib.Path({str(tmp_path)!r})
+kill = lambda: os.kill(os.getpid(), 9)
+{writer}
+"""
+        subprocess.run([sys.executable, "-c", code])
+    (tmp_path / ".hidden").touch()
+    (tmp_path / "a.wav").touch()
+    assert len(list(tmp_path.iterdir())) == 4
+    with files.lock(tmp_path):
+        assert {p.name for p in tmp_path.iterdir()} == {".hidden", ".lock", "a.wav"}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"[1]", "a JSON list, not an object"),
+        (b"null", "a JSON NoneType"),
+        (b'{"a": ', "is not JSON"),
+        (b"[" * 200_000, "is not JSON"),
+        (b'{"a": "\xff"}', "is not JSON"),
+        (b"", "is not JSON"),
+    ],
+)
+def test_a_broken_json_file_is_named(content, reason, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(files.FolderError, match=reason) as error:
+        files.read_json(tmp_path / "config.json")
+    assert str(tmp_path / "config.json") in str(error.value)
+
+
+def test_what_is_no_regular_file_is_refused_before_it_is_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    for name, reason in (("pipe", "a pipe"), ("folder", "a folder"), ("loop", "cannot be read")):
+        with pytest.raises(files.FolderError, match=reason):
+            files.read_json(tmp_path / name)
+    with pytest.raises(ValueError, match="a device"):
+        files.check_regular("/dev/zero")

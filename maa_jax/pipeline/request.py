@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maa_jax.diffusion import SAMPLERS, SPACINGS
-from maa_jax.options import FINE, Options, is_finite, option
+from maa_jax.options import FINE, Options, option
+from maa_jax.schema import is_finite
 
 if TYPE_CHECKING:
     from maa_jax.diffusion.samplers import Table
