@@ -44,7 +44,7 @@ STEPS = {
 }
 RECORDINGS = 4  # shown with their reconstructions
 # Scalars that describe a run's settings, not its progress.
-_NOT_LOSSES = ("learning_rate", "grad_norm", "halted")
+_NOT_LOSSES = ("learning_rate", "grad_norm")
 _MAX_CURVES = 6  # per stage
 _COLOURS = "magma"
 _LEVELS = (-4.5, 1.0)  # log10 mel magnitudes at both ends of the colours
@@ -284,7 +284,7 @@ def read_scalars(run: pathlib.Path) -> Scalars:
 def curves(stage: str, scalars: Scalars) -> list[Picture]:
     """Returns a picture of each loss, with training and validation curves."""
     names = dict.fromkeys(key.split("/", 1)[1] for key in scalars)
-    losses = [name for name in names if name not in _NOT_LOSSES]
+    losses = [name for name in names if name.split("/")[0] not in _NOT_LOSSES]
     # The total loss comes before its parts, and losses of both splits before the others.
     losses.sort(key=lambda key: (key != "loss", f"validation/{key}" not in scalars))
 

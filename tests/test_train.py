@@ -9,6 +9,7 @@ import signal
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -177,12 +178,88 @@ def test_a_workdir_that_cannot_be_used_is_an_error_of_one_line(make_config, tmp_
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_kept_for_debugging(make_config, tmp_path):
     config = make_config("clap")
     config.total_steps, config.optimizer.base_lr, config.optimizer.warmup_steps = 9, 1e30, 0
-    with pytest.raises(FloatingPointError, match="not finite at step 2"):
+    with pytest.raises(FloatingPointError, match="Not finite at step 2: loss, ") as error:
         loop.train(config, str(tmp_path))
     failure = tmp_path / "failure" / "2"
     with np.load(failure / "batch_0.npz") as batch:
         assert batch["audio"].shape == (config.batch_size, config.data.samples)
     assert (failure / "state").is_dir()
+    assert "config.optimizer.base_lr" in str(error.value)
+
+
+@jax.custom_vjp
+def _spoiling(x):
+    """The identity, whose gradient is NaN."""
+    return x
+
+
+_spoiling.defvjp(lambda x: (x, None), lambda _, grad: (jnp.full_like(grad, jnp.nan),))
+
+
+def _spoil(stage, network, module):
+    """Makes one gradient of a module NaN; the loss keeps its value."""
+    clean = stage.loss
+
+    def loss(self, params, *args):
+        leaves, tree = jax.tree.flatten(params[network][module])
+        spoilt = jax.tree.unflatten(tree, [_spoiling(leaves[0]), *leaves[1:]])
+        params = params | {network: params[network] | {module: spoilt}}
+        return clean(self, params, *args)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "module"),
+    [
+        ("clap", "clap", "audio_projection"),  # a single network
+        ("vocoder", "vocoder", "conv_post"),  # a generator
+        ("vocoder", "period", "discriminators"),
+    ],
+)
+def test_a_gradient_that_is_not_finite_is_named_and_spoils_no_checkpoint(
+    name, network, module, make_config, programs, tmp_path, monkeypatch
+):
+    jax.config.update("jax_compilation_cache_dir", programs)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    config, workdir = make_config(name), str(tmp_path)
+    config.total_steps = config.checkpoint_every = 1
+    if name == "vocoder":
+        config.discriminator.start = 0
+    loop.train(config, workdir)
+    before = _arrays(config, workdir, 1)
+    assert all(np.isfinite(x).all() for x in before.values())
+
+    config.total_steps = 3
+    stage = stages.STAGES[config.stage]
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "loss", _spoil(stage, network, module))
+        with pytest.raises(FloatingPointError, match="Not finite at step 2") as error:
+            loop.train(config, workdir)
+    assert f"step 2: grad_norm/{network}.{module}. The state" in str(error.value)
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        assert checkpoints.all_steps() == [1]
+
+
+def test_a_run_goes_on_with_another_learning_rate_and_clipping_and_says_so(
+    make_config, programs, tmp_path, capsys
+):
+    """As the error of a run that diverged advises."""
+    jax.config.update("jax_compilation_cache_dir", programs)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    config, workdir = make_config("clap"), str(tmp_path)
+    config.optimizer.clip_norm = 0.0
+    config.total_steps = 1
+    loop.train(config, workdir)
+    config.total_steps, config.optimizer.base_lr, config.optimizer.clip_norm = 2, 5e-4, 0.5
+    capsys.readouterr()
+    scores = loop.train(config, workdir)
+    said = capsys.readouterr().out
+    assert "From step 2 on:\nconfig.optimizer.base_lr=0.001 there, 0.0005 here\n" in said
+    assert scores["train/learning_rate"] == pytest.approx(5e-4 * 2 / 50, rel=0.2)  # warming up
+    kept = json.loads((tmp_path / "config.json").read_text())["optimizer"]
+    assert kept["base_lr"] == 5e-4 and kept["clip_norm"] == 0.5
+    assert "config/changes/text_summary" in EventAccumulator(workdir).Reload().Tags()["tensors"]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

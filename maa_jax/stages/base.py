@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import ml_collections
-import optax
 from flax import nnx
 
 from maa_jax.training import optim, state
@@ -167,4 +166,4 @@ class SingleNetworkStage(Stage):
         params, opt = optim.update(self._tx, grads[name], train.params[name], train.opt[name])
         params = {name: self.constrain(params)}
         new = state.apply_update(train, params, {name: opt}, self.config.ema_decay, extra)
-        return new, {"loss": value, **scores, "grad_norm": optax.tree.norm(grads)}
+        return new, {"loss": value, **scores, **optim.grad_norms(grads)}

@@ -90,7 +90,7 @@ class GanStage(Stage):
         params = {name: new for name, (new, _) in updated.items()}
         opt = {name: opt for name, (_, opt) in updated.items()}
         new = state.apply_update(train, params, opt, self.config.ema_decay, extra)
-        return new, {"loss": value, **scores}
+        return new, {"loss": value, **scores, **optim.grad_norms(grads)}
 
 
 def when_active(

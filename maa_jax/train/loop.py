@@ -61,7 +61,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     workdir = user_path(workdir)
     mesh = sharding.create_mesh(config.mesh)
     sharding.check_batch(config.batch_size, config.accumulate, mesh)
-    check_config(workdir, config)
+    changes = check_config(workdir, config)
     kind = jax.devices()[0].device_kind
     _say(f"{jax.process_count()} process(es), {mesh.size} x {kind}, mesh {dict(mesh.shape)}")
 
@@ -82,8 +82,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         train_batches, eval_batches = _batches(config, stage)
         iterator = train_batches()
         frozen = sharding.put_replicated(stage.load_frozen(), mesh)
-        init_key, step_key, eval_key, halted = jax.jit(
-            lambda: (*jax.random.split(jax.random.key(config.seed), 3), jnp.zeros((), bool)),
+        init_key, step_key, eval_key, prepare_key, halted = jax.jit(
+            lambda: (*jax.random.split(jax.random.key(config.seed), 4), jnp.zeros((), bool)),
             out_shardings=replicated(mesh),
         )()
 
@@ -99,7 +99,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         else:
             # A fresh iterator: training sees the batches that prepare the state again.
             state = _init(stage, init_key, shardings)
-            state = _prepare(stage, state, frozen, train_batches(), step_key, shardings, mesh)
+            state = _prepare(stage, state, frozen, train_batches(), prepare_key, shardings, mesh)
         # Not earlier: a start that fails on a mistake leaves the workdir free for another config.
         write_tokenizer(workdir, stage.tokenizer)
         write_config(workdir, config)
@@ -112,10 +112,13 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             workdir, first_step=first, total_steps=total_steps, batch_size=config.batch_size
         )
         metrics.write_text(first, "config", config.to_json(indent=2))
+        if changes:
+            _say("\n".join([f"From step {first + 1} on:", *changes]))
+            metrics.write_text(first, "config/changes", "\n".join(changes))
         for name, tree in shapes.params.items():
             table = parameter_overview.get_parameter_overview(tree, include_stats=False)
             metrics.write_text(first, f"parameters/{name}", table)
-        finite = _FiniteSteps(workdir)
+        steps = _FiniteSteps(workdir)
         _profile(config.profile, workdir, first, state)
 
         with _StopSignal(checkpoints) as stop:
@@ -124,12 +127,14 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                 batch = next(iterator)
                 on_device = sharding.put_batch(batch, mesh)
                 with jax.transfer_guard("disallow"):
-                    state, halted, scalars = train_step(state, halted, frozen, on_device, step_key)
-                finite.add(step, scalars.pop("halted"), batch)
+                    state, halted, scalars, result = train_step(
+                        state, halted, frozen, on_device, step_key
+                    )
+                steps.add(step, result, batch)
                 metrics.add(scalars)
                 stopping = stop(step)
                 saving = step % config.checkpoint_every == 0 or last or stopping
-                finite.check(state, all_steps=saving)  # only good states are saved
+                steps.check(state, all_steps=saving)  # only good states are saved
                 _profile(config.profile, workdir, step, state)
                 if step % config.log_every == 0 or last:
                     metrics.write(step, learning_rate=float(rate(step - 1)))
@@ -212,8 +217,9 @@ def _prepare(
 ) -> TrainState:
     """Returns the state after the stage has seen the first batches."""
     prepare = jax.jit(stage.prepare, donate_argnums=0, out_shardings=shardings)
-    for batch in itertools.islice(batches, stage.prepare_batches):
-        state = prepare(state, frozen, sharding.put_batch(batch, mesh), key)
+    for i, batch in enumerate(itertools.islice(batches, stage.prepare_batches)):
+        batch = sharding.put_batch(batch, mesh)
+        state = prepare(state, frozen, batch, jax.random.fold_in(key, i))
     return state
 
 
@@ -224,22 +230,33 @@ def _with_shardings(shapes: Tree, shardings: Tree) -> Tree:
 
 
 def _jit_step(stage: Stage, shardings: Tree, mesh: Mesh) -> Callable[..., Any]:
-    """Compiles a step that has no effect once a scalar of it or an earlier step is not finite."""
+    """Compiles a step that has no effect once it, or an earlier one, is not finite.
+
+    Returns:
+      A function to (state, halted, scalars, (halted, finite)), where `finite` tells of each scalar
+      and each part of the step's new state, by name, whether it is finite.
+    """
 
     def step(state, halted, frozen, batch, key):
         new, scalars = stage.train_step(state, frozen, batch, jax.random.fold_in(key, state.step))
-        finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in scalars.values()]).all()
-        halted = halted | ~finite
+        # The state too: a loss may be finite where its gradient is not, or where Adam's second
+        # moment overflows.
+        parts = {name: [x] for name, x in scalars.items()} | new.parts()
+        finite = {
+            name: jnp.stack([jnp.isfinite(x).all() for x in arrays]).all()
+            for name, arrays in parts.items()
+        }
+        halted = halted | ~jnp.stack(list(finite.values())).all()
         state = jax.tree.map(lambda old, new: jnp.where(halted, old, new), state, new)
         # The flag leaves twice: the carried one is donated before the host reads it.
-        return state, halted, {**scalars, "halted": halted.astype(jnp.int32)}
+        return state, halted, scalars, (halted.astype(jnp.int32), finite)
 
     whole, rows = replicated(mesh), batch_sharding(mesh)
     return jax.jit(
         step,
         donate_argnums=(0, 1),
         in_shardings=(shardings, whole, whole, rows, whole),
-        out_shardings=(shardings, whole, whole),
+        out_shardings=(shardings, whole, whole, whole),
     )
 
 
@@ -302,15 +319,15 @@ def _evaluators(
 
 
 class _FiniteSteps:
-    """Stops the run at the first step whose loss or gradient is not finite."""
+    """Stops the run at the first step whose loss, gradient or new state is not finite."""
 
     def __init__(self, workdir: str):
         self._workdir = workdir
-        self._behind: deque[tuple[int, jax.Array, Batch]] = deque()
+        self._behind: deque[tuple[int, tuple[jax.Array, dict[str, jax.Array]], Batch]] = deque()
 
-    def add(self, step: int, halted: jax.Array, batch: Batch) -> None:
-        """Records a step, without waiting for it."""
-        self._behind.append((step, halted, batch))
+    def add(self, step: int, result: tuple[jax.Array, dict[str, jax.Array]], batch: Batch) -> None:
+        """Records a step, (halted, finite) of `_jit_step`, without waiting for it."""
+        self._behind.append((step, result, batch))
 
     def check(self, state: TrainState, *, all_steps: bool) -> None:
         """Checks all steps so far, or all but the last few, which may still be running.
@@ -319,11 +336,12 @@ class _FiniteSteps:
           FloatingPointError: a step was not finite; `state` is then the one before it.
         """
         while len(self._behind) > (0 if all_steps else _LAG):
-            step, halted, batch = self._behind.popleft()
+            step, (halted, finite), batch = self._behind.popleft()
             if halted:
-                self._fail(step, state, batch)
+                faulty = [name for name, good in jax.device_get(finite).items() if not good]
+                self._fail(step, faulty, state, batch)
 
-    def _fail(self, step: int, state: TrainState, batch: Batch) -> None:
+    def _fail(self, step: int, faulty: list[str], state: TrainState, batch: Batch) -> None:
         folder = epath.Path(self._workdir) / "failure" / str(step)
         folder.mkdir(parents=True, exist_ok=True)
         named = {jax.tree_util.keystr(k): x for k, x in jax.tree.leaves_with_path(batch)}
@@ -332,9 +350,23 @@ class _FiniteSteps:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder / "state", state, force=True)
         raise FloatingPointError(
-            f"A loss or gradient is not finite at step {step}. The state before that step and its "
-            f"batch are in {folder}. Lower config.optimizer.base_lr, or look at the batch."
+            f"Not finite at step {step}: {', '.join(_causes(faulty))}. The state before that step "
+            f"and its batch are in {folder}. Lower config.optimizer.base_lr or give a "
+            "config.optimizer.clip_norm, and give the command again: the run goes on from its last "
+            "checkpoint, which is good. Or look at the batch."
         )
+
+
+def _causes(faulty: list[str]) -> list[str]:
+    """Returns the names that tell the most, the loss first, of what is not finite in a step.
+
+    A gradient that is not finite spoils the parameters that it updates, and, by the norm that
+    clips it, those of the whole network: where gradients are named, these are left out.
+    """
+    spoilt = ("params.", "opt.", "ema.")
+    names = [name for name in faulty if not name.startswith(spoilt)] or faulty
+    modules = [name for name in names if not any(x.startswith(f"{name}.") for x in names)]
+    return sorted(modules, key=lambda name: (name != "loss", name))
 
 
 class _StopSignal:

@@ -45,6 +45,9 @@ _IGNORED = (
     "data.data_dir",
 )
 
+# Keys that may change while a run goes on, so that one that diverged can be saved.
+_CHANGEABLE = ("optimizer.base_lr", "optimizer.clip_norm")
+
 # Config blocks that older workdirs lack, with the values that their runs used.
 _ADDED = {"schedule": dataclasses.asdict(Schedule()), "evaluators": {}}
 
@@ -173,8 +176,11 @@ class Checkpoints:
         return restored["state"].replace(ema=restored["ema"] if shapes.ema else {})
 
 
-def check_config(workdir: str, config: ml_collections.ConfigDict) -> None:
+def check_config(workdir: str, config: ml_collections.ConfigDict) -> list[str]:
     """Checks that `workdir` is new, or holds a run with the same config.
+
+    Returns:
+      The changes of the keys that may change while a run goes on, as lines for the log.
 
     Raises:
       ValueError: the folder cannot be made, or its run has another config; each key that differs
@@ -189,7 +195,7 @@ def check_config(workdir: str, config: ml_collections.ConfigDict) -> None:
             f"--workdir={workdir}: cannot be used ({error}); give another folder."
         ) from error
     if text is None:
-        return
+        return []
     # Both via JSON, which has no tuples.
     old, new = (_flatten(_ADDED | json.loads(x)) for x in (text, config.to_json()))
     compared = [
@@ -197,16 +203,18 @@ def check_config(workdir: str, config: ml_collections.ConfigDict) -> None:
         for key in sorted(old | new)
         if not any(key == other or key.startswith(other + ".") for other in _IGNORED)
     ]
-    differ = [
-        f"  config.{line}"
+    found = [
+        f"config.{line}"
         for line in differences(old, {key: new.get(key, "absent") for key in compared})
     ]
-    if differ:
+    changes = [x for x in found if x.startswith(tuple(f"config.{key}=" for key in _CHANGEABLE))]
+    if differ := [f"  {line}" for line in found if line not in changes]:
         raise ValueError(
             f"--workdir={workdir} holds a run of another config:\n"
             + "\n".join(differ)
             + "\nGive another --workdir, or the values that the run started with."
         )
+    return changes
 
 
 def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:

@@ -60,7 +60,8 @@ def make_optimizer(
         weight_decay=config.get("weight_decay", 0.0),
     )
     clip = config.get("clip_norm", 0.0)
-    return optax.chain(optax.clip_by_global_norm(clip), adam) if clip else adam
+    # The same state with and without clipping, so that a run may go on with another `clip_norm`.
+    return optax.chain(optax.clip_by_global_norm(clip) if clip else optax.identity(), adam)
 
 
 def update(
@@ -69,6 +70,23 @@ def update(
     """Returns the parameters and the optimizer's state after one step."""
     updates, opt = tx.update(grads, opt, params)
     return optax.apply_updates(params, updates), opt
+
+
+def grad_norms(grads: Tree) -> dict[str, jax.Array]:
+    """Returns the gradient's norm of each network and of each of its modules, for the log.
+
+    Args:
+      grads: {network: gradients of its parameters}.
+
+    Returns:
+      Scalars named as "grad_norm/unet" and "grad_norm/unet.conv_in".
+    """
+    norms = {}
+    for network, modules in grads.items():
+        squares = {name: optax.tree.norm(tree, squared=True) for name, tree in modules.items()}
+        norms[f"grad_norm/{network}"] = jnp.sqrt(sum(squares.values(), jnp.zeros(())))
+        norms |= {f"grad_norm/{network}.{name}": jnp.sqrt(x) for name, x in squares.items()}
+    return norms
 
 
 def accumulated_grad(

@@ -40,6 +40,16 @@ class TrainState(flax.struct.PyTreeNode):
         """Returns the parameters to evaluate with: the average if one is kept."""
         return {**self.params, **self.ema}
 
+    def parts(self) -> dict[str, list[jax.Array]]:
+        """Returns the floating-point arrays by field, network and module: "params.unet.conv_in"."""
+        parts: dict[str, list[jax.Array]] = {}
+        for path, x in jax.tree.leaves_with_path(self):
+            if jnp.issubdtype(x.dtype, jnp.floating):
+                # Optax puts its own tuples between a network and its modules.
+                inside = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
+                parts.setdefault(".".join([path[0].name, *inside[:2]]), []).append(x)
+        return parts
+
 
 def define(make: Callable[[Any], nnx.Module]) -> nnx.GraphDef:
     """Returns the graph definition of `make(rngs)` without allocating any array."""
@@ -105,10 +115,10 @@ def load_pretrained(train: TrainState, weights: dict[str, Tree]) -> TrainState:
 def average(
     ema: dict[str, Tree], params: dict[str, Tree], decay: float, step: jax.Array
 ) -> dict[str, Tree]:
-    """Returns the moving average after a step.
+    """Returns the moving average after the update number `step`, which counts from 1.
 
-    The decay is warmed up as min(decay, (1 + step) / (10 + step)), LDM's rule, so that the random
-    initial weights are forgotten within the first steps of a short run.
+    The decay is warmed up as min(decay, (1 + step) / (10 + step)), LDM's rule (its `LitEma`), so
+    that the random initial weights are forgotten within the first steps of a short run.
     """
     fresh = 1 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return {name: optax.incremental_update(params[name], old, fresh) for name, old in ema.items()}
@@ -135,5 +145,5 @@ def apply_update(
         params=params,
         extra=train.extra | (extra or {}),
         opt=opt,
-        ema=average(train.ema, params, ema_decay, train.step),
+        ema=average(train.ema, params, ema_decay, train.step + 1),
     )

@@ -83,7 +83,7 @@ def test_the_discriminator_is_inactive_until_its_start(trained):
         assert (moved(before, after, "discriminator") > 0) == (i >= START)
         assert (scalars[i]["adversary_weight"] > 0) == (i >= START)
         assert (scalars[i]["r1"] > 0) == (i >= START)
-    adam = states[-1].opt["discriminator"][0]
+    (adam, *_) = states[-1].opt["discriminator"][1]
     assert adam.count == 2  # its optimizer did not run before
 
 

@@ -91,15 +91,29 @@ def _first():
 
 
 def _config(**keys):
-    base = {"stage": "clap", "optimizer": {"base_lr": 0.1}, "log_every": 5, "data": {"workers": 0}}
+    base = {"stage": "clap", "optimizer": {"base_lr": 0.1, "b1": 0.9}, "log_every": 5}
+    base |= {"data": {"workers": 0}}
     return ml_collections.ConfigDict(base | keys)
 
 
 def test_a_workdir_of_another_config_is_refused_naming_the_keys(tmp_path):
     checkpoint.write_config(tmp_path, _config())
-    with pytest.raises(ValueError, match=r"config.optimizer.base_lr=0.1 there, 0.2 here"):
-        checkpoint.write_config(tmp_path, _config(optimizer={"base_lr": 0.2}))
-    assert checkpoint.read_config(tmp_path).optimizer.base_lr == 0.1
+    with pytest.raises(ValueError, match=r"config.optimizer.b1=0.9 there, 0.5 here") as error:
+        checkpoint.write_config(tmp_path, _config(optimizer={"base_lr": 0.2, "b1": 0.5}))
+    assert "base_lr" not in str(error.value)  # which may change
+    assert checkpoint.read_config(tmp_path).optimizer.b1 == 0.9
+
+
+def test_the_learning_rate_and_clipping_may_change_and_the_changes_are_told(tmp_path):
+    checkpoint.write_config(tmp_path, _config())
+    changed = _config(optimizer={"base_lr": 0.2, "b1": 0.9, "clip_norm": 1.0})
+    changes = checkpoint.check_config(tmp_path, changed)
+    assert changes == [
+        "config.optimizer.base_lr=0.1 there, 0.2 here",
+        "config.optimizer.clip_norm='absent' there, 1.0 here",
+    ]
+    checkpoint.write_config(tmp_path, changed)
+    assert checkpoint.read_config(tmp_path).optimizer.base_lr == 0.2
 
 
 def test_how_a_run_is_monitored_may_change(tmp_path):

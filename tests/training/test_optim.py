@@ -56,3 +56,17 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(microbatches):
     np.testing.assert_allclose(parts, whole, rtol=1e-6)
     np.testing.assert_allclose(parts_aux["largest"], aux["largest"], rtol=1e-6)
     np.testing.assert_allclose(parts_grads["w"], grads["w"], rtol=1e-5)
+
+
+def test_the_norm_of_a_gradient_is_logged_by_network_and_module():
+    grads = {"unet": {"conv_in": {"kernel": jnp.array([3.0, 0]), "bias": jnp.array(4.0)}}}
+    grads["unet"]["mid"] = {"kernel": jnp.array([12.0])}
+    norms = optim.grad_norms(grads)
+    assert norms == {"grad_norm/unet": 13, "grad_norm/unet.conv_in": 5, "grad_norm/unet.mid": 12}
+
+
+def test_the_optimizers_state_is_the_same_with_and_without_clipping():
+    params = {"w": jnp.zeros(2)}
+    states = (optim.make_optimizer(_config(clip_norm=x), 1).init(params) for x in (0.0, 1.0))
+    a, b = map(jax.tree.structure, states)
+    assert a == b
