@@ -393,7 +393,7 @@ def page(workdir: pathlib.Path) -> str:
         "demo.html",
         times=took,
         runs=runs,
-        recordings=datasets.num_examples(read_config(str(workdir / "t2a")).data),
+        recordings=len(datasets.metadata(read_config(str(workdir / "t2a")).data)),
         prompts=prompts(workdir, mel),
         reconstructions=reconstructions(workdir, mel),
         machine=machine(),

@@ -19,7 +19,8 @@ class DataConfig:
         name under which it is found later without `folder`; any other built dataset by its folder
         in `data_dir`, "enhanced/NAME"; or a mixture with splits and weights, "audiocaps:train +
         enhanced/fsd50k*2.0 + sonic_sounds:train[:50%]". A weight multiplies a dataset's size: with
-        all weights 1, the default, every recording is equally likely.
+        all weights 1, the default, every window of a clip's length is equally likely, so that long
+        recordings count as often as they are long.
       data_dir: folder where TFDS keeps datasets, by default $TFDS_DATA_DIR or
         ~/tensorflow_datasets. All processes must see it.
       folder: folder of the sound files of audio_folder.

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from maa_jax.audio.io import SAMPLE_RATE
 from maa_jax.checks import nearest
-from maa_jax.data import deduplication, mixtures, transforms
+from maa_jax.data import deduplication, mixtures, stored
 from maa_jax.data.config import DataConfig
 from maa_jax.data.reprogram import vocabulary
 
@@ -20,20 +21,30 @@ Config = DataConfig | Mapping[str, Any]
 class Drawn(NamedTuple):
     """Recordings that training draws from.
 
+    A recording is as many examples as it has windows, its length in clips, rounded, and at least
+    one: so hours and not files are equally likely, and an epoch hears all of a recording.
+
     Attributes:
       source: all recordings of the parts.
       records: indices into `source` that may be drawn, int64, for each part.
+      windows: number of windows of each of these recordings, int64, for each part.
       weights: weight of each part.
     """
 
     source: mixtures.Joined
     records: list[np.ndarray]
+    windows: list[np.ndarray]
     weights: np.ndarray
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of examples of each part."""
+        return [int(windows.sum()) for windows in self.windows]
 
     @property
     def shares(self) -> np.ndarray:
         """Unnormalised probability of each part."""
-        return self.weights * list(map(len, self.records))
+        return self.weights * self.sizes
 
 
 class Datasets:
@@ -74,19 +85,19 @@ class Datasets:
         splits = [
             split
             for name, folder in self.folders.items()
-            for split in mixtures.evaluation_splits(name, folder)
+            for split in stored.evaluation_splits(name, folder)
         ]
         own = [part for part in self.config.eval_parts() if part not in splits]
-        return splits + [p for p in own if mixtures.has_split(p, self.folders[p.dataset])]
+        return splits + [p for p in own if stored.has_split(p, self.folders[p.dataset])]
 
     def write_indices(self) -> None:
         """Writes the index of each split that is searched for duplicates, unless it exists."""
         for part in (*self.config.parts(), *self.config.event_parts(), *self.held_out):
-            if mixtures.has_split(part, self.folders[part.dataset]):
+            if stored.has_split(part, self.folders[part.dataset]):
                 self._index(part)
 
-    def _index(self, part: mixtures.Part) -> deduplication.Index:
-        return deduplication.index_of(part, self.folders[part.dataset], self._process)
+    def _index(self, part: mixtures.Part) -> stored.Index:
+        return stored.index_of(part, self.folders[part.dataset], self._process)
 
     def open(self, parts: Sequence[mixtures.Part]) -> mixtures.Joined:
         """Returns parts as one random-access source of example dicts.
@@ -94,38 +105,38 @@ class Datasets:
         Raises:
           ValueError: a dataset lacks a split, or a split is empty.
         """
-        import tensorflow_datasets as tfds
-
-        sources = []
         for part in parts:
-            folder = self.folders[part.dataset]
-            builder = tfds.builder_from_directory(folder)
-            splits = builder.info.splits
-            missing = [name for _, name in mixtures.pieces(part) if name not in splits]
-            if missing:
-                raise ValueError(
-                    f"split {part.split!r}: the dataset in {folder} has no {missing[0]!r}; use one"
-                    f" of {list(splits)}, or evaluate on another dataset by data.eval_dataset"
-                )
-            if not splits[part.split].num_examples:
-                raise ValueError(
-                    f"split {part.split!r} of the dataset in {folder} is empty; take a larger part"
-                )
-            sources.append(builder.as_data_source(part.split))
-        return mixtures.Joined(sources)
+            stored.spans(part, self.folders[part.dataset])  # raises the errors
+        return mixtures.Joined(
+            [stored.Recordings(self.folders[part.dataset], part.split) for part in parts]
+        )
+
+    def describe(self, parts: Sequence[mixtures.Part]) -> list[dict[str, Any]]:
+        """Returns what `open` returns, without audio; see `metadata`."""
+        found = [
+            stored.descriptions(part, self.folders[part.dataset], self._process) for part in parts
+        ]
+        return [example for examples in found for example in examples]
+
+    def parts_of(self, split: str | None) -> tuple[mixtures.Part, ...]:
+        """Returns the parts of the evaluation data with `split`, or of all training data."""
+        if split in (None, self.config.split):
+            return self.config.parts()
+        return dataclasses.replace(self.config, eval_split=split).eval_parts()
 
     def open_split(self, split: str | None) -> mixtures.Joined:
         """Returns the evaluation data with `split`, or all training data; see `metadata`."""
-        if split in (None, self.config.split):
-            return self.open(self.config.parts())
-        return self.open(dataclasses.replace(self.config, eval_split=split).eval_parts())
+        return self.open(self.parts_of(split))
 
     def training(self) -> Drawn:
         """Returns the recordings that training may draw."""
         return self._drawn(self.config.parts())
 
     def events(self) -> Drawn:
-        """Returns the recordings of the events' datasets that have exactly one label."""
+        """Returns the recordings of the events' datasets that have exactly one label.
+
+        Each counts once, however long it is: a long one would be heard in most pairs.
+        """
         parts = self.config.event_parts()
         drawn = self._drawn(parts)
         single = np.concatenate([self._index(part).labels for part in parts]) == 1
@@ -136,13 +147,18 @@ class Datasets:
                     f"data.reprogram.events: no recording of part '{part}' has exactly one label;"
                     " take another dataset"
                 )
-        return drawn._replace(records=records)
+        return drawn._replace(records=records, windows=[np.ones_like(r) for r in records])
 
     def _drawn(self, parts: Sequence[mixtures.Part]) -> Drawn:
         source = self.open(parts)
         kept = deduplication.without_duplicates(parts, self.held_out, self.folders, self._process)
+        clip = self.config.samples / SAMPLE_RATE
+        windows = [
+            self._index(part).windows(clip)[places]
+            for part, places in zip(parts, kept, strict=True)
+        ]
         records = [places + begin for places, begin in zip(kept, source.offsets, strict=True)]
-        return Drawn(source, records, np.array([part.weight for part in parts]))
+        return Drawn(source, records, windows, np.array([part.weight for part in parts]))
 
 
 def prepare(config: Config, process_index: int = 0) -> epath.Path:
@@ -172,10 +188,13 @@ def open_for_training(config: Config, process_index: int = 0) -> Datasets:
 
 
 def num_examples(config: Config, split: str | None = None) -> int:
-    """Returns the number of recordings that training draws, or of a split; see `metadata`."""
+    """Returns the number of examples of an epoch of training, or of recordings of a split.
+
+    For `split` see `metadata`; for the difference between the two see `Drawn`.
+    """
     datasets = Datasets(config)
     if split in (None, datasets.config.split):
-        return sum(map(len, datasets.training().records))
+        return sum(datasets.training().sizes)
     return len(datasets.open_split(split))
 
 
@@ -189,7 +208,8 @@ def metadata(config: Config, split: str | None = None) -> list[dict[str, Any]]:
       split: split of the evaluation data; by default, or if it is `config.split`, all training
         data, including the recordings that training leaves out.
     """
-    return [describe(example) for example in Datasets(config).open_split(split)]
+    datasets = Datasets(config)
+    return datasets.describe(datasets.parts_of(split))
 
 
 def captions(config: Config, split: str | None = None) -> list[str]:
@@ -200,17 +220,22 @@ def captions(config: Config, split: str | None = None) -> list[str]:
     """
     datasets = Datasets(config)
     if split not in (None, datasets.config.split):
-        examples = map(describe, datasets.open_split(split))
+        examples = datasets.describe(datasets.parts_of(split))
         return [caption for example in examples for caption in example["captions"]]
-    found = [c for example in _described(datasets.training()) for c in example["captions"]]
+    parts, drawn = datasets.config.parts(), datasets.training()
+    found = [c for example in _described(datasets, parts, drawn) for c in example["captions"]]
     if datasets.config.reprogram.events:
-        found += [c for example in _described(datasets.events()) for c in example["labels"]]
+        parts, drawn = datasets.config.event_parts(), datasets.events()
+        found += [c for example in _described(datasets, parts, drawn) for c in example["labels"]]
         found += vocabulary()
     return found
 
 
-def _described(drawn: Drawn) -> list[dict[str, Any]]:
-    return [describe(drawn.source[record]) for record in np.concatenate(drawn.records).tolist()]
+def _described(
+    datasets: Datasets, parts: Sequence[mixtures.Part], drawn: Drawn
+) -> list[dict[str, Any]]:
+    examples = datasets.describe(parts)
+    return [examples[record] for record in np.concatenate(drawn.records).tolist()]
 
 
 def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None] | None]:
@@ -259,14 +284,3 @@ def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None]
                 " it was built, or data.folder and data.captions_file to build it"
             )
     return folder, lambda: builder(data_dir=str(data_dir), **arguments).download_and_prepare()
-
-
-def describe(example: dict) -> dict[str, Any]:
-    """Returns an example without its audio, with texts as str; see `metadata`."""
-    return {
-        "id": example["id"].decode(),
-        "source": example["source"].decode(),
-        "seconds": float(example["seconds"]),
-        "captions": transforms.all_captions(example),
-        "labels": [label.decode() for label in example["labels"]],
-    }

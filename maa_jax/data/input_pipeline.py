@@ -14,8 +14,9 @@ from absl import flags
 
 from maa_jax.data import transforms
 from maa_jax.data.config import DataConfig
-from maa_jax.data.datasets import Datasets, Drawn, describe, open_for_training
+from maa_jax.data.datasets import Datasets, Drawn, open_for_training
 from maa_jax.data.reprogram import Reprogram
+from maa_jax.data.stored import describe
 from maa_jax.data.text_embeddings import Contexts
 
 PrepareText = Callable[[Sequence[str]], Any]  # n captions to a tree of arrays [n, ...]
@@ -32,6 +33,8 @@ def train_iterator(
     process_count: int = 1,
 ) -> grain.DatasetIterator:
     """Returns endless batches, in a new random order each epoch; builds missing datasets.
+
+    An example is a clip of one window of a recording; an epoch has each window of each once.
 
     The stream is a function of the seed and the number of a batch alone, so that a run goes on at
     any step, with any number of workers and processes, and without reading what lies before.
@@ -71,10 +74,10 @@ def train_iterator(
     load = functools.partial(
         _load, drawn.source, config.samples, seed, prepare_text, _reprogram(datasets)
     )
-    # Batches of (record, position) first, so that a process reads only the records of its rows.
+    # Batches of places first, so that a process reads only the records of its rows.
     batches = (
         _order(drawn, seed)
-        .map_with_index(lambda position, record: np.array([record, position]))
+        .map_with_index(lambda position, place: np.array([*place, position]))
         .batch(batch_size)
         .map(lambda chosen: chosen[rows])
         .map(load)
@@ -112,25 +115,35 @@ def eval_batches(
     def choose(batch: int) -> np.ndarray:
         position = batch * batch_size + np.arange(batch_size)[rows]
         record = np.minimum(position, len(source) - 1)
-        return np.stack([record, position], axis=1)
+        return np.stack([record, np.zeros_like(record), np.ones_like(record), position], axis=1)
 
     def load(chosen: np.ndarray) -> dict[str, np.ndarray]:
         batch = _load(source, config.samples, 0, prepare_text, None, chosen)
-        return {**batch, "valid": chosen[:, 0] == chosen[:, 1]}
+        return {**batch, "valid": chosen[:, 0] == chosen[:, -1]}
 
     batches = grain.MapDataset.range(-(-len(source) // batch_size)).map(choose).map(load)
     return _ahead(batches, config)
 
 
 def _order(drawn: Drawn, seed: int) -> grain.MapDataset:
-    """Returns the records in training order."""
+    """Returns the examples in training order: (record, window, the record's windows)."""
+
+    def examples(records: np.ndarray, windows: np.ndarray) -> Callable[[int], tuple[int, int, int]]:
+        ends = np.cumsum(windows)
+
+        def place(example: int) -> tuple[int, int, int]:
+            which = np.searchsorted(ends, example, side="right")
+            return records[which], example - ends[which] + windows[which], windows[which]
+
+        return place
+
     orders = [
-        grain.MapDataset.range(len(records))
+        grain.MapDataset.range(size)
         .seed(int(np.random.SeedSequence((seed, part)).generate_state(1)[0]) if part else seed)
         .shuffle()
         .repeat()
-        .map(lambda place, records=records: records[place])
-        for part, records in enumerate(drawn.records)
+        .map(examples(drawn.records[part], drawn.windows[part]))
+        for part, size in enumerate(drawn.sizes)
     ]
     if len(orders) == 1:
         return orders[0]
@@ -170,11 +183,14 @@ def _load(
     reprogram: Reprogram | None,
     chosen: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Returns the batch of `chosen`, int [b, 2]: records, and their positions in the stream."""
+    """Returns the batch of `chosen`, int [b, 4].
+
+    A row is a record, one of its windows, their number, and the example's position in the stream.
+    """
     examples = []
-    for record, position in chosen.tolist():
+    for record, window, windows, position in chosen.tolist():
         rng = np.random.default_rng((seed, position))
-        example = transforms.clip_audio(source[record], rng, samples)
+        example = transforms.clip_audio(source[record], rng, samples, window, windows)
         example = transforms.pick_caption(example, rng)
         examples.append(reprogram(example, rng) if reprogram else example)
     batch = {"audio": np.stack([example["audio"] for example in examples]), "index": chosen[:, 0]}

@@ -44,7 +44,7 @@ class Part:
       dataset: name of the dataset, "NAME" or "NAME/VARIANT".
       split: split in TFDS's notation, with slices and sums.
       weight: factor of the part's share of the draws, which is proportional to weight times number
-        of recordings: with all weights 1, every recording of the mixture is equally likely.
+        of windows: with all weights 1, every hour of the mixture is equally likely.
     """
 
     dataset: str
@@ -162,19 +162,3 @@ def wait_for(path: epath.Path) -> None:
                 " and set data.data_dir to a place that all processes share"
             )
         time.sleep(0.5)
-
-
-def has_split(part: Part, folder: epath.Path) -> bool:
-    """Returns whether a built dataset has the splits of a part."""
-    import tensorflow_datasets as tfds
-
-    splits = tfds.builder_from_directory(folder).info.splits
-    return all(name in splits for _, name in pieces(part))
-
-
-def evaluation_splits(dataset: str, folder: epath.Path) -> list[Part]:
-    """Returns the splits of a built dataset that are never trained on."""
-    import tensorflow_datasets as tfds
-
-    splits = tfds.builder_from_directory(folder).info.splits
-    return [Part(dataset, split) for split in splits if split.lower() in EVALUATION_SPLITS]

@@ -9,14 +9,25 @@ import soundfile
 LABEL_CAPTION = "the sound of {}"
 
 
-def clip_audio(example: dict, rng: np.random.Generator, samples: int) -> dict:
+def clip_audio(
+    example: dict, rng: np.random.Generator, samples: int, window: int = 0, windows: int = 1
+) -> dict:
     """Decodes `audio` (FLAC bytes) into a clip, float32 [samples].
 
     Longer recordings are cropped at random, and only that part is decoded. Shorter ones are padded
     with zeros at the end, never at the start: a model trained on leading silence generates it.
+
+    Args:
+      example: example of a dataset.
+      rng: generator of the crop.
+      samples: length of the clip.
+      window: which of the equal stretches of the recording the clip begins in, 0 or more.
+      windows: number of these stretches, which together hold every start once.
     """
     with soundfile.SoundFile(io.BytesIO(example["audio"])) as file:
-        start = int(rng.integers(0, max(file.frames - samples, 0) + 1))
+        starts = max(file.frames - samples, 0) + 1
+        first, end = starts * window // windows, starts * (window + 1) // windows
+        start = int(rng.integers(first, max(end, first + 1)))
         if start:
             file.seek(start)
         wav = file.read(samples, dtype="float32", fill_value=0.0)

@@ -52,11 +52,21 @@ def test_no_sound_begins_with_padding(data):
         assert sounding.any(axis=1).all()
 
 
-def test_each_epoch_is_a_new_permutation(data):
-    indices = [batch["index"] for batch in take(train_iterator(data, batch_size=13, seed=3), 16)]
-    first, second = np.concatenate(indices[:8]), np.concatenate(indices[8:])
-    assert sorted(first) == sorted(second) == list(range(104))
-    assert (first != second).any() and (first != np.arange(104)).any()
+def windows(data):
+    """How many windows each recording of the training split has, in the order of `metadata`."""
+    seconds = np.array([example["seconds"] for example in datasets.metadata(data)])
+    return np.maximum(1, np.rint(seconds * 16_000 / data["samples"])).astype(int)
+
+
+def test_each_epoch_is_a_new_permutation_of_all_windows(data):
+    count, size = windows(data), datasets.num_examples(data)
+    assert size == count.sum() > 2 * len(count) == 208  # hours, not files
+    first, second = [
+        batch["index"] for batch in take(train_iterator(data, batch_size=size, seed=3), 2)
+    ]
+    np.testing.assert_array_equal(np.bincount(first), count)
+    np.testing.assert_array_equal(np.bincount(second), count)
+    assert (first != second).any() and (np.diff(first) != 0).mean() > 0.9
 
 
 def test_seed_decides_everything(data):
@@ -68,10 +78,11 @@ def test_seed_decides_everything(data):
 
 
 def test_captions_and_crops_vary_from_epoch_to_epoch(data):
-    iterator = train_iterator(data, batch_size=104, seed=0, prepare_text=letters)
+    count = windows(data)
+    iterator = train_iterator(data, batch_size=count.sum(), seed=0, prepare_text=letters)
     epochs = []
     for batch in take(iterator, 6):
-        order = np.argsort(batch["index"])
+        order = np.argsort(batch["index"])[np.cumsum(count) - 1]  # one window of each
         epochs.append((batch["text"][order], batch["audio"][order]))
     changed = np.stack([(epochs[0][0] != text).any(axis=1) for text, _ in epochs[1:]])
     assert changed.any(axis=0).mean() > 0.9
@@ -79,6 +90,19 @@ def test_captions_and_crops_vary_from_epoch_to_epoch(data):
     moved = (epochs[0][1] != epochs[1][1]).any(axis=1)
     np.testing.assert_array_equal(moved[seconds < 0.512], False)
     assert moved[seconds > 1].mean() > 0.9
+
+
+def test_an_epoch_hears_a_long_recording_from_end_to_end():
+    ramp = np.linspace(0.1, 0.9, 1000, dtype=np.float32)
+    starts = []
+    for window in range(10):
+        clips = [
+            transforms.clip_audio({"audio": encode_flac(ramp)}, rng, 100, window, 10)["audio"]
+            for rng in map(np.random.default_rng, range(200))
+        ]
+        starts.append({int(np.abs(ramp - clip[0]).argmin()) for clip in clips})
+    assert [min(s) // 90 for s in starts] == [max(s) // 90 for s in starts[:-1]] + [9]
+    assert max(starts[-1]) > 890 and min(starts[0]) < 10 and len(set.union(*starts)) > 700
 
 
 def test_processes_take_parts_of_the_same_global_batches(data):
@@ -128,14 +152,14 @@ def test_a_run_goes_on_at_any_step_with_any_number_of_workers_and_processes(data
 
 
 def test_the_two_millionth_batch_is_found_at_once(data):
-    settings = {"batch_size": 104, "seed": 3}
+    settings = {"batch_size": datasets.num_examples(data), "seed": 3}
     (far,) = take(train_iterator(data, start=2_000_000, **settings), 1)
-    assert sorted(far["index"]) == list(range(104))  # a whole epoch
+    np.testing.assert_array_equal(np.bincount(far["index"]), windows(data))  # a whole epoch
     assert (far["index"] != next(train_iterator(data, **settings))["index"]).any()
 
 
 def test_dataset_smaller_than_a_batch(data):
-    data = {**data, "split": "train[:3]"}
+    data = {**data, "split": "train[:3]", "samples": 160_000}
     assert datasets.num_examples(data) == 3
     (batch,) = take(train_iterator(data, batch_size=7, seed=0), 1)
     assert sorted(batch["index"][:3]) == sorted(batch["index"][3:6]) == [0, 1, 2]
@@ -180,7 +204,7 @@ def test_bad_settings_are_named(data):
         DataConfig.of({"samples": 0})
     with pytest.raises(ValueError, match=r"batch_size is 7.*2 processes"):
         train_iterator(data, batch_size=7, seed=0, process_count=2)
-    with pytest.raises(ValueError, match=r"no 'extra'; use one of .*validation"):
+    with pytest.raises(ValueError, match=r"no split 'extra'; use one of .*validation"):
         train_iterator({**data, "split": "extra"}, batch_size=7, seed=0)
     with pytest.raises(ValueError, match="is empty"):
         train_iterator({**data, "split": "train[:0]"}, batch_size=7, seed=0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from maa_jax.data import datasets, deduplication, mixtures
+from maa_jax.data import datasets, deduplication, mixtures, stored
 from maa_jax.data.builders import sonic_sounds
 from maa_jax.data.input_pipeline import eval_batches, train_iterator
 
@@ -83,25 +83,33 @@ def test_a_built_dataset_without_a_builder_is_read(mixed, tmp_path):
     built = datasets.prepare({**mixed, "dataset": "sonic_sounds"})
     shutil.copytree(built, tmp_path / "enhanced2" / "sonic" / built.name)
     config = {**mixed, "data_dir": str(tmp_path), "dataset": "enhanced2/sonic"}
-    assert datasets.num_examples(config) == 104
+    assert len(datasets.captions(config)) == 3 * 104
 
 
-def test_all_weights_1_draw_every_recording_equally_often(mixed):
+def test_all_weights_1_draw_every_window_equally_often(mixed):
     # 104 recordings and 8 of the folder's 9: the copies are not trained on.
-    assert datasets.num_examples(mixed) == 104 + TONES - 1
-    batches = take(train_iterator(mixed, batch_size=111, seed=0), 6)
+    windows = np.array([windows_of(mixed, x) for x in datasets.metadata(mixed)])
+    size = datasets.num_examples(mixed)
+    batches = take(train_iterator(mixed, batch_size=size, seed=0), 6)
     counts = np.bincount(np.concatenate([batch["index"] for batch in batches]), minlength=113)
-    drawn = counts[counts > 0]
-    assert len(drawn) == 111 and set(drawn) <= {5, 6, 7}
+    drawn = counts > 0
+    assert drawn.sum() == 104 + TONES - 1 and size == windows[drawn].sum()
+    assert (abs(counts[drawn] - 6 * windows[drawn]) <= 2).all()
     assert len(set(np.diff(batches[0]["index"]))) > 50  # In no order.
+
+
+def windows_of(config, example):
+    return max(1, round(example["seconds"] * 16_000 / config["samples"]))
 
 
 def test_weights_multiply_a_parts_share(mixed):
     config = {**mixed, "dataset": f"{MIX}*5"}
-    index = np.concatenate(
-        [batch["index"] for batch in take(train_iterator(config, batch_size=139, seed=0), 4)]
-    )
-    assert abs((index >= 104).mean() - 35 / 139) < 0.01
+    tones = TONES - 1  # of 9 windows each
+    both, alone = (datasets.num_examples({**config, "dataset": x}) for x in (MIX, "sonic_sounds"))
+    assert both - alone == 9 * tones
+    (batch,) = take(train_iterator(config, batch_size=2_000, seed=0), 1)
+    share = 5 * 9 * tones / (5 * 9 * tones + alone)
+    assert abs((batch["index"] >= 104).mean() - share) < 0.01
 
 
 def test_index_is_the_place_in_the_metadata(mixed):
@@ -134,7 +142,7 @@ def test_evaluation_is_on_the_first_part_or_on_what_is_named(mixed):
     assert len(datasets.metadata({**mixed, "eval_dataset": MIX}, "validation")) == 14
     with pytest.raises(ValueError, match=r"data\.eval_dataset is .*leave the weights out"):
         examples(eval_dataset=f"{MIX}*2")
-    with pytest.raises(ValueError, match=r"no 'test'.*data\.eval_dataset"):
+    with pytest.raises(ValueError, match=r"no split 'test'.*data\.eval_dataset"):
         next(
             train_iterator(
                 {**mixed, "eval_dataset": MIX, "eval_split": "test"}, batch_size=1, seed=0
@@ -183,9 +191,9 @@ def test_training_refuses_recordings_whose_captions_were_rejected(mixed, change,
 
 def test_slices_of_one_split_may_be_trained_and_evaluated_on(mixed):
     config = {**mixed, "dataset": "sonic_sounds", "split": "train[13:]", "eval_split": "train[:13]"}
-    assert datasets.num_examples(config) == 91
+    assert len(datasets.captions(config)) == 3 * 91
     # Recordings in both are evaluated on.
-    assert datasets.num_examples({**config, "split": "train[10:]"}) == 91
+    assert len(datasets.captions({**config, "split": "train[10:]"})) == 3 * 91
 
 
 def test_recordings_that_are_also_elsewhere_are_dropped_and_reported(mixed, caplog):
@@ -203,7 +211,7 @@ def test_recordings_that_are_also_elsewhere_are_dropped_and_reported(mixed, capl
     # The order of the parts decides which of two stays.
     other = {**mixed, "dataset": "audio_folder/tones + sonic_sounds", "eval_dataset": MIX}
     assert datasets.captions(other).count("a copy") == 1
-    assert datasets.num_examples(other) == 103 + TONES
+    assert len(datasets.captions(other)) == 3 * 103 + TONES
     with pytest.raises(ValueError, match=r"sonic_sounds:train\[:1\].*all of its 1 recordings"):
         config = {**mixed, "dataset": "sonic_sounds + sonic_sounds:train[:1]"}
         train_iterator(config, batch_size=1, seed=0)
@@ -212,21 +220,22 @@ def test_recordings_that_are_also_elsewhere_are_dropped_and_reported(mixed, capl
 def test_one_address_in_two_datasets_is_one_recording():
     def index(audio, id, source):
         arrays = (np.array(x, np.uint64) for x in (audio, id, source))
-        return deduplication.Index(*arrays, np.ones(3, np.uint8), np.zeros(3, bool))
+        return stored.Index(*arrays, np.ones(3, np.uint8), np.zeros(3, bool), np.ones(3))
 
     mine, theirs = index([1, 2, 3], [1, 2, 3], [7, 0, 8]), index([3, 5, 6], [9, 8, 7], [7, 0, 6])
-    assert mine.matches(theirs, same_dataset=False).tolist() == [True, False, True]
-    assert mine.matches(theirs, same_dataset=True).tolist() == [False, False, True]
+    matches = deduplication.matches
+    assert matches(mine, theirs, same_dataset=False).tolist() == [True, False, True]
+    assert matches(mine, theirs, same_dataset=True).tolist() == [False, False, True]
 
 
 def test_the_index_is_kept_with_the_dataset(mixed, monkeypatch):
     datasets.prepare(mixed)
-    monkeypatch.setattr(deduplication, "_write_index", None)  # Nothing is left to make.
+    monkeypatch.setattr(stored, "_write_index", None)  # Nothing is left to make.
     folder = datasets.prepare(mixed)
     assert {path.name for path in folder.glob("*.npz")} == {
-        "index-train.npz",
-        "index-validation.npz",
-        "index-test.npz",
+        "recordings-train.npz",
+        "recordings-validation.npz",
+        "recordings-test.npz",
     }
-    index = deduplication.index_of(mixtures.Part("sonic_sounds", "train[5:7]"), folder)
+    index = stored.index_of(mixtures.Part("sonic_sounds", "train[5:7]"), folder)
     assert len(index) == 2 and index.labels.tolist() == [1, 1] and index.source.all()

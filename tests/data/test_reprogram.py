@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from maa_jax.data import datasets, deduplication, reprogram, text_embeddings
+from maa_jax.data import datasets, reprogram, stored, text_embeddings
 from maa_jax.data.config import DataConfig
 from maa_jax.data.input_pipeline import train_iterator
 from maa_jax.data.reprogram import Reprogram, ReprogramConfig, join_sounds, trim
@@ -251,17 +251,17 @@ def test_stored_contexts_cannot_hold_new_captions(data, tmp_path):
     contexts = np.zeros((1, 77, 4), np.float16)
     text_embeddings.write(tmp_path, ["x"], lambda batch: contexts, text_encoder="t", batch_size=1)
     with pytest.raises(ValueError, match=r"data\.reprogram\.events makes captions"):
-        stored = text_embeddings.Contexts(tmp_path)
-        train_iterator(data, batch_size=8, seed=0, prepare_text=stored)
+        kept = text_embeddings.Contexts(tmp_path)
+        train_iterator(data, batch_size=8, seed=0, prepare_text=kept)
 
 
 def test_events_need_single_labels(data, monkeypatch):
-    index_of = deduplication.index_of
+    index_of = stored.index_of
 
     def doubled(*arguments):
         index = index_of(*arguments)
         return dataclasses.replace(index, labels=index.labels * 2)
 
-    monkeypatch.setattr(deduplication, "index_of", doubled)
+    monkeypatch.setattr(stored, "index_of", doubled)
     with pytest.raises(ValueError, match=r"events: no recording of part 'sonic_sounds:train'"):
         train_iterator(data, batch_size=8, seed=0)
