@@ -57,7 +57,8 @@ class Datasets:
       folders: folders of the built datasets, by name.
 
     Raises:
-      ValueError: a dataset is unknown, or the user's folder is not given.
+      ValueError: a dataset is unknown, or the user's folder is not given, or what a dataset was
+        built from has changed.
       TimeoutError: process 0 did not finish, or has another `data_dir`.
     """
 
@@ -68,15 +69,21 @@ class Datasets:
         names = dict.fromkeys(p.dataset for p in (*c.parts(), *c.eval_parts(), *c.event_parts()))
         # All datasets are looked up before the first one is built.
         found = {name: _find(self.config, name) for name in names}
-        self.folders = {name: self._built(*place) for name, place in found.items()}
+        self.folders = {name: self._built(name, *place) for name, place in found.items()}
 
-    def _built(self, folder: epath.Path, build: Callable[[], None] | None) -> epath.Path:
+    def _built(self, name: str, folder: epath.Path, build: Callable[[], None] | None) -> epath.Path:
+        from maa_jax.data.builders import origins
+
         ready = folder / "dataset_info.json"
-        if not ready.exists():
-            if self._process or build is None:
-                mixtures.wait_for(ready)
-            else:
-                build()
+        if ready.exists():
+            if not self._process:
+                own = name.partition("/")[0] == "audio_folder"
+                paths = (self.config.folder, self.config.captions_file) if own else ()
+                origins.check(name, folder, *paths)
+        elif self._process or build is None:
+            mixtures.wait_for(ready)
+        else:
+            build()
         return folder
 
     @functools.cached_property
@@ -262,9 +269,7 @@ def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None]
     arguments: dict[str, Any] = {"config": variant} if variant else {}
     if base == "audio_folder":
         if config.folder:
-            from maa_jax.data.builders.audio_folder import config_name
-
-            variant = variant or config_name(config.folder, config.captions_file)
+            variant = variant or _folder_name(config, data_dir / base, str(builder.VERSION))
             arguments = {
                 "folder": config.folder,
                 "captions_file": config.captions_file,
@@ -284,3 +289,17 @@ def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None]
                 " it was built, or data.folder and data.captions_file to build it"
             )
     return folder, lambda: builder(data_dir=str(data_dir), **arguments).download_and_prepare()
+
+
+def _folder_name(config: DataConfig, built: epath.Path, version: str) -> str:
+    """Returns the name of the dataset of a user's folder, from its paths and its table."""
+    from maa_jax.data.builders import origins
+    from maa_jax.data.builders.audio_folder import config_name
+
+    folder, table = config.folder, config.captions_file
+    if folder and not all(epath.Path(path).exists() for path in (folder, table) if path):
+        # As on another machine: the dataset is all that is needed, if there is just one.
+        names = origins.built_from(built, version, folder, table)
+        if len(names) == 1:
+            return names[0]
+    return config_name(folder, table)

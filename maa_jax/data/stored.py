@@ -69,9 +69,16 @@ def spans(part: Part, folder: epath.PathLike) -> list[tuple[str, int, int]]:
     splits = open_builder(folder).info.splits
     missing = [name for _, name in pieces(part) if name not in splits]
     if missing:
+        use = f"use one of {list(splits)}"
+        if len(splits) == 1:  # as of one or two recordings, or of a folder without a table
+            only = next(iter(splits))
+            use = (
+                f"it has {only!r} alone, of which slices can be taken if it holds two recordings or"
+                f" more (data.split='{only}[50%:]' and data.eval_split='{only}[:50%]')"
+            )
         raise ValueError(
-            f"split {part.split!r}: the dataset in {folder} has no split {missing[0]!r}; use one of"
-            f" {list(splits)}, or evaluate on another dataset by data.eval_dataset"
+            f"split {part.split!r}: the dataset in {folder} has no split {missing[0]!r}; {use}, or"
+            " evaluate on another dataset by data.eval_dataset"
         )
     try:
         found = tfds.core.ReadInstruction.from_spec(part.split).to_absolute(splits)

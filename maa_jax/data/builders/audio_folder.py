@@ -1,18 +1,18 @@
 """A user's folder of sound files with a table of captions or labels."""
 
-import csv
+import functools
 import hashlib
-import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
 
+from maa_jax.data.builders import listing, origins, tables
 from maa_jax.data.builders.base import AudioBuilder, Recording
-from maa_jax.data.builders.published import sound_files
+from maa_jax.files import user_path
 
 _SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "test": "test"}
 _HINT = (
@@ -49,7 +49,7 @@ class AudioFolder(AudioBuilder):
         **kwargs: Any,
     ):
         self._folder = epath.Path(folder)
-        self._captions_file = captions_file and epath.Path(captions_file)
+        self._captions_file = epath.Path(captions_file) if captions_file else None
         if config is None:
             config = config_name(folder, captions_file)
         super().__init__(config=tfds.core.BuilderConfig(name=config), **kwargs)
@@ -57,15 +57,43 @@ class AudioFolder(AudioBuilder):
     def recordings(self, dl_manager: tfds.download.DownloadManager) -> Sequence[Recording]:
         """Reads and checks the whole table, without reading audio."""
         if self._captions_file:
-            return read_table(self._folder, self._captions_file)
-        files = _sound_files(self._folder)
-        return [Recording(id=n, audio=p, source=n, split="train") for n, p in files.items()]
+            self._table_seen = origins.look(self._captions_file)
+            found = read_table(self._folder, self._captions_file)
+        else:
+            files = _sound_files(self._folder)
+            found = [Recording(id=n, audio=p, source=n, split="train") for n, p in files.items()]
+        self._seen: dict[str, origins.Seen | None] = dict.fromkeys(r.id for r in found)
+        return found
+
+    def _example(self, recording: Recording) -> tuple[dict, float]:
+        # Before it is read: a change in between is noticed at the next use.
+        self._seen[recording.id] = origins.look(self._folder / recording.id)
+        return super()._example(recording)
+
+    def origin(self) -> origins.Origin | None:
+        """Returns the table, and all recordings that it names or that lie in the folder."""
+        if "://" in os.fspath(self._folder):
+            return None
+        folder = user_path(self._folder)
+        if self._captions_file is None:
+            return origins.Origin(folder, self._seen, listed=True)
+        return origins.Origin(folder, self._seen, user_path(self._captions_file), self._table_seen)
 
 
 def _sound_files(folder: epath.Path) -> dict[str, epath.Path]:
-    files = sound_files(folder)
+    files = listing.sound_files(folder)
     if not files:
-        raise ValueError(f"audio_folder: folder {folder} holds no sound file; correct the path")
+        raise ValueError(
+            f"audio_folder: folder {folder} holds no sound file that can be decoded (wav, flac,"
+            " ogg, opus, mp3, aiff, caf, w64, au); correct the path, or convert the files, as by"
+            " ffmpeg -i NAME.m4a NAME.wav"
+        )
+    outside = listing.links_out(folder, files)
+    if outside:
+        raise ValueError(
+            f"audio_folder: {outside} is a link that leads out of {folder}; copy the file into the"
+            " folder, or give the folder in which it lies"
+        )
     return files
 
 
@@ -73,86 +101,103 @@ def config_name(folder: epath.PathLike, captions_file: epath.PathLike | None = N
     """Returns a name made from the folder's name and a hash of its path and the table's content.
 
     Without a table, the list of sound files is hashed.
+
+    Raises:
+      ValueError: the folder or the table is not there, or is something else.
     """
-    for key, path in (("folder", folder), ("captions_file", captions_file)):
-        if path and not epath.Path(path).exists():
-            raise ValueError(f"audio_folder: {key} {path} does not exist; correct the path")
+    listing.check_folder("folder", epath.Path(folder))
     where = os.path.abspath(folder) if "://" not in os.fspath(folder) else os.fspath(folder)
+    content = hashlib.sha256(os.fsencode(where) + b"\0")
     if captions_file:
-        table = epath.Path(captions_file).read_bytes()
+        if not epath.Path(captions_file).exists():
+            raise ValueError(
+                f"audio_folder: captions_file {captions_file} does not exist; correct the path"
+            )
+        with tables.open_bytes(epath.Path(captions_file)) as file:
+            for block in iter(functools.partial(file.read, 2**20), b""):
+                content.update(block)
     else:
-        table = "\n".join(_sound_files(epath.Path(folder))).encode()
-    content = hashlib.sha256(where.encode() + b"\0" + table)
+        content.update("\n".join(_sound_files(epath.Path(folder))).encode())
     name = re.sub(r"\W+", "_", epath.Path(where).name).strip("_") or "folder"
     return f"{name}-{content.hexdigest()[:8]}"
+
+
+# Columns that are read; others are allowed.
+_KNOWN = re.compile(r"file|caption|captions|caption_?\d+|label|license|split")
+# Values that are no text but end up in tables of text.
+_NO_SENTENCE = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf(inity)?|true|false")
 
 
 def read_table(folder: epath.Path, captions_file: epath.Path) -> list[Recording]:
     """Reads a table of recordings; see AudioFolder.
 
+    A recording whose file is not there has a `fault`.
+
     Raises:
-      ValueError: a line has no `file`, neither caption nor label, more than five captions, an
-        unknown split, or another split than an earlier line of the same file; the message names the
-        line.
+      ValueError: the table cannot be read, or one of its lines cannot be trusted: it has no `file`,
+        a file outside the folder, neither caption nor label, more than five captions, something
+        that no one writes as a caption, an unknown split, or another split or license than an
+        earlier line of the same file. The message names the line and the remedy.
     """
     recordings: dict[str, Recording] = {}
-    for line, row in _rows(captions_file):
-        where = f"audio_folder: {captions_file}, line {line}"
-        name = str(row.get("file") or "").strip()
-        if not name:
-            raise ValueError(f"{where}: no 'file'; {_HINT}")
-        captions = row.get("captions") or []
-        captions = [captions] if isinstance(captions, str) else list(captions)
-        captions += [row[key] for key in row if re.fullmatch(r"caption(_?\d+)?", key or "")]
-        captions = tuple(str(c).strip() for c in captions if c and str(c).strip())
-        label = str(row.get("label") or "").strip()
-        split = str(row.get("split") or "").strip() or None
-        if split is not None and split not in _SPLITS:
-            raise ValueError(f"{where}: split is {split!r}; use train, validation or test")
+    files = listing.Folder(folder)
+    for row in tables.read(captions_file, known=_KNOWN):
+        given = row.sentence("file")
+        if not given:
+            row.fail(f"no 'file'; {_HINT}")
+        try:
+            name, fault = files.find(given)
+        except ValueError as error:
+            row.fail(str(error))
+        keys = [key for key in row if re.fullmatch(r"caption(_?\d+)?", key)]
+        captions = [*row.texts("captions"), *filter(None, map(row.sentence, keys))]
+        label = row.sentence("label")
+        for text in captions:
+            _check_caption(text, row)
+        split = row.one_of("split", _SPLITS) if row.text("split") else None
         if not captions and not label:
-            raise ValueError(f"{where}: {name} has neither caption nor label; {_HINT}")
+            row.fail(f"{name} has neither caption nor label; {_HINT}")
+        license = row.sentence("license")
         earlier = recordings.get(name)
-        split = split and _SPLITS[split]
-        if earlier and earlier.split != split:
-            raise ValueError(f"{where}: {name} is in two splits; give all its lines the same")
-        captions = (earlier.captions if earlier else ()) + captions
-        if len(captions) > 5:
-            raise ValueError(f"{where}: {name} has {len(captions)} captions; keep at most 5")
+        if earlier:
+            if earlier.split != split:
+                row.fail(f"{name} is in two splits; give all its lines the same")
+            if license and earlier.license and license != earlier.license:
+                row.fail(f"{name} has two licenses; give all its lines the same")
+            captions = [*earlier.captions, *captions]
         labels = (earlier.labels if earlier else ()) + ((label,) if label else ())
+        if len(captions) > 5:
+            row.fail(f"{name} has {len(captions)} captions; keep at most 5")
         recordings[name] = Recording(
             id=name,
             audio=folder / name,
-            captions=captions,
+            captions=tuple(captions),
             labels=tuple(dict.fromkeys(labels)),
             source=name,
-            license=str(row.get("license") or "").strip() or (earlier.license if earlier else ""),
+            license=license or (earlier.license if earlier else ""),
             split=split,
+            fault=fault,
         )
     if not recordings:
         raise ValueError(f"audio_folder: {captions_file} names no recording; {_HINT}")
     return list(recordings.values())
 
 
-def _rows(path: epath.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (line number, row) of a CSV, TSV or JSONL file."""
-    suffix = path.suffix.lower()
-    if suffix not in (".csv", ".tsv", ".jsonl"):
-        raise ValueError(
-            f"audio_folder: captions_file {path} is neither .csv, .tsv nor .jsonl; {_HINT}"
+def _check_caption(text: str, row: tables.Row) -> None:
+    """Raises for a caption that no one wrote: a number, or letters that were lost or mistaken."""
+    if _NO_SENTENCE.fullmatch(text.lower()):
+        row.fail(f"the caption is {text!r}, and not a sentence; write what is heard")
+    if "\ufffd" in text:
+        row.fail(
+            f"the caption {text[:40]!r} holds U+FFFD, which stands for a lost letter; write it"
         )
-    with path.open() as file:
-        if suffix == ".jsonl":
-            for line, text in enumerate(file, 1):
-                if not text.strip():
-                    continue
-                try:
-                    row = json.loads(text)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"audio_folder: {path}, line {line}: {error}") from error
-                if not isinstance(row, dict):
-                    raise ValueError(f"audio_folder: {path}, line {line}: not a JSON object")
-                yield line, row
-        else:
-            reader = csv.DictReader(file, delimiter="," if suffix == ".csv" else "\t")
-            for row in reader:
-                yield reader.line_num, row
+    if not text.isascii():
+        for encoding in ("cp1252", "latin-1"):
+            try:
+                meant = text.encode(encoding).decode("utf-8")
+            except UnicodeError:
+                continue
+            row.fail(
+                f"the caption {text[:40]!r} looks like UTF-8 that was read as {encoding}, of"
+                f" {meant[:40]!r}; save the table as UTF-8 again"
+            )

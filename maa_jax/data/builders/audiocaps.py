@@ -34,14 +34,16 @@ class AudioCaps(PublishedAudio):
         for part, split in _SPLITS.items():
             clips: dict[str, tuple[str, list[str]]] = {}
             for row in table(folder / f"{part}.csv", "youtube_id", "start_time", "caption"):
-                start, captions = clips.setdefault(row["youtube_id"], (row["start_time"], []))
-                captions.append(row["caption"].strip())
-            for video, (start, captions) in clips.items():
+                video = row.text("youtube_id")
+                address = youtube(video, row.text("start_time"), row)
+                _, captions = clips.setdefault(video, (address, []))
+                captions.append(row.required("caption"))
+            for video, (address, captions) in clips.items():
                 yield Recording(
                     id=video,
                     audio=files.get(video),
                     captions=tuple(captions[:5]),
-                    source=youtube(video, start),
+                    source=address,
                     license="captions: academic use only; audio: terms of YouTube and uploader",
                     split=split,
                 )

@@ -1,14 +1,14 @@
 """AudioSet: labelled 10 s clips of YouTube videos, except those of only speech or music."""
 
-import csv
 import json
 from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 from etils import epath
 
+from maa_jax.data.builders import tables
 from maa_jax.data.builders.base import Recording
-from maa_jax.data.builders.published import PublishedAudio, youtube, youtube_files
+from maa_jax.data.builders.published import PublishedAudio, as_published, youtube, youtube_files
 
 SPEECH, MUSIC = "/m/09x0r", "/m/04rlf"
 _SPLITS = {"balanced_train": "train", "unbalanced_train": "train", "eval": "test"}
@@ -42,29 +42,34 @@ class AudioSet(PublishedAudio):
         names, dropped = read_ontology(folder / "ontology.json")
         files = youtube_files(folder / "audio")
         for part, split in _SPLITS.items():
-            with (folder / f"{part}_segments.csv").open() as file:
-                lines = (line for line in file if not line.startswith("#"))
-                for video, start, _, classes in csv.reader(lines, skipinitialspace=True):
-                    classes = classes.split(",")
-                    if dropped.issuperset(classes):
-                        continue
-                    yield Recording(
-                        id=video,
-                        audio=files.get(video),
-                        labels=tuple(names[mid] for mid in classes),
-                        source=youtube(video, start),
-                        license="labels: CC-BY-4.0; audio: terms of YouTube and uploader",
-                        split=split,
+            path = folder / f"{part}_segments.csv"
+            for row in tables.read(path, ("video", "start", "end", "classes"), header=False):
+                video, classes = row.text("video"), row.text("classes").split(",")
+                if dropped.issuperset(classes):
+                    continue
+                unknown = [mid for mid in classes if mid not in names]
+                if unknown:
+                    row.fail(
+                        f"class {unknown[0]!r} is not in ontology.json; use its newest version"
                     )
+                yield Recording(
+                    id=video,
+                    audio=files.get(video),
+                    labels=tuple(names[mid] for mid in classes),
+                    source=youtube(video, row.text("start"), row),
+                    license="labels: CC-BY-4.0; audio: terms of YouTube and uploader",
+                    split=split,
+                )
 
 
 def read_ontology(path: epath.Path) -> tuple[dict[str, str], set[str]]:
     """Returns AudioSet's class names by id, and the ids of Speech, Music and their descendants."""
-    classes = {entry["id"]: entry for entry in json.loads(path.read_text())}
-    below, left = set(), [SPEECH, MUSIC]
-    while left:
-        mid = left.pop()
-        if mid not in below:
-            below.add(mid)
-            left += classes[mid]["child_ids"]
-    return {mid: entry["name"] for mid, entry in classes.items()}, below
+    below, left = set[str](), [SPEECH, MUSIC]
+    with as_published(path):
+        classes = {entry["id"]: entry for entry in json.loads(path.read_bytes())}
+        while left:
+            mid = left.pop()
+            if mid not in below:
+                below.add(mid)
+                left += classes[mid]["child_ids"]
+        return {mid: str(entry["name"]) for mid, entry in classes.items()}, below

@@ -30,11 +30,12 @@ class Audiostock(PublishedAudio):
         """Reads the table of recordings."""
         files = by_stem(folder / "audio")
         for row in table(folder / "audiostock.csv", "id", "title", "tags"):
+            name, title = row.text("id"), row.sentence("title")
             yield Recording(
-                id=row["id"],
-                audio=files.get(row["id"]),
-                captions=(row["title"].strip(),),
-                labels=tuple(tag.strip() for tag in row["tags"].split(",") if tag.strip()),
-                source=f"https://audiostock.net/audio/{row['id']}",
+                id=name,
+                audio=files.get(name),
+                captions=(title,) if title else (),
+                labels=tuple(filter(None, map(str.strip, row.sentence("tags").split(",")))),
+                source=f"https://audiostock.net/audio/{name}",
                 license="Audiostock licence, by purchase",
             )

@@ -28,15 +28,16 @@ class BbcSoundEffects(PublishedAudio):
         """Reads the table of recordings; the first row of a recording counts."""
         files, seen = by_stem(folder / "audio"), set()
         for row in table(folder / "BBCSoundEffects.csv", "location", "description", "category"):
-            name = row["location"].strip().rpartition(".")[0]
+            name = row.text("location").rpartition(".")[0]
+            caption, label = row.sentence("description"), row.sentence("category")
             if name in seen:
                 continue
             seen.add(name)
             yield Recording(
                 id=name,
                 audio=files.get(name),
-                captions=(row["description"].strip(),),
-                labels=(row["category"].strip(),) if row["category"].strip() else (),
+                captions=(caption,) if caption else (),
+                labels=(label,) if label else (),
                 source=f"https://sound-effects-media.bbcrewind.co.uk/zip/{name}.wav.zip",
                 license="BBC RemArc: personal, educational and research use",
             )

@@ -1,12 +1,12 @@
 """Clotho 2.1: recordings of 15 to 30 s from Freesound with five captions each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import tensorflow_datasets as tfds
 from etils import epath
 
 from maa_jax.data.builders.base import Recording
-from maa_jax.data.builders.published import PublishedAudio, freesound, table
+from maa_jax.data.builders.published import PublishedAudio, freesound, inside, table
 
 _SPLITS = {"development": "train", "validation": "validation", "evaluation": "test"}
 
@@ -33,16 +33,18 @@ class Clotho(PublishedAudio):
         for part, split in _SPLITS.items():
             columns = ("file_name", "sound_id", "sound_link", "license")
             path = folder / f"clotho_metadata_{part}.csv"
-            about = {row["file_name"]: row for row in table(path, *columns, encoding="latin-1")}
+            about = {
+                row.text("file_name"): row for row in table(path, *columns, encoding="latin-1")
+            }
             captions = tuple(f"caption_{i}" for i in range(1, 6))
             for row in table(folder / f"clotho_captions_{part}.csv", "file_name", *captions):
-                name = row["file_name"]
-                known = about.get(name, {})
-                sound = known.get("sound_id", "")
+                name = row.text("file_name")
+                known: Mapping[str, str] = about.get(name, {})
+                sound = known.get("sound_id", "").strip()
                 yield Recording(
                     id=f"{part}/{name}",
-                    audio=folder / part / name,
-                    captions=tuple(row[key].strip() for key in captions),
+                    audio=inside(folder / part, name, row),
+                    captions=tuple(map(row.required, captions)),
                     # A few recordings are gone from Freesound: the table has only their names.
                     source=freesound(sound) if sound.isdigit() else known.get("sound_link") or name,
                     license=known.get("license", ""),

@@ -6,9 +6,9 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from maa_jax.data.builders.base import Recording
-from maa_jax.data.builders.published import PublishedAudio, freesound, table
+from maa_jax.data.builders.published import PublishedAudio, freesound, inside, table
 
-_SPLITS = {"4": "validation", "5": "test"}
+_SPLITS = {"1": "train", "2": "train", "3": "train", "4": "validation", "5": "test"}
 _LICENSES = {"True": "CC-BY-3.0", "False": "CC-BY-NC-3.0"}  # by whether it is in ESC-10
 
 
@@ -31,11 +31,12 @@ class Esc50(PublishedAudio):
         root = folder / "ESC-50-master"
         columns = ("filename", "fold", "category", "esc10", "src_file")
         for row in table(root / "meta/esc50.csv", *columns):
+            name = row.text("filename")
             yield Recording(
-                id=row["filename"].removesuffix(".wav"),
-                audio=root / "audio" / row["filename"],
-                labels=(row["category"].replace("_", " "),),
-                source=freesound(row["src_file"]),
-                license=_LICENSES[row["esc10"]],
-                split=_SPLITS.get(row["fold"], "train"),
+                id=name.removesuffix(".wav"),
+                audio=inside(root / "audio", name, row),
+                labels=(row.required("category").replace("_", " "),),
+                source=freesound(row.text("src_file")),
+                license=row.one_of("esc10", _LICENSES),
+                split=row.one_of("fold", _SPLITS),
             )

@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from maa_jax.data.builders.base import Recording
-from maa_jax.data.builders.published import PublishedAudio, freesound, table
+from maa_jax.data.builders.published import PublishedAudio, as_published, freesound, inside, table
 
 _SPLITS = {"train": "train", "val": "validation"}
 
@@ -39,14 +39,19 @@ class Fsd50k(PublishedAudio):
         """Joins labels and metadata, which state the licence of each recording."""
         for part in ("dev", "eval"):
             path = folder / f"FSD50K.metadata/{part}_clips_info_FSD50K.json"
-            about = json.loads(path.read_text(encoding="utf-8"))
+            with as_published(path):
+                about = {
+                    str(k): str(v["license"]) for k, v in json.loads(path.read_bytes()).items()
+                }
             for row in table(folder / f"FSD50K.ground_truth/{part}.csv", "fname", "labels"):
-                name = row["fname"]
+                name = row.text("fname")
+                if name not in about:
+                    row.fail(f"{name!r} is not in {path}; use the publisher's files")
                 yield Recording(
                     id=name,
-                    audio=folder / f"FSD50K.{part}_audio" / f"{name}.wav",
-                    labels=tuple(row["labels"].replace("_", " ").split(",")),
+                    audio=inside(folder / f"FSD50K.{part}_audio", f"{name}.wav", row),
+                    labels=tuple(row.required("labels").replace("_", " ").split(",")),
                     source=freesound(name),
-                    license=about[name]["license"],
-                    split=_SPLITS[row["split"]] if part == "dev" else "test",
+                    license=about[name],
+                    split=row.one_of("split", _SPLITS) if part == "dev" else "test",
                 )

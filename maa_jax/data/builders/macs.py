@@ -6,8 +6,9 @@ import tensorflow_datasets as tfds
 import yaml
 from etils import epath
 
+from maa_jax.data.builders import tables
 from maa_jax.data.builders.base import Recording
-from maa_jax.data.builders.published import PublishedAudio, group_split
+from maa_jax.data.builders.published import PublishedAudio, as_published, group_split, inside
 
 _AUDIO = "TAU-urban-acoustic-scenes-2019-development/audio"
 
@@ -32,13 +33,22 @@ class Macs(PublishedAudio):
     def read(self, folder: epath.Path) -> Iterator[Recording]:
         """Merges the captions and tags of all annotators of a file."""
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        for entry in yaml.load((folder / "MACS.yaml").read_bytes(), loader)["files"]:
-            name, annotations = entry["filename"], entry["annotations"]
-            tags = [tag.replace("_", " ") for given in annotations for tag in given["tags"]]
+        with as_published(folder / "MACS.yaml"):
+            entries = yaml.load((folder / "MACS.yaml").read_bytes(), loader)["files"]
+            files = [
+                (
+                    entry["filename"].strip(),
+                    [given["sentence"].strip() for given in entry["annotations"]],
+                    [t.replace("_", " ") for given in entry["annotations"] for t in given["tags"]],
+                )
+                for entry in entries
+            ]
+        for name, captions, tags in files:
+            row = tables.Row(f"{folder / 'MACS.yaml'}, {name}", {})
             yield Recording(
                 id=name.removesuffix(".wav"),
-                audio=folder / _AUDIO / name,
-                captions=tuple(given["sentence"].strip() for given in annotations)[:5],
+                audio=inside(folder / _AUDIO, name, row),
+                captions=tuple(captions[:5]),
                 labels=tuple(sorted(dict.fromkeys(tags), key=tags.count, reverse=True)),
                 source=name,
                 license="Tampere University: non-commercial use with attribution",

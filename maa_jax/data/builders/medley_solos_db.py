@@ -6,7 +6,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from maa_jax.data.builders.base import Recording
-from maa_jax.data.builders.published import PublishedAudio, table
+from maa_jax.data.builders.published import PublishedAudio, inside, table
 
 _SPLITS = {"training": "train", "validation": "validation", "test": "test"}
 
@@ -30,13 +30,13 @@ class MedleySolosDb(PublishedAudio):
         """Reads the table of clips, which determines the file names."""
         columns = ("subset", "instrument", "instrument_id", "uuid4")
         for row in table(folder / "Medley-solos-DB_metadata.csv", *columns):
-            part = row["subset"]
-            name = f"Medley-solos-DB_{part}-{row['instrument_id']}_{row['uuid4']}"
+            split, sound = row.one_of("subset", _SPLITS), row.text("uuid4")
+            name = f"Medley-solos-DB_{row['subset']}-{row['instrument_id']}_{sound}"
             yield Recording(
-                id=row["uuid4"],
-                audio=folder / "audio" / f"{name}.wav",
-                labels=(row["instrument"],),
+                id=sound,
+                audio=inside(folder / "audio", f"{name}.wav", row),
+                labels=(row.required("instrument"),),
                 source=name,
                 license="CC-BY-4.0",
-                split=_SPLITS[part],
+                split=split,
             )

@@ -5,20 +5,22 @@ its `MANUAL_DOWNLOAD_INSTRUCTIONS` state which files they are and where they com
 """
 
 import abc
-import csv
+import contextlib
 import hashlib
-import io
+import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import tensorflow_datasets as tfds
+import yaml
 from absl import logging
 from etils import epath
 
+from maa_jax.data.builders import origins, tables
 from maa_jax.data.builders.base import AudioBuilder, Recording
-
-_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
+from maa_jax.data.builders.listing import sound_files
+from maa_jax.files import check_regular
 
 
 class PublishedAudio(AudioBuilder, skip_registration=True):
@@ -44,6 +46,9 @@ class PublishedAudio(AudioBuilder, skip_registration=True):
         for file in self.FILES:
             if not (folder / file).exists():
                 raise FileNotFoundError(f"{folder / file} is missing; {what}")
+        seen = {file: origins.look(folder / file) for file in self.FILES}
+        self._tables = {file: found for file, found in seen.items() if found}
+        self._folder = folder
         there, absent = [], 0
         for recording in self.read(folder):
             if recording.audio is None:
@@ -56,30 +61,41 @@ class PublishedAudio(AudioBuilder, skip_registration=True):
             logging.warning("%s: %d sound files are missing", self.name, absent)
         return there
 
+    def origin(self) -> origins.Origin | None:
+        """Returns the tables, without the recordings, of which there may be millions."""
+        return origins.Origin(os.path.abspath(self._folder), self._tables)
 
-def table(path: epath.Path, *columns: str, encoding: str = "utf-8-sig") -> Iterator[dict[str, str]]:
+
+def table(path: epath.Path, *columns: str, encoding: str = "utf-8-sig") -> Iterator[tables.Row]:
     """Yields the rows of a CSV file; raises ValueError if it lacks one of `columns`."""
-    reader = csv.DictReader(io.StringIO(path.read_bytes().decode(encoding), newline=""))
-    for column in columns:
-        if column not in (reader.fieldnames or ()):
-            raise ValueError(
-                f"{path} has no column {column!r} but {reader.fieldnames}; use the publisher's file"
-            )
-    return reader
+    return tables.read(path, columns, encoding=encoding)
 
 
-def sound_files(folder: epath.Path) -> dict[str, epath.Path]:
-    """Returns {path in the folder: file} of the sound files at any depth, sorted by path."""
-    found, left = {}, [folder]
-    while left:
-        for path in left.pop().iterdir():
-            if path.name.startswith("."):  # macOS unpacks a "._" file beside each file
-                continue
-            if path.suffix.lower() in _SUFFIXES:
-                found[path.relative_to(folder).as_posix()] = path
-            elif path.is_dir():
-                left.append(path)
-    return dict(sorted(found.items()))
+@contextlib.contextmanager
+def as_published(path: epath.Path) -> Iterator[None]:
+    """Turns what goes wrong in reading a JSON or YAML file into an error that names it."""
+    try:
+        check_regular(path)
+        yield
+    except (
+        *(LookupError, TypeError, AttributeError, ValueError, RecursionError),
+        yaml.YAMLError,
+    ) as error:
+        raise ValueError(
+            f"{path} is not as published ({type(error).__name__}: {error}); use the publisher's"
+            " file"
+        ) from error
+
+
+def inside(folder: epath.Path, name: str, row: tables.Row) -> epath.Path:
+    """Returns the file in a folder that a line of a table names.
+
+    Raises:
+      ValueError: the name leads out of the folder.
+    """
+    if not name or name.startswith("/") or ".." in name.split("/"):
+        row.fail(f"{name!r} is no file in {folder}; use the publisher's file")
+    return folder / name
 
 
 def by_stem(folder: epath.Path) -> dict[str, epath.Path]:
@@ -93,8 +109,10 @@ def youtube_files(folder: epath.Path) -> dict[str, epath.Path]:
     return {s.removeprefix("Y") if len(s) == 12 else s: path for s, path in files.items()}
 
 
-def youtube(video: str, start: str) -> str:
+def youtube(video: str, start: str, row: tables.Row) -> str:
     """Returns a clip's address, the same in all datasets, so that it identifies duplicates."""
+    if not re.fullmatch(r"\d+(\.\d*)?", start):
+        row.fail(f"the clip's start is {start!r}; write seconds")
     return f"https://www.youtube.com/watch?v={video}&t={int(float(start))}s"
 
 

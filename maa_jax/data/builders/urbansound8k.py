@@ -6,9 +6,9 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from maa_jax.data.builders.base import Recording
-from maa_jax.data.builders.published import PublishedAudio, freesound, table
+from maa_jax.data.builders.published import PublishedAudio, freesound, inside, table
 
-_SPLITS = {"9": "validation", "10": "test"}
+_SPLITS = {**{str(i): "train" for i in range(1, 9)}, "9": "validation", "10": "test"}
 
 
 class UrbanSound8k(PublishedAudio):
@@ -30,12 +30,12 @@ class UrbanSound8k(PublishedAudio):
         root = folder / "UrbanSound8K"
         columns = ("slice_file_name", "fsID", "fold", "class")
         for row in table(root / "metadata/UrbanSound8K.csv", *columns):
-            name, fold = row["slice_file_name"], row["fold"]
+            name, fold = row.text("slice_file_name"), row.text("fold")
             yield Recording(
                 id=name.removesuffix(".wav"),
-                audio=root / f"audio/fold{fold}" / name,
-                labels=(row["class"].replace("_", " "),),
-                source=freesound(row["fsID"]),
+                audio=inside(root / f"audio/fold{fold}", name, row),
+                labels=(row.required("class").replace("_", " "),),
+                source=freesound(row.text("fsID")),
                 license="CC-BY-NC-3.0",
-                split=_SPLITS.get(fold, "train"),
+                split=row.one_of("fold", _SPLITS),
             )

@@ -33,14 +33,15 @@ class WavText5k(PublishedAudio):
         there = {path.name for path in audio.iterdir()}
         columns = ("view_link", "title", "description", "fname", "tags")
         for row in table(folder / "WavText5K.csv", *columns):
-            caption = row["description"].strip() or row["title"].strip()
+            caption = row.sentence("description") or row.sentence("title")
+            name = row.text("fname")
             yield Recording(
-                id=row["fname"],
-                audio=audio / row["fname"] if row["fname"] in there else None,
+                id=name,
+                audio=audio / name if name in there else None,
                 captions=(caption,) if caption else (),
                 labels=tuple(
                     re.findall(r"""['"]([^'"]+)['"]""", row["tags"])
                 ),  # a printed Python list
-                source=row["view_link"],
+                source=row.text("view_link"),
                 license="table: MIT; audio: terms of the site in source",
             )

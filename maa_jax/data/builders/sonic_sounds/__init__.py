@@ -1,11 +1,11 @@
 """The bundled dataset: 130 short CC0 recordings from Sonic Pi; see README.md beside this file."""
 
-import csv
 from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 from etils import epath
 
+from maa_jax.data.builders import tables
 from maa_jax.data.builders.base import AudioBuilder, Recording
 
 FOLDER = epath.Path(__file__).parent
@@ -19,15 +19,14 @@ class SonicSounds(AudioBuilder):
 
     def recordings(self, dl_manager: tfds.download.DownloadManager) -> Sequence[Recording]:
         """Reads the table of recordings inside the package."""
-        with (FOLDER / "recordings.csv").open() as file:
-            return [
-                Recording(
-                    id=row["id"],
-                    audio=FOLDER / row["file"],
-                    captions=(row["caption_1"], row["caption_2"], row["caption_3"]),
-                    labels=(row["label"],),
-                    source=row["source"],
-                    license=row["license"],
-                )
-                for row in csv.DictReader(file)
-            ]
+        return [
+            Recording(
+                id=row["id"],
+                audio=FOLDER / row["file"],
+                captions=(row["caption_1"], row["caption_2"], row["caption_3"]),
+                labels=(row["label"],),
+                source=row["source"],
+                license=row["license"],
+            )
+            for row in tables.read(FOLDER / "recordings.csv")
+        ]

@@ -1,0 +1,168 @@
+"""Files of a folder of recordings: all of them, or those that a table names."""
+
+import functools
+import os
+import pathlib
+import posixpath
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+
+from absl import logging
+from etils import epath
+
+# Suffixes of the formats that libsndfile decodes.
+_SUFFIXES = frozenset(
+    ".wav .wave .bwf .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .caf .w64 .rf64 .au .snd".split()
+)
+# Those of other sound and video files, which are named rather than passed over.
+_OTHERS = frozenset(
+    ".m4a .m4b .aac .ac3 .alac .amr .ape .dsf .mka .mkv .mov .mp4 .mpc .ra .tta .webm .wma .wv"
+    " .avi .3gp".split()
+)
+
+
+def sound_files(folder: epath.Path) -> dict[str, epath.Path]:
+    """Returns {path in the folder: file} of the sound files at any depth, sorted by path.
+
+    Sound and video files that cannot be decoded are counted in a warning.
+
+    Raises:
+      ValueError: a name is no text.
+    """
+    found, others = {}, Counter[str]()
+    for name, path in _files(folder):
+        suffix = path.suffix.lower()
+        if suffix in _SUFFIXES:
+            check_name(name, folder)
+            found[name] = path
+        elif suffix in _OTHERS:
+            others[suffix] += 1
+    if others:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        _warn(
+            f"{folder}: {others.total()} files are left out, since they cannot be decoded"
+            f" ({counts}); convert them, as by ffmpeg -i NAME.m4a NAME.wav"
+        )
+    return dict(sorted(found.items()))
+
+
+@functools.cache  # said once, however often a folder is listed
+def _warn(message: str) -> None:
+    logging.warning("%s", message)
+
+
+def check_name(name: str, where: object) -> None:
+    """Raises a ValueError for a file's name that is no text, such as one in Latin-1."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{where}: the name {os.fsencode(name)!r} is not UTF-8; rename the file"
+        ) from None
+
+
+def _files(folder: epath.Path) -> Iterator[tuple[str, epath.Path]]:
+    """Yields (path in the folder, file) at any depth; hidden files and loops of links are not."""
+    left, seen = [folder], set[str]()
+    while left:
+        place = left.pop()
+        if "://" not in os.fspath(place):
+            real = os.path.realpath(place)
+            if real in seen:
+                continue
+            seen.add(real)
+        for path in place.iterdir():
+            if path.name.startswith("."):  # macOS unpacks a "._" file beside each file
+                continue
+            if path.is_dir():
+                left.append(path)
+            else:
+                yield path.relative_to(folder).as_posix(), path
+
+
+def _plain(name: str) -> str:
+    """Returns a name in the form by which names that look the same are equal."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+class Folder:
+    """Finds the files of a folder by the names that a table gives them.
+
+    File systems and editors write "ä" as one character or as two: a name that looks the same finds
+    its file. One that differs otherwise does not.
+    """
+
+    def __init__(self, path: epath.Path):
+        self.path = path
+        self._remote = "://" in os.fspath(path)
+        self._real = os.path.realpath(path)
+
+    def find(self, name: str) -> tuple[str, str]:
+        """Returns the path in the folder of a file, and what is wrong with it, "" if nothing.
+
+        Raises:
+          ValueError: the name leads out of the folder.
+        """
+        if re.match(r"[/\\]|[A-Za-z]:[/\\]|\w+://", name):
+            raise ValueError(f"{name!r} is an absolute path; write the path in {self.path}")
+        tidy = posixpath.normpath(name)
+        if tidy == "." or tidy.split("/")[0] == "..":
+            raise ValueError(f"{name!r} is no file in the folder {self.path}; write its path there")
+        if self._remote:
+            return tidy, "" if (self.path / tidy).exists() else f"No such file in {self.path}"
+        if not os.path.lexists(self.path / tidy):
+            tidy, fault = self._similar(tidy)
+            if fault:
+                return tidy, fault
+        real = os.path.realpath(self.path / tidy)
+        if os.path.commonpath([real, self._real]) != self._real:
+            raise ValueError(
+                f"{name!r} is a link that leads out of {self.path}, to {real}; copy the file into"
+                " the folder, or give the folder in which it lies"
+            )
+        if not os.path.exists(real):
+            return tidy, "No such file: the link leads nowhere"
+        return tidy, "" if os.path.isfile(real) else "is not a regular file"
+
+    def _similar(self, name: str) -> tuple[str, str]:
+        """Returns the path of a file with a name that looks the same, or why there is none."""
+        same = self._by_plain_name.get(_plain(name), [])
+        if len(same) == 1:
+            return same[0], ""
+        if same:
+            return name, f"{len(same)} files have a name that looks the same; rename one"
+        fault = f"No such file in {self.path}"
+        near = self._by_caseless_name.get(_plain(name.replace("\\", "/")).casefold())
+        return name, f"{fault}; there is {near!r}" if near else fault
+
+    @functools.cached_property
+    def _by_plain_name(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name, _ in _files(self.path):
+            found.setdefault(_plain(name), []).append(name)
+        return found
+
+    @functools.cached_property
+    def _by_caseless_name(self) -> dict[str, str]:
+        return {plain.casefold(): names[0] for plain, names in self._by_plain_name.items()}
+
+
+def check_folder(key: str, path: epath.Path) -> None:
+    """Raises a ValueError, with the key of the config, unless a path is a folder."""
+    if not path.exists():
+        raise ValueError(f"audio_folder: {key} {path} does not exist; correct the path")
+    if not path.is_dir():
+        raise ValueError(f"audio_folder: {key} {path} is no folder; give the one with the sounds")
+
+
+def links_out(folder: epath.Path, files: dict[str, epath.Path]) -> str:
+    """Returns the first file that is reached by a link leading out of the folder; "" if none."""
+    if "://" in os.fspath(folder):
+        return ""
+    real = pathlib.Path(os.path.realpath(folder))
+    for name, path in files.items():
+        if not pathlib.Path(os.path.realpath(path)).is_relative_to(real):
+            return name
+    return ""
