@@ -1,93 +1,203 @@
 """Reading and writing of sound files: decodes common formats to mono, writes wav and FLAC.
 
-libsndfile decodes (wav, flac, ogg, mp3 and its other formats), soxr resamples.
+libsndfile decodes (`CONTAINERS`), soxr resamples, and `complete.py` sees what libsndfile does not:
+files that were cut. A recording is read in blocks, so that memory is bounded by the result.
 """
 
 import io
 import os
 import pathlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
+from absl import logging
 
-from maa_jax.files import replace_file
+from maa_jax.audio.complete import AudioError, check_complete, skip_tags
+from maa_jax.files import check_regular, replace_file
 
 # Sample rate in Hz of all recordings: every dataset, stage and encoder gets them at this rate.
 SAMPLE_RATE = 16_000
 # A recording with a lower peak counts as silent: -80 dBFS, three steps of 16-bit PCM.
 SILENCE = 1e-4
-
-
-class AudioError(ValueError):
-    """A recording that cannot be used: unreadable, truncated, empty or not finite."""
+# libsndfile's names of the containers that are read. It knows others, of the eighties and nineties,
+# in which neither it nor this package would see that a file is cut.
+CONTAINERS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "CAF", "AU", "FLAC", "OGG", "MP3")
+# What a recording may have; a header that says more, or less, is broken.
+RATES = (1_000, 768_000)  # Hz
+MOST_CHANNELS = 64  # ambisonics of the seventh order
+MOST_HOURS = 4  # 0.9 GB at 16 kHz
+LOUDEST = 2.0**32  # full scale is 1, but some float files hold integers of 16 or 32 bits
+_BLOCK = 2**17  # samples of all channels that are decoded at a time
+_MP3_SILENCE = 5 * 1152  # samples at both ends of an MP3 that hold no sound, at most
+# Channels cancel if their mean is 30 dB below that of independent channels of their power.
+_CANCELLED = 1e-3
 
 
 def load(path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Reads a sound file, local or in a bucket, as float32 mono [samples]; see `decode`."""
+    """Reads a sound file, local or in a bucket, as float32 mono [samples]; see `decode`.
+
+    Raises:
+      AudioError: the file cannot be used; the message begins with its path.
+    """
     from etils import epath
 
     try:
-        data = epath.Path(path).read_bytes()
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be read ({error.strerror or error})") from error
-    try:
-        return decode(data, sample_rate)
-    except AudioError as error:
-        raise AudioError(f"{path}: {error}") from error
+        check_regular(path)
+        file = epath.Path(path).open("rb")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AudioError(f"{path}: cannot be read ({reason})") from error
+    with file:
+        try:
+            return _decode(file, sample_rate, f"{path}: ")
+        except AudioError as error:
+            raise AudioError(f"{path}: {error}") from error
 
 
 def decode(data: bytes, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """Decodes the content of a sound file: channels averaged, resampled, nothing normalised.
 
+    Where the channels cancel each other, as one of them has its polarity reversed, the strongest
+    stands for all, and a warning says so.
+
     Args:
-      data: content of the file: wav, flac, ogg, mp3 or another format of libsndfile.
+      data: content of the file, in one of `CONTAINERS`.
       sample_rate: sample rate of the result, in Hz.
 
     Returns:
-      float32 [samples] in [-1, 1], apart from overshoot of the resampling.
+      float32 [samples], at least one, all finite. Files of integers give [-1, 1] apart from
+      overshoot of the resampling; those of floats what they hold.
 
     Raises:
-      AudioError: the file cannot be read, is truncated or empty, or holds NaN or infinity.
+      AudioError: the file cannot be decoded, is truncated, empty or out of the bounds above, or
+        holds NaN or infinity.
     """
+    return _decode(io.BytesIO(data), sample_rate, "")
+
+
+def _decode(file: BinaryIO, sample_rate: int, name: str) -> np.ndarray:
     import soundfile
 
-    if not data:
-        raise AudioError("the file is empty")
-    _check_complete(data)
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            expected, rate = file.frames, file.samplerate
-            if file.format == "MP3":  # its header may count up to two frames that hold no audio
-                expected -= 2 * 1152
-            wav = file.read(dtype="float32", always_2d=True)  # [frames, channels]
+        file = skip_tags(file)
+        held = check_complete(file)
+        wav, powers, power = _mono(file, sample_rate, held)
+        if power < _CANCELLED * powers.sum() / len(powers) ** 2:
+            loudest = int(powers.argmax())
+            logging.warning("%sits channels cancel; channel %d is taken", name, loudest + 1)
+            wav, _, _ = _mono(file, sample_rate, held, loudest)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"cannot be decoded ({error.error_string.rstrip('.')})") from error
-    if len(wav) < expected:
-        raise AudioError(f"truncated: {len(wav)} of {expected} frames can be decoded")
+    except AudioError:
+        raise
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # what else the decoders raise
+        raise AudioError(f"cannot be decoded ({error})") from error
     if not len(wav):
+        raise AudioError(f"is shorter than one sample at {sample_rate} Hz")
+    return wav
+
+
+def _mono(
+    file: BinaryIO, sample_rate: int, held: int, channel: int | None = None
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Decodes a file, and resamples the mean of its channels, or one of them.
+
+    Returns:
+      float32 [samples], and the powers of the channels [channels] and of their mean, as sums.
+    """
+    file.seek(0)
+    result = bytearray()  # grows in place
+    with _sound_file(file) as sound:
+        _check_header(sound)
+        resampler = _Resampler(sound.samplerate, sample_rate)
+        powers, power = np.zeros(sound.channels), 0.0
+        for block in _blocks(sound, held):
+            peak = max(block.max(), -block.min())
+            if not np.isfinite(peak):
+                raise AudioError("holds NaN or infinite samples")
+            if peak > LOUDEST:
+                raise AudioError(f"holds samples of up to {peak:.2g}; full scale is 1")
+            mean = block @ np.full(sound.channels, 1 / sound.channels, np.float32)
+            powers += np.einsum("fc,fc->c", block, block)
+            power += mean @ mean
+            mono = mean if channel is None else np.ascontiguousarray(block[:, channel])
+            result += resampler(mono).data
+        result += resampler(np.zeros(0, np.float32), last=True).data
+    return np.frombuffer(result, np.float32), powers, power
+
+
+def _sound_file(file: BinaryIO) -> Any:
+    """Returns the open soundfile.SoundFile of a file."""
+    import soundfile
+
+    class Stream(soundfile.SoundFile):
+        """Reads on. After each block soundfile seeks to where it is, which disturbs mpg123."""
+
+        def seekable(self) -> bool:
+            return False
+
+    return Stream(file)
+
+
+def _check_header(sound: Any) -> None:
+    """Raises an AudioError unless what a soundfile.SoundFile's header says is within bounds."""
+    if sound.format not in CONTAINERS:
+        raise AudioError(f"is a file of {sound.format_info}: convert it to wav or FLAC")
+    if not RATES[0] <= sound.samplerate <= RATES[1]:
+        raise AudioError(
+            f"its header says {sound.samplerate} Hz; sample rates are from {RATES[0]} to {RATES[1]}"
+        )
+    if sound.channels > MOST_CHANNELS:
+        raise AudioError(f"its header says {sound.channels} channels; there may be {MOST_CHANNELS}")
+
+
+def _blocks(sound: Any, held: int) -> Iterator[np.ndarray]:
+    """Yields float32 [frames, channels] to the end of a soundfile.SoundFile.
+
+    Args:
+      sound: the open file.
+      held: what `check_complete` counts.
+    """
+    expected, most = sound.frames, MOST_HOURS * 3600 * sound.samplerate
+    if expected > 2**62:  # a FLAC that was written into a pipe does not know its length
+        expected = 0
+    if sound.format == "MP3":  # libsndfile guesses, or believes the first frame
+        expected -= 2 * 1152
+    done = 0
+    while True:
+        if max(done, expected) > most:
+            hours = max(done, expected) / 3600 / sound.samplerate
+            raise AudioError(
+                f"is {hours:.1f} hours long; the most is {MOST_HOURS}: cut it into parts"
+            )
+        block = sound.read(_BLOCK // sound.channels, dtype="float32", always_2d=True)
+        if not len(block):
+            break
+        done += len(block)
+        yield block
+    if done < expected:
+        raise AudioError(f"truncated: {done} of {expected} frames can be decoded")
+    if done < held - _MP3_SILENCE:
+        raise AudioError(
+            f"only {done} of {held} frames can be decoded, as they are not counted in front:"
+            " convert it to wav or FLAC"
+        )
+    if not done:
         raise AudioError("holds no samples")
-    if not np.isfinite(wav).all():
-        raise AudioError("holds NaN or infinite samples")
-    return resample(wav.mean(axis=1), rate, sample_rate)
 
 
-def _check_complete(data: bytes) -> None:
-    """Raises for truncated wav and Ogg files, which libsndfile reads as if they were shorter."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
-        position = 12
-        while position + 8 <= len(data):
-            name = data[position : position + 4]
-            size = int.from_bytes(data[position + 4 : position + 8], "little")
-            left = len(data) - position - 8
-            # Programs that write into a pipe leave the size unset, as 0 or all ones.
-            if name == b"data" and left < size < 0xFFFF0000:
-                raise AudioError(f"truncated: {left} of {size} bytes of samples are present")
-            position += 8 + size + size % 2
-    elif data[:4] == b"OggS":
-        last = data[data.rfind(b"OggS") :]
-        lacing = last[27 : 27 + last[26]] if len(last) > 26 else b""  # bytes of each segment
-        whole = len(last) >= 27 + len(lacing) + sum(lacing) and len(lacing) == last[26]
-        if not (lacing and whole and last[5] & 4):
-            raise AudioError("truncated: the Ogg stream's last page is missing or cut")
+class _Resampler:
+    """Resamples a signal that comes in pieces, float32 [n]; equal to `resample` of the whole."""
+
+    def __init__(self, from_rate: int, to_rate: int):
+        import soxr
+
+        same = from_rate == to_rate
+        self._stream = None if same else soxr.ResampleStream(from_rate, to_rate, 1, "float32", "HQ")
+
+    def __call__(self, piece: np.ndarray, last: bool = False) -> np.ndarray:
+        return piece if self._stream is None else self._stream.resample_chunk(piece, last)
 
 
 def resample(wav: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
@@ -104,9 +214,16 @@ def is_silent(wav: np.ndarray) -> bool:
     return not len(wav) or float(np.abs(wav).max()) < SILENCE
 
 
+def clipped_share(wav: np.ndarray) -> float:
+    """Returns the share, 0 to 1, of samples beyond [-1, 1], which writing a file would clip."""
+    return float(np.mean(np.abs(wav) > 1)) if len(wav) else 0.0
+
+
 def encode_flac(wav: np.ndarray, sample_rate: int = SAMPLE_RATE) -> bytes:
-    """Encodes float [samples] as 16-bit FLAC; values beyond [-1, 1] are clipped."""
-    return _encode(wav, sample_rate, "FLAC")
+    """Encodes float [samples] as 16-bit FLAC; clips beyond [-1, 1], see `clipped_share`."""
+    buffer = io.BytesIO()
+    _write(buffer, wav, sample_rate, "FLAC")
+    return buffer.getvalue()
 
 
 def pcm16(wav: np.ndarray) -> np.ndarray:
@@ -118,13 +235,17 @@ def pcm16(wav: np.ndarray) -> np.ndarray:
 def write_wav(
     path: str | os.PathLike[str], wav: np.ndarray, sample_rate: int = SAMPLE_RATE
 ) -> None:
-    """Writes float [samples] as a 16-bit PCM file, whole or not at all; clips beyond [-1, 1]."""
-    data = _encode(wav, sample_rate, "WAV")
+    """Writes float [samples] as a 16-bit PCM file, whole or not at all.
+
+    Samples beyond [-1, 1] are clipped; see `clipped_share`.
+    """
+    buffer = io.BytesIO()
+    _write(buffer, wav, sample_rate, "WAV")
     with replace_file(pathlib.Path(path)) as new:
-        new.write_bytes(data)
+        new.write_bytes(buffer.getbuffer())
 
 
-def _encode(wav: np.ndarray, sample_rate: int, container: str) -> bytes:
+def _write(buffer: io.BytesIO, wav: np.ndarray, sample_rate: int, container: str) -> None:
     import soundfile
 
     wav = np.asarray(wav, np.float32)
@@ -132,6 +253,7 @@ def _encode(wav: np.ndarray, sample_rate: int, container: str) -> bytes:
         raise AudioError(f"waveform of shape {wav.shape}: give one channel, [samples]")
     if not np.isfinite(wav).all():
         raise AudioError("the waveform holds NaN or infinite samples")
-    buffer = io.BytesIO()
-    soundfile.write(buffer, pcm16(wav), sample_rate, subtype="PCM_16", format=container)
-    return buffer.getvalue()
+    file = soundfile.SoundFile(buffer, "w", sample_rate, 1, "PCM_16", format=container)
+    with file:
+        for start in range(0, len(wav), _BLOCK):  # in blocks, since rounding makes copies
+            file.write(pcm16(wav[start : start + _BLOCK]))

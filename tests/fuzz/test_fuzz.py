@@ -9,7 +9,6 @@ from tests.fuzz import frame
 SMALL = 40  # cases of each kind in every run of the suite
 
 
-@pytest.mark.xfail(strict=False, reason="the readers of these inputs are being mended")
 @pytest.mark.parametrize("kind", frame.KINDS)
 def test_hostile_input_ends_in_a_result_or_in_a_clear_error(kind, tmp_path):
     outcomes = frame.run_here(kind, SMALL, tmp_path)
