@@ -14,6 +14,7 @@ cd "$(dirname "$0")/.."
 use_environment
 install torch==2.13.0
 install -e ".[test,torch,beam]"
+install --no-deps tinysoundfont==0.3.7  # it requires pyaudio, which has no wheels, only to play
 
 # Compiled programs are shared by the tests and by the processes that some of them start.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.pytest_cache/jax}"

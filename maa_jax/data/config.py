@@ -25,6 +25,7 @@ class DataConfig:
         ~/tensorflow_datasets. All processes must see it.
       folder: folder of the sound files of audio_folder.
       captions_file: CSV, TSV or JSONL table of audio_folder; without it there are no captions.
+      soundfont: General MIDI soundfont, SF2 or SF3, that builds "general_midi/CLIPSxSECONDS".
       split: training split of the parts that name none; TFDS slices are allowed ("train[:50%]").
       eval_split: split of the evaluation data.
       eval_dataset: evaluation data, like `dataset` but without weights; by default the first part's
@@ -39,6 +40,7 @@ class DataConfig:
     data_dir: str | None = None
     folder: str | None = None
     captions_file: str | None = None
+    soundfont: str | None = None
     split: str = "train"
     eval_split: str = "validation"
     eval_dataset: str | None = None
@@ -51,7 +53,7 @@ class DataConfig:
         for key, least in (("samples", 1), ("workers", 0), ("prefetch", 1)):
             if getattr(self, key) < least:
                 raise ValueError(f"data.{key} is {getattr(self, key)}; use {least} or more")
-        for key in ("data_dir", "folder", "captions_file"):
+        for key in ("data_dir", "folder", "captions_file", "soundfont"):
             if getattr(self, key):
                 object.__setattr__(self, key, user_path(getattr(self, key)))
 

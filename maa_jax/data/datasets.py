@@ -281,7 +281,12 @@ def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None]
                 " captions, data.captions_file (.csv, .tsv or .jsonl), or name a built one as"
                 " data.dataset=audio_folder/NAME"
             )
+    if base == "general_midi":
+        variant = variant or builder.DEFAULT
+        arguments = {"soundfont": config.soundfont, "config": variant}
     folder = data_dir / base / variant / str(builder.VERSION)
+    if base == "general_midi" and not (folder / "dataset_info.json").exists():
+        builder.check(variant, config.soundfont)
     if not (folder / "dataset_info.json").exists() and base == "audio_folder":
         if "folder" not in arguments:
             raise ValueError(

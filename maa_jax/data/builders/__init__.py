@@ -7,6 +7,7 @@ from typing import Any
 BUILDERS = {
     "sonic_sounds": "SonicSounds",
     "audio_folder": "AudioFolder",
+    "general_midi": "GeneralMidi",
     "clotho": "Clotho",
     "audiocaps": "AudioCaps",
     "macs": "Macs",

@@ -147,6 +147,21 @@ def _remove_leftovers(folder: epath.Path, held: epath.Path) -> None:
             continue
 
 
+def audio_features() -> dict[str, Any]:
+    """Returns the features that the examples of every dataset have."""
+    text = tfds.features.Text()
+    return {
+        "audio": tfds.features.Tensor(shape=(), dtype=np.str_),  # FLAC bytes
+        "captions": tfds.features.Sequence(text),
+        "labels": tfds.features.Sequence(text),
+        "source": text,
+        "id": text,
+        "seconds": np.float32,
+        "license": text,
+        "audio_hash": text,  # SHA-256 of the 16-bit samples, in hex
+    }
+
+
 class AudioBuilder(BuildsOnce, tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Base of the audio datasets: ArrayRecord files with one format of examples.
 
@@ -173,22 +188,10 @@ class AudioBuilder(BuildsOnce, tfds.core.GeneratorBasedBuilder, skip_registratio
         return self._final_path.parent / f"{self._final_path.name}-skipped.tsv"
 
     def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Text()
         return Info(
             builder=self,
             description=self.DESCRIPTION,
-            features=tfds.features.FeaturesDict(
-                {
-                    "audio": tfds.features.Tensor(shape=(), dtype=np.str_),  # FLAC bytes
-                    "captions": tfds.features.Sequence(text),
-                    "labels": tfds.features.Sequence(text),
-                    "source": text,
-                    "id": text,
-                    "seconds": np.float32,
-                    "license": text,
-                    "audio_hash": text,  # SHA-256 of the 16-bit samples, in hex
-                }
-            ),
+            features=tfds.features.FeaturesDict(audio_features()),
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
