@@ -33,6 +33,7 @@ def user_path(path: str | os.PathLike[str]) -> str:
     return os.path.abspath(os.path.expanduser(text))
 
 
+INDEX = "model_index.json"  # which only a model folder has
 REMEDY = "write the folder again (python -m maa_jax.convert), or give a complete one"
 
 
@@ -51,10 +52,12 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
       FolderError: the file is missing or broken.
     """
     try:
-        check_regular(path)
+        check_part_file(path)
         if path.stat().st_size > _MOST_JSON:
             raise ValueError(f"more than {_MOST_JSON >> 20} MiB")
-        content = json.loads(path.read_bytes())
+        content = json.loads(
+            path.read_bytes(), object_pairs_hook=_once, parse_constant=_no_constant
+        )
     except FileNotFoundError:
         raise FolderError(f"{path} is missing; {REMEDY}") from None
     except OSError as e:
@@ -64,6 +67,18 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise FolderError(f"{path} holds a JSON {type(content).__name__}, not an object; {REMEDY}")
     return content
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice")
+    return content
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
 
 
 _KINDS = {
@@ -89,6 +104,29 @@ def check_regular(path: str | os.PathLike[str]) -> None:
     kind = stat.S_IFMT(os.stat(path).st_mode)
     if kind != stat.S_IFREG:
         raise ValueError(f"{path} is {_KINDS.get(kind, 'no file')}, not a regular file")
+
+
+def check_part_file(path: pathlib.Path) -> None:
+    """Raises a ValueError unless a file of a model folder is a regular one, in that folder.
+
+    A link may lead to another file of the folder, or to the blobs of Hugging Face's cache, whose
+    folders consist of links. A whole part may be a link; who puts links into a folder and who
+    opens it need not be the same person, and files that are read here are copied and uploaded.
+
+    Args:
+      path: path of the file, in the model folder or in the folder of a part.
+
+    Raises:
+      ValueError: it is something else, or elsewhere.
+      OSError: there is nothing at that path, or a loop of links.
+    """
+    check_regular(path)
+    real = pathlib.Path(os.path.realpath(path))
+    model = path.parent.parent if (path.parent.parent / INDEX).exists() else path.parent
+    folders = (os.path.realpath(path.parent), os.path.realpath(model))
+    cached = real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
+    if not cached and not any(real.is_relative_to(folder) for folder in folders):
+        raise ValueError(f"it is a link to {real}, outside of its folder: copy the file")
 
 
 # How the names of temporary files and folders begin; `lock` removes those of killed processes.

@@ -2,8 +2,8 @@
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    block_out_channels: tuple[int, ...] = schema.field((320, 640), least=1, most=65_536)
-    layers_per_block: int = schema.field(2, least=1, most=64)
+    block_out_channels: tuple[int, ...] = schema.size((320, 640))
+    layers_per_block: int = schema.size(2, most=64)
 
     def __post_init__(self):
         schema.check(self)
@@ -64,6 +64,21 @@ def field(
     )
 
 
+def size(default: Any = MISSING, *, most: int = 65_536, **limits: Any) -> Any:
+    """Declares a width, length or count, or a tuple of them: whole numbers from 1."""
+    return field(default, least=1, most=most, **limits)
+
+
+def rate(default: Any = MISSING) -> Any:
+    """Declares a rate of dropout."""
+    return field(default, least=0, most=0.99)
+
+
+def epsilon(default: Any = MISSING) -> Any:
+    """Declares what a normalisation adds to a variance."""
+    return field(default, least=1e-16, most=0.1)
+
+
 def check(config: Any, where: str = "") -> None:
     """Checks the type and the limits of every field of a dataclass.
 
@@ -79,7 +94,9 @@ def check(config: Any, where: str = "") -> None:
     _raise_all(_problems(type(config), kinds, values, where))
 
 
-def build(kind: type[Kind], values: Mapping[str, Any], where: str = "") -> Kind:
+def build(
+    kind: type[Kind], values: Mapping[str, Any], where: str = "", *, complete: bool = False
+) -> Kind:
     """Makes a dataclass from a mapping, such as a block of a config or the content of a JSON file.
 
     Lists become tuples, and mappings the dataclasses that the fields' annotations name.
@@ -88,13 +105,15 @@ def build(kind: type[Kind], values: Mapping[str, Any], where: str = "") -> Kind:
       kind: the dataclass.
       values: values by the fields' names.
       where: name of the mapping in errors, such as "config.unet" or a file's path.
+      complete: whether a key is an error if it is absent although its field has a default, which
+        need not be what the writer of the mapping meant.
 
     Raises:
       ValueError: keys are unknown (the nearest is named) or missing, or values are invalid; all are
         named.
     """
     if not isinstance(values, Mapping) and not hasattr(values, "items"):
-        raise ValueError(f"{where or kind.__name__}={_REPR.repr(values)}: give keys and values")
+        raise ValueError(f"{where or kind.__name__}={shown(values)}: give keys and values")
     kinds = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
     problems, given = [], {}
@@ -103,13 +122,11 @@ def build(kind: type[Kind], values: Mapping[str, Any], where: str = "") -> Kind:
             near = nearest(str(key), list(fields))
             problems.append(f"{_join(where, key)} is not a key; did you mean {near!r}?")
         else:
-            given[key] = _converted(kinds[key], value, _join(where, key))
-    required = (
-        name
-        for name, f in fields.items()
-        if f.default is MISSING and f.default_factory is MISSING and name not in given
-    )
-    problems += [f"{_join(where, name)} is missing" for name in required]
+            given[key] = _converted(kinds[key], value, _join(where, key), complete)
+    for name, f in fields.items():
+        default = f.default is not MISSING or f.default_factory is not MISSING
+        if name not in given and not (fits(None, kinds[name]) if complete else default):
+            problems.append(f"{_join(where, name)} is missing")
     problems += _problems(kind, kinds, given, where)
     _raise_all(problems)
     try:
@@ -177,10 +194,18 @@ def describe(annotation: Any, limits: Limits = Limits()) -> str:
     return names.get(base, f"a {getattr(base, '__name__', base)}")
 
 
+def shown(value: Any) -> str:
+    """Returns a value as errors show it: its `repr`, cut if it is long."""
+    return _REPR.repr(value)
+
+
 def is_finite(value: Any) -> bool:
     """Whether a value is a real, finite number, and not a bool."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return real and math.isfinite(value)
+    try:
+        return real and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def _problems(
@@ -193,7 +218,7 @@ def _problems(
         limits = declared.metadata.get("limits", Limits())
         if not fits(value, kinds[name], limits):
             remedy = describe(kinds[name], limits)
-            problems.append(f"{_join(where, name)}={_REPR.repr(value)}: give {remedy}")
+            problems.append(f"{_join(where, name)}={shown(value)}: give {remedy}")
     return problems
 
 
@@ -206,18 +231,18 @@ def _join(where: str, name: Any) -> str:
     return f"{where}.{name}" if where else str(name)
 
 
-def _converted(annotation: Any, value: Any, where: str) -> Any:
+def _converted(annotation: Any, value: Any, where: str, complete: bool) -> Any:
     """Returns a plain value as its annotation has it: lists as tuples, mappings as dataclasses."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         parts = [part for part in typing.get_args(annotation) if part is not types.NoneType]
         annotation = parts[0]
     if dataclasses.is_dataclass(annotation) and hasattr(value, "items"):
-        return build(typing.cast(type, annotation), value, where)
+        return build(typing.cast(type, annotation), value, where, complete=complete)
     if (typing.get_origin(annotation) or annotation) is tuple and isinstance(value, list | tuple):
         parts = list(typing.get_args(annotation)) or [Any]
         kinds = [parts[0]] * len(value) if parts[-1] is ... else parts
         if len(kinds) != len(value):
             return tuple(value)  # `fits` refuses it
         pairs = enumerate(zip(kinds, value, strict=True))
-        return tuple(_converted(part, v, f"{where}[{i}]") for i, (part, v) in pairs)
+        return tuple(_converted(part, v, f"{where}[{i}]", complete) for i, (part, v) in pairs)
     return value

@@ -46,6 +46,7 @@ def test_a_mapping_becomes_a_dataclass_with_tuples_and_inner_dataclasses():
         ({}, "c.layers is missing"),
         ({"layers": 0}, "c.layers=0: give a whole number from 1 to 64"),
         ({"layers": 10**9}, "c.layers=1000000000: give"),
+        ({"layers": 10**400}, "c.layers="),
         ({"layers": 2.5}, "c.layers=2.5: give"),
         ({"layers": True}, "c.layers=True: give"),
         ({"layers": "2"}, "c.layers='2': give"),
@@ -71,6 +72,17 @@ def test_what_a_schema_refuses(values, message):
     with pytest.raises(ValueError) as error:
         schema.build(Config, values, "c")
     assert str(error.value).startswith(message)
+
+
+def test_a_complete_mapping_states_what_has_a_default():
+    whole = {"widths": [1], "dilations": [[1]], "pair": [1, 2], "log": "log", "bias": False}
+    whole |= {"layers": 1, "inner": {"rate": 0.5}}
+    assert schema.build(Config, whole, complete=True).name is None
+    for key in whole:
+        with pytest.raises(ValueError, match=f"^c.{key} is missing$"):
+            schema.build(Config, {k: v for k, v in whole.items() if k != key}, "c", complete=True)
+    with pytest.raises(ValueError, match=r"^c.inner.rate is missing$"):
+        schema.build(Config, whole | {"inner": {}}, "c", complete=True)
 
 
 def test_all_faults_are_named_at_once_and_long_values_are_cut():

@@ -11,10 +11,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from maa_jax import schema
 from maa_jax.audio.mel import triangular_filters
-
-_TRUNCATIONS = ("fusion", "rand_trunc")
-_PADDINGS = ("repeatpad", "repeat", "pad")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,28 +33,33 @@ class ClapFeatures:
         silence, "repeat" repeats and cuts it, "pad" adds silence.
     """
 
-    feature_size: int = 64
-    sampling_rate: int = 48000
-    hop_length: int = 480
-    max_length_s: int = 10
-    fft_window_size: int = 1024
-    frequency_min: float = 0
-    frequency_max: float = 14000
-    truncation: str = "fusion"
-    padding: str = "repeatpad"
+    feature_size: int = schema.size(64, most=1024)
+    sampling_rate: int = schema.field(48000, least=1000, most=768_000)
+    hop_length: int = schema.size(480)
+    max_length_s: int = schema.size(10, most=600)
+    fft_window_size: int = schema.field(1024, least=16, most=65_536)
+    frequency_min: float = schema.field(0, least=0, most=384_000)
+    frequency_max: float = schema.field(14000, least=0, most=384_000)
+    truncation: str = schema.field("fusion", choices=("fusion", "rand_trunc"))
+    padding: str = schema.field("repeatpad", choices=("repeatpad", "repeat", "pad"))
 
     def __post_init__(self):
-        for name, value, known in (
-            ("truncation", self.truncation, _TRUNCATIONS),
-            ("padding", self.padding, _PADDINGS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}={value!r} is not known: use {' or '.join(known)}.")
+        schema.check(self)
+        if not self.frequency_min < self.frequency_max <= self.sampling_rate / 2:
+            raise ValueError(
+                f"frequency_min={self.frequency_min}, frequency_max={self.frequency_max}: they "
+                f"must rise, up to half of sampling_rate={self.sampling_rate}"
+            )
 
     @classmethod
     def from_hf(cls, d: dict[str, Any]) -> Self:
-        """Reads preprocessor_config.json."""
-        return cls(**{f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d})
+        """Reads preprocessor_config.json.
+
+        Raises:
+          ValueError: settings are invalid; all are named.
+        """
+        names = {f.name for f in dataclasses.fields(cls)}
+        return schema.build(cls, {k: v for k, v in d.items() if k in names})
 
     @property
     def samples(self) -> int:

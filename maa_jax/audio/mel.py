@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maa_jax import schema
 from maa_jax.audio.io import SAMPLE_RATE
 
 # Added to the power before the square root, as in HiFi-GAN, for a finite gradient at silence.
 _POWER_FLOOR = 1e-9
+LOGS = ("log10", "log")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,19 +35,18 @@ class MelConfig:
       floor: smallest mel magnitude; smaller ones, as in silence, are raised to it.
     """
 
-    sample_rate: int = SAMPLE_RATE
-    n_fft: int = 1024
-    hop_length: int = 256
-    n_mels: int = 80
-    fmin: float = 0.0
-    fmax: float = 8000.0
-    log: str = "log10"
-    floor: float = 1e-5
+    sample_rate: int = schema.field(SAMPLE_RATE, least=1000, most=768_000)
+    n_fft: int = schema.field(1024, least=16, most=65_536)
+    hop_length: int = schema.size(256)
+    n_mels: int = schema.size(80, most=4096)
+    fmin: float = schema.field(0.0, least=0, most=384_000)
+    fmax: float = schema.field(8000.0, least=0, most=384_000)
+    log: str = schema.field("log10", choices=LOGS)
+    floor: float = schema.field(1e-5, least=1e-20, most=1)
 
     def __post_init__(self):
-        if self.log not in ("log10", "log"):
-            raise ValueError(f"MelConfig.log is {self.log!r}; use 'log10' or 'log'")
-        if not 0 < self.hop_length <= self.n_fft:
+        schema.check(self)
+        if self.hop_length > self.n_fft:
             raise ValueError(
                 f"MelConfig.hop_length is {self.hop_length}; use 1 to n_fft ({self.n_fft})"
             )

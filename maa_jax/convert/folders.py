@@ -182,9 +182,9 @@ def folder_to_released(model: str, out: str) -> pathlib.Path:
     import torch
 
     from maa_jax.convert import released, vocoders
-    from maa_jax.diffusion.schedule import Schedule
-    from maa_jax.files import read_json, replace_file
+    from maa_jax.files import replace_file
     from maa_jax.model_folder import hub, networks, torch_layout
+    from maa_jax.model_folder.index import load_scheduler
     from maa_jax.models.bigvgan import BigVGANConfig
 
     folder, out = hub.resolve(model), pathlib.Path(user_path(out))
@@ -196,7 +196,7 @@ def folder_to_released(model: str, out: str) -> pathlib.Path:
             "conditioned by a CLAP"
         )
     scale = networks.load_config(folder, "vae").scaling_factor
-    schedule = Schedule.from_hf(read_json(folder / "scheduler" / "scheduler_config.json"))
+    schedule = load_scheduler(folder)
     parts = {n: torch_layout.to_torch(networks.load_network(folder, n)[1]) for n in names}
     tensors = released.to_checkpoint(parts, schedule, scale)
     state = {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from maa_jax import schema
 from maa_jax.convert import released
 from maa_jax.model_folder import torch_layout
 from maa_jax.models.bigvgan import BigVGANConfig
@@ -99,10 +100,12 @@ def read_vocoder(
     if any(name.endswith(".act.beta") for name in tensors):
         if not sizes.get("snake_logscale", True):
             raise ValueError(f"{sizes_files[0]}: snake_logscale=False is not supported, only True")
-        return BigVGANConfig(**shared), bigvgan_tensors(tensors)
+        config = schema.build(BigVGANConfig, shared, str(sizes_files[0]))
+        return config, bigvgan_tensors(tensors)
     if any(name.startswith("activation_post") for name in tensors):
         raise ValueError(f"{weights[0]}: BigVGAN with plain snake; only snakebeta is supported")
-    return HifiGanConfig(**shared), {hifigan_name(k): v for k, v in tensors.items()}
+    config = schema.build(HifiGanConfig, shared, str(sizes_files[0]))
+    return config, {hifigan_name(k): v for k, v in tensors.items()}
 
 
 def folded(network: Any, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

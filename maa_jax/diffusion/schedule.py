@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maa_jax import schema
 from maa_jax.checks import check_name
 from maa_jax.diffusion import BETA_SCHEDULES, PREDICTION_TYPES, SPACINGS
 
@@ -17,7 +18,11 @@ _FIXED = {
     "steps_offset": 1,
     "set_alpha_to_one": False,
     "clip_sample": False,
+    "thresholding": False,
+    "trained_betas": None,
 }
+# What diffusers' oldest files do not state.
+_OLD = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,19 +40,16 @@ class Schedule:
         (Lin et al. 2023, algorithm 1). Sample such a model with the spacing "trailing".
     """
 
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.0120
-    beta_schedule: str = "scaled_linear"
-    prediction_type: str = "epsilon"
+    num_train_timesteps: int = schema.size(1000, most=100_000)
+    beta_start: float = schema.field(0.00085, least=1e-9, most=0.9999)
+    beta_end: float = schema.field(0.0120, least=1e-9, most=0.9999)
+    beta_schedule: str = schema.field("scaled_linear", choices=BETA_SCHEDULES)
+    prediction_type: str = schema.field("epsilon", choices=PREDICTION_TYPES)
     rescale_betas_zero_snr: bool = False
 
     def __post_init__(self):
-        check_name("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
-        check_name("prediction_type", self.prediction_type, PREDICTION_TYPES)
-        if self.num_train_timesteps < 1:
-            raise ValueError(f"num_train_timesteps={self.num_train_timesteps}: give 1 or more")
-        if not 0 < self.beta_start <= self.beta_end < 1:
+        schema.check(self)
+        if self.beta_start > self.beta_end:
             raise ValueError(
                 f"beta_start={self.beta_start}, beta_end={self.beta_end}: give numbers between 0 "
                 "and 1 that do not decrease"
@@ -56,6 +58,14 @@ class Schedule:
             raise ValueError(
                 "rescale_betas_zero_snr=True: the last timestep is pure noise, of which "
                 "prediction_type='epsilon' tells nothing; use 'v_prediction' or 'sample'"
+            )
+        with np.errstate(all="ignore"):
+            weights = self.conversions(np.arange(self.num_train_timesteps))
+        if not np.isfinite(weights).all():
+            raise ValueError(
+                f"num_train_timesteps={self.num_train_timesteps}, beta_start={self.beta_start}, "
+                f"beta_end={self.beta_end}: some timesteps have no signal or no noise left, of "
+                f"which prediction_type={self.prediction_type!r} tells nothing; change one of them"
             )
 
     @property
@@ -166,15 +176,19 @@ class Schedule:
         """Reads a scheduler_config.json.
 
         Raises:
-          ValueError: a setting is not supported.
+          ValueError: settings are missing, invalid or not supported; all are named.
         """
-        for key, value in _FIXED.items():
-            if config.get(key, value) != value:
-                raise ValueError(
-                    f"scheduler: {key}={config[key]!r} is not supported; use {value!r}"
-                )
+        problems = [
+            f"{key}={schema.shown(config[key])} is not supported; use {value!r}"
+            for key, value in _FIXED.items()
+            if config.get(key, value) != value
+        ]
         names = [field.name for field in dataclasses.fields(cls)]
+        given = {name: config[name] for name in names if name in config}
         try:
-            return cls(**{name: config[name] for name in names if name in config})
-        except ValueError as e:
-            raise ValueError(f"scheduler: {e}") from e
+            schedule = schema.build(cls, _OLD | given, complete=True)
+        except ValueError as error:
+            problems.append(str(error))
+        if problems:
+            raise ValueError("; ".join(problems))
+        return schedule

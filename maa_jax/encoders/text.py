@@ -86,7 +86,7 @@ class TextConditioner:
       width: channels of the context.
 
     Raises:
-      ValueError: the tokenizer has more tokens than the text encoder.
+      FolderError: the tokenizer has more tokens than the text encoder, or longer sentences.
     """
 
     def __init__(
@@ -105,9 +105,15 @@ class TextConditioner:
         if kind == "clap":
             self.width = self._config("text_projection").out_size
         if tokenizer.vocab_size > config.vocab_size:
-            raise ValueError(
+            raise FolderError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens and the text encoder "
                 f"{config.vocab_size}: bring the tokenizer that the text encoder was trained with."
+            )
+        room = getattr(config, "max_tokens", tokenizer.length)
+        if room < tokenizer.length:
+            raise FolderError(
+                f"the text encoder has positions for {room} tokens and sentences have "
+                f"{tokenizer.length}: give a text encoder with more max_position_embeddings"
             )
 
     def _config(self, name: str) -> Any:

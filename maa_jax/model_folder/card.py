@@ -5,11 +5,10 @@ import math
 import pathlib
 from typing import Any
 
-import safetensors
-
 from maa_jax.files import read_json
-from maa_jax.model_folder import hub
+from maa_jax.model_folder import hub, networks
 from maa_jax.model_folder.index import networks_in
+from maa_jax.model_folder.registry import NETWORKS
 
 # Optional keys of model_index.json for which a card has a section.
 SECTIONS = {"training": "Training", "data": "Data", "scores": "Scores"}
@@ -36,20 +35,14 @@ def model_card(folder: pathlib.Path) -> str:
     lines += ['wavs = pipe(["a crow caws"], seed=0)', "```", "", "## Parts", ""]
     lines += ["| part | class | parameters |", "|---|---|---|"]
     for name, kind in networks_in(folder).items():
-        lines.append(f"| {name} | {kind} | {_parameters(folder / name):,} |")
+        weights = networks.open_weights(folder / name, NETWORKS[kind][0]).values()
+        count = sum(math.prod(tensor.shape) for tensor in weights)
+        lines.append(f"| {name} | {kind} | {count:,} |")
     for key, title in SECTIONS.items():
         if key in index:
             lines += ["", f"## {title}", "", *_section(index[key])]
     lines += ["", "## Licence", "", str(index.get("license", "Not stated by the model's makers."))]
     return "\n".join(lines) + "\n"
-
-
-def _parameters(folder: pathlib.Path) -> int:
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with safetensors.safe_open(path, "numpy") as file:
-            total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())
-    return total
 
 
 def _section(content: Any) -> list[str]:

@@ -4,9 +4,8 @@ import os
 import pathlib
 import re
 
-from maa_jax.files import FolderError, read_json, user_path
+from maa_jax.files import INDEX, REMEDY, FolderError, read_json, user_path
 
-INDEX = "model_index.json"
 BUNDLED = pathlib.Path(__file__).parents[1] / "bundled_model"
 
 # Files to download of a single network, and of a whole model; other formats stay on the hub.
@@ -14,6 +13,7 @@ _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")
 _MODEL_FILES = (INDEX, "*/*.json", "*/*.safetensors", "*/vocab.txt")
 # Not "models/...", where the documentation writes model folders: if one is missing, a model of that
 # name must not be downloaded from the hub.
+_SHARD = re.compile(r"\w[\w.-]{0,200}\.safetensors")  # a name, and no path
 _HUB_ID = re.compile(r"(?!models/)[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -131,11 +131,32 @@ def weights_file(library: str) -> str:
     return "diffusion_pytorch_model.safetensors" if library == "diffusers" else "model.safetensors"
 
 
-def missing_weights(where: pathlib.Path, library: str) -> list[str]:
-    """Returns the weights files that a network's folder lacks."""
+def weight_map(where: pathlib.Path, library: str) -> dict[str, str]:
+    """Returns {tensor: file} of weights in several files; {} for those in one file.
+
+    Raises:
+      FolderError: the index is broken, or names something other than files beside it.
+    """
     name = weights_file(library)
-    index = where / f"{name}.index.json"
-    if (where / name).exists() or not index.exists():
-        return [] if (where / name).exists() else [name]
-    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-    return [shard for shard in shards if not (where / shard).exists()]
+    path = where / f"{name}.index.json"
+    if (where / name).exists() or not path.exists():
+        return {}
+    files = read_json(path).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise FolderError(f"{path} has no weight_map of tensors and files; {REMEDY}")
+    for file in files.values():
+        if not isinstance(file, str) or not _SHARD.fullmatch(file):
+            raise FolderError(
+                f"{path}: weight_map names {file!r}, no safetensors file beside it; {REMEDY}"
+            )
+    return files
+
+
+def missing_weights(where: pathlib.Path, library: str) -> list[str]:
+    """Returns the weights files that a network's folder lacks.
+
+    Raises:
+      FolderError: the index of weights in several files is broken.
+    """
+    files = sorted(set(weight_map(where, library).values())) or [weights_file(library)]
+    return [file for file in files if not (where / file).exists()]

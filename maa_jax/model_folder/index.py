@@ -3,15 +3,18 @@
 import hashlib
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from maa_jax import schema
 from maa_jax.audio.mel import MelConfig
 from maa_jax.diffusion.schedule import Schedule
 from maa_jax.files import (
     REMEDY,
     FolderError,
+    check_part_file,
     read_json,
     remove_part_files,
     replace_folder,
@@ -22,7 +25,8 @@ from maa_jax.model_folder.registry import NETWORKS, class_of
 
 # The class that model_index.json states.
 CLASS_NAME = "MaaPipeline"
-
+# A folder's name, and no path.
+_PART_NAME = re.compile(r"\w[\w.-]{0,200}")
 
 # Parts that are not networks: (class for model_index.json, files that they must have).
 _OTHERS = {
@@ -51,9 +55,15 @@ def load_scheduler(folder: str | os.PathLike[str]) -> Schedule:
     """Returns the noise schedule in `folder/scheduler/`.
 
     Raises:
-      ValueError: the file is missing or broken, or its schedule is not supported.
+      FolderError: the file is missing or broken, or its schedule is not supported.
     """
-    return Schedule.from_hf(read_json(pathlib.Path(folder, "scheduler", "scheduler_config.json")))
+    path = pathlib.Path(folder, "scheduler", "scheduler_config.json")
+    try:
+        return Schedule.from_hf(read_json(path))
+    except FolderError:
+        raise
+    except ValueError as e:
+        raise FolderError(f"{path}: {e}") from e
 
 
 def save_index(folder: str | os.PathLike[str], **meta: Any) -> None:
@@ -61,13 +71,22 @@ def save_index(folder: str | os.PathLike[str], **meta: Any) -> None:
 
     Entries of an existing index are kept unless `meta` names them, so that stages can be exported
     into one folder, one after another.
+
+    Raises:
+      FolderError: networks in the folder share a front end that is not `meta`'s.
     """
     folder = pathlib.Path(folder)
     index = read_json(folder / INDEX) if (folder / INDEX).exists() else {}
+    for key in ("mel", "sample_rate"):
+        if key in index and key in meta and index[key] != meta[key]:
+            raise FolderError(
+                f"{folder / INDEX}: {key}={index[key]!r}, but these networks have {meta[key]!r}: "
+                "write them into another folder"
+            )
     parts = {name: list(part) for name, (part, _) in _OTHERS.items() if (folder / name).is_dir()}
     if (folder / "tokenizer" / "tokenizer_config.json").exists():
         tokenizer = read_json(folder / "tokenizer" / "tokenizer_config.json")
-        parts["tokenizer"][1] = tokenizer.get("tokenizer_class", parts["tokenizer"][1])
+        parts["tokenizer"][1] = str(tokenizer.get("tokenizer_class", parts["tokenizer"][1]))
     for name, kind in networks_in(folder).items():
         parts[name] = [NETWORKS[kind][0], kind]
     write_json(folder / INDEX, {"_class_name": CLASS_NAME} | parts | _meta(index) | meta)
@@ -102,10 +121,27 @@ def copy_folder(source: pathlib.Path, target: pathlib.Path) -> None:
     for path in source.glob("[!.]*"):
         if path.is_dir():
             with replace_folder(target / path.name) as new:
-                shutil.copytree(path, new, dirs_exist_ok=True)
+                _copy_files(path, new)
         elif path.name != INDEX:
-            shutil.copyfile(path, target / path.name)
+            _copy_file(path, target / path.name)
     write_json(target / INDEX, read_json(source / INDEX))
+
+
+def _copy_files(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies the files below a folder; links to folders, which may form loops, are left out."""
+    for folder, _, names in os.walk(source):
+        there = target / pathlib.Path(folder).relative_to(source)
+        there.mkdir(exist_ok=True)
+        for name in names:
+            _copy_file(pathlib.Path(folder, name), there / name)
+
+
+def _copy_file(source: pathlib.Path, target: pathlib.Path) -> None:
+    try:
+        check_part_file(source)
+    except (ValueError, OSError) as e:
+        raise FolderError(f"{source}: {e}; remove it, or write it again") from e
+    shutil.copyfile(source, target)
 
 
 def _is_part(value: Any) -> bool:
@@ -131,6 +167,9 @@ def load_index(
     """
     folder = pathlib.Path(folder)
     index = read_json(folder / INDEX)
+    outside = [k for k, v in index.items() if _is_part(v) and not _PART_NAME.fullmatch(k)]
+    if outside:
+        raise FolderError(f"{folder / INDEX}: {outside[0]!r} is no name of a part; {REMEDY}")
     missing = []
     for name in dict.fromkeys([k for k, v in index.items() if _is_part(v)] + list(parts)):
         files = _OTHERS[name][1] if name in _OTHERS else ("config.json",)
@@ -168,9 +207,9 @@ def front_end(folder: str | os.PathLike[str], network: str) -> MelConfig | None:
     if mel is None:
         raise FolderError(f"{folder / INDEX} states no 'mel', which {network}/ needs; {REMEDY}")
     try:
-        return MelConfig(**mel)
-    except (TypeError, ValueError) as e:
-        raise FolderError(f"{folder / INDEX}: invalid front end mel={mel!r} ({e}); {REMEDY}") from e
+        return schema.build(MelConfig, mel, "mel", complete=True)
+    except ValueError as e:
+        raise FolderError(f"{folder / INDEX}: {e}") from e
 
 
 def content_hash(folder: str | os.PathLike[str]) -> str:

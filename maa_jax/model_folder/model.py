@@ -5,15 +5,18 @@ import os
 import pathlib
 from typing import Any
 
+from maa_jax import schema
 from maa_jax.audio.mel import MelConfig
 from maa_jax.diffusion.schedule import Schedule
 from maa_jax.files import FolderError, read_json
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.hub import INDEX
-from maa_jax.model_folder.index import CLASS_NAME, front_end, load_index, load_scheduler
+from maa_jax.model_folder.index import CLASS_NAME, load_index, load_scheduler
 from maa_jax.models.autoencoder import AutoencoderConfig
+from maa_jax.models.hifigan import MEL_FIELDS
 from maa_jax.models.unet import UNetConfig
 
+# Parts that a model which generates sounds from text has.
 _PARTS = ("unet", "vae", "vocoder", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -42,6 +45,15 @@ class Model:
     vocoder: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+    """What model_index.json states of all parts together; see `Model`."""
+
+    sample_rate: int = schema.field(least=1000, most=768_000)
+    max_duration: float = schema.field(least=1e-3, most=600)
+    mel: MelConfig = dataclasses.field(default_factory=MelConfig)
+
+
 def read_model(folder: str | os.PathLike[str]) -> Model:
     """Reads the configurations of a whole model folder.
 
@@ -55,27 +67,35 @@ def read_model(folder: str | os.PathLike[str]) -> Model:
             f"{path}: {INDEX} has class {kind!r}; only {CLASS_NAME!r} is supported, as "
             "maa_jax.convert writes it"
         )
-    index = load_index(path, parts=_PARTS, meta=("sample_rate", "max_duration", "mel"))
-    mel = front_end(path, "vae")
-    assert mel is not None  # because there is an index
-    model = Model(
-        path,
-        int(index["sample_rate"]),
-        float(index["max_duration"]),
-        mel,
-        load_scheduler(path),
-        *(networks.load_config(path, name) for name in ("unet", "vae", "vocoder")),
-    )
-    unet, vae, vocoder = model.unet, model.vae, model.vocoder
+    names = [f.name for f in dataclasses.fields(_Shared)]
+    index = load_index(path, parts=_PARTS, meta=tuple(names))
+    try:
+        shared = schema.build(_Shared, {name: index[name] for name in names}, complete=True)
+    except ValueError as e:
+        raise FolderError(f"{path / INDEX}: {e}") from e
+    mel = shared.mel
+    unet, vae, vocoder = (networks.load_config(path, name) for name in ("unet", "vae", "vocoder"))
+    model = Model(path, **vars(shared), schedule=load_scheduler(path), unet=unet, vae=vae,
+                  vocoder=vocoder)  # fmt: skip
     for here, value, there, other in (
-        ("vocoder: model_in_dim", vocoder.model_in_dim, "mel: n_mels", mel.n_mels),
-        ("vocoder: hop_length", vocoder.hop_length, "mel: hop_length", mel.hop_length),
-        ("vocoder: sampling_rate", vocoder.sampling_rate, "sample_rate", model.sample_rate),
-        ("vocoder: log", vocoder.log, "mel: log", mel.log),
+        *(
+            (f"vocoder: {ours}", getattr(vocoder, ours), f"mel: {theirs}", getattr(mel, theirs))
+            for ours, theirs in MEL_FIELDS.items()
+        ),
+        *(
+            (f"vocoder: mel.{name}", value, f"mel: {name}", getattr(mel, name))
+            for name, value in vars(vocoder.mel or mel).items()
+        ),
         ("mel: sample_rate", mel.sample_rate, "sample_rate", model.sample_rate),
         ("unet: out_channels", unet.out_channels, "vae: latent_channels", vae.latent_channels),
     ):
         check_same(path, here, value, there, other)
+    if mel.n_mels % (vae.downscale * unet.downscale):
+        raise FolderError(
+            f"{path}: mel: n_mels={mel.n_mels} cannot be halved as often as vae and unet do it, "
+            f"{vae.downscale} * {unet.downscale} in all; combine networks that were trained for "
+            "each other"
+        )
     return model
 
 

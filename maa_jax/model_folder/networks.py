@@ -10,6 +10,7 @@ safetensors file in PyTorch's names and layouts, so that diffusers and transform
 """
 
 import functools
+import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -20,32 +21,72 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 from flax import nnx
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from maa_jax.checks import differences
-from maa_jax.files import REMEDY, FolderError, read_json, replace_folder, write_json
+from maa_jax.files import (
+    REMEDY,
+    FolderError,
+    check_part_file,
+    read_json,
+    replace_folder,
+    write_json,
+)
 from maa_jax.model_folder import torch_layout
-from maa_jax.model_folder.hub import fetch, missing_weights, resolve, weights_file
-from maa_jax.model_folder.registry import lookup
+from maa_jax.model_folder.hub import fetch, missing_weights, resolve, weight_map, weights_file
+from maa_jax.model_folder.registry import PARTS, class_of, lookup
 from maa_jax.models.rngs import InitRngs
 
+# Types of safetensors that a weight may have; the others ("I8", "F8_E4M3") keep their names.
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+}
 
-def _read_weights(where: pathlib.Path, library: str) -> dict[str, np.ndarray]:
-    """Returns the tensors of a network's folder, in one file or in shards with an index."""
+
+class _Stored:
+    """A tensor in an open file, which is read when numpy asks for its values."""
+
+    def __init__(self, file: Any, name: str):
+        self._file, self._name = file, name
+        there = file.get_slice(name)
+        self.shape = tuple(there.get_shape())
+        self.dtype = _DTYPES.get(there.get_dtype(), there.get_dtype())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self._file.get_tensor(self._name), dtype)
+
+
+def open_weights(where: pathlib.Path, library: str) -> dict[str, _Stored]:
+    """Returns the tensors of a network's folder, in one file or in shards with an index.
+
+    Only headers are read, so that sizes are compared before memory is taken.
+    """
     missing = missing_weights(where, library)
     if missing:
         raise FolderError(f"{', '.join(str(where / m) for m in missing)} is missing; {REMEDY}")
-    name = weights_file(library)
-    files = [name]
-    if not (where / name).exists():
-        index = read_json(where / f"{name}.index.json")
-        files = sorted(set(index.get("weight_map", {}).values()))
-    tensors: dict[str, np.ndarray] = {}
-    for file in files:
+    index = weight_map(where, library)
+    tensors: dict[str, _Stored] = {}
+    for name in sorted(set(index.values())) if index else [weights_file(library)]:
+        path = where / name
         try:
-            tensors |= load_file(where / file)
-        except (safetensors.SafetensorError, ValueError) as e:
-            raise FolderError(f"{where / file} is broken or truncated ({e}); {REMEDY}") from e
+            check_part_file(path)
+            file = safetensors.safe_open(path, "numpy")
+            found = {key: _Stored(file, key) for key in file.keys()}
+        except (safetensors.SafetensorError, OSError, ValueError) as e:
+            raise FolderError(f"{path} is broken or truncated ({e}); {REMEDY}") from e
+        elsewhere = [key for key in found if index and index.get(key) != name]
+        if elsewhere:
+            raise FolderError(
+                f"{path} holds {', '.join(elsewhere[:3])}, which {weights_file(library)}.index.json"
+                f" has elsewhere; {REMEDY}"
+            )
+        tensors |= found
+    lost = sorted(index.keys() - tensors.keys())
+    if lost:
+        raise FolderError(f"{where}: no file has {', '.join(lost[:3])} of the index; {REMEDY}")
     return tensors
 
 
@@ -69,8 +110,15 @@ def save_network(
     if dtype not in (np.float32, np.float16):
         raise ValueError(f"dtype={dtype}: weights are stored as float32 or float16")
     content = config.to_hf()
-    library = lookup(content, pathlib.Path(folder, name))[0]
+    library, kind, _ = lookup(content, pathlib.Path(folder, name))
     tensors = torch_layout.to_torch(jax.device_get(params))
+    try:
+        # Written is what can be read: the layout holds these settings, and they these weights.
+        if kind.from_hf(json.loads(json.dumps(content))) != config:
+            raise ValueError("config.json cannot hold its settings")
+        torch_layout.from_torch(define(config)[1], tensors)
+    except ValueError as e:
+        raise ValueError(f"{name}: {e}; not written") from e
     tensors |= getattr(config, "unused_tensors", dict)()
     with np.errstate(over="ignore"):  # reported below, by name
         tensors = {
@@ -118,26 +166,39 @@ def load_network(
       numpy arrays, batch statistics included.
 
     Raises:
-      FolderError: files are missing or broken, or the class is unknown.
-      ValueError: the configuration, or names and shapes of weights, do not match; all are listed.
+      FolderError: files are missing or broken; the class or a value of the configuration is not
+        supported; or names, shapes, types or values of weights do not fit it, which are all listed.
     """
     where = pathlib.Path(folder, name)
-    config = read_json(where / "config.json")
-    library, config_class, network = lookup(config, where, kind)
-    tensors = _read_weights(where, library)
-    tensors = getattr(network, "from_file", dict)(tensors)
+    library, config, network = _read_config(folder, name, kind)
+    stored = open_weights(where, library)
+    unused = getattr(network, "UNUSED", None)
     try:
-        graphdef, state = define(config_class.from_hf(config), dtype)
-        unused = getattr(network, "UNUSED", None)
-        tensors = {
-            k: v.astype(np.float32, copy=False) if v.dtype.kind not in "iub" else v
-            for k, v in tensors.items()
-            if not (unused and unused.fullmatch(k))
-        }
+        tensors = getattr(network, "from_file", dict)(stored)
+        tensors = {k: v for k, v in tensors.items() if not (unused and unused.fullmatch(k))}
+        graphdef, state = define(config, dtype)
         params = torch_layout.from_torch(state, tensors)
     except ValueError as e:
-        raise ValueError(f"{where}: {e}") from e
+        raise FolderError(f"{where}: {e}") from e
     return graphdef, params
+
+
+def _read_config(
+    folder: str | os.PathLike[str], name: str, kind: str | None
+) -> tuple[str, Any, Any]:
+    """Returns (library, configuration, module class) of the network in `folder/name/`."""
+    path = pathlib.Path(folder, name, "config.json")
+    content = read_json(path)
+    library, config_class, network = lookup(content, path, kind)
+    takes = PARTS.get(name)
+    if kind is None and takes and class_of(content) not in takes:
+        raise FolderError(
+            f"{path}: class {class_of(content)!r}, but {name}/ takes {' or '.join(takes)}; {REMEDY}"
+        )
+    try:
+        return library, config_class.from_hf(content), network
+    except ValueError as e:
+        raise FolderError(f"{path}: {e}") from e
 
 
 def load_pretrained(
@@ -157,10 +218,12 @@ def load_pretrained(
 
 
 def load_config(folder: str | os.PathLike[str], name: str, *, kind: str | None = None) -> Any:
-    """Returns the configuration of the network in `folder/name/`, without its weights."""
-    where = pathlib.Path(folder, name)
-    config = read_json(where / "config.json")
-    return lookup(config, where, kind)[1].from_hf(config)
+    """Returns the configuration of the network in `folder/name/`, without its weights.
+
+    Raises:
+      FolderError: the file is missing or broken, or a value is not supported.
+    """
+    return _read_config(folder, name, kind)[1]
 
 
 def start_weights(
@@ -190,7 +253,11 @@ def start_weights(
         given = vars(load_config(path, name))
     except ValueError as e:
         raise ValueError(f"config.{key}: {e}") from e
-    wanted = {field: value for field, value in vars(config).items() if field not in free}
+    wanted = {
+        field: value
+        for field, value in vars(config).items()
+        if field not in free and given[field] is not None  # None is "not known"
+    }
     different = differences(given, wanted)
     if different:
         raise ValueError(

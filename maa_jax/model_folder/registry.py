@@ -37,6 +37,18 @@ NETWORKS = {
     "Retriever": ("maa_jax", "maa_jax.models.retriever", "RetrieverConfig", "Retriever"),
 }
 
+# Classes that a part of a model folder may have.
+PARTS = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "vocoder": ("SpeechT5HifiGan", "BigVGAN"),
+    "text_encoder": ("BertModel", "T5EncoderModel", "CLIPTextModel", "CLIPModel"),
+    "text_projection": ("Projection",),
+    "audio_encoder": ("Cnn14",),
+    "audio_projection": ("Projection",),
+    "captioner": ("Captioner",),
+    "retriever": ("Retriever",),
+}
 
 # Classes whose files hold one of these networks among others, which are not read.
 _ALIASES = {
@@ -55,8 +67,9 @@ def class_of(config: Mapping[str, Any]) -> str:
 
     For a class that only adds heads to a known network, it is that network's name.
     """
-    name = config.get("_class_name") or (config.get("architectures") or ["(none)"])[0]
-    return _ALIASES.get(name, name)
+    stated = config.get("_class_name") or config.get("architectures")
+    name = stated[0] if isinstance(stated, list) and stated else stated
+    return _ALIASES.get(name, name) if isinstance(name, str) else "(none)"
 
 
 def lookup(
@@ -66,7 +79,7 @@ def lookup(
 
     Args:
       config: content of config.json.
-      where: folder of the network, for errors.
+      where: path of the file, for errors.
       kind: name of the class, by default the one that `config` states.
 
     Raises:
@@ -74,7 +87,9 @@ def lookup(
     """
     name = kind or class_of(config)
     if name not in NETWORKS:
-        raise FolderError(f"{where}: class {name!r} is not supported; known: {', '.join(NETWORKS)}")
+        raise FolderError(
+            f"{where}: class {name[:80]!r} is not supported; known: {', '.join(NETWORKS)}"
+        )
     library, place, config_class, network = NETWORKS[name]
     module = importlib.import_module(place)
     return library, getattr(module, config_class), getattr(module, network)

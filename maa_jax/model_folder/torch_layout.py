@@ -24,6 +24,9 @@ _LEAVES = {
 _KERNELS = ("kernel", "weight_v", "weight_g")
 # Counters and constants that PyTorch stores with the parameters and no network here reads.
 _IGNORED = ("num_batches_tracked", "position_ids")
+# Types of stored parameters. Integers are those of a quantized network, whose scales are elsewhere.
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+_LISTED = 20  # problems that one error lists
 
 
 def _walk(tree: Mapping, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
@@ -72,7 +75,8 @@ def from_torch(
       rename: function from a name in `tensors` to one in `module`; by default they are the same.
 
     Raises:
-      ValueError: names are missing or unknown, or shapes differ; all are listed.
+      ValueError: names are missing or unknown, shapes differ, or values are not finite floats; all
+        are listed.
     """
     if isinstance(module, nnx.Module):
         module = nnx.state(module)
@@ -89,27 +93,44 @@ def from_torch(
             problems.append(f"twice: {new}, as {origin[new]} and as {name}")
         given[new], origin[new] = value, name
 
-    filled: dict[str, Any] = {}
+    # All are compared before any is read: `tensors` may be in a file, and larger than memory.
+    found: list[tuple[tuple, Any, Any]] = []
     for path, expected in _walk(module):
         name = torch_name(path)
         if name not in given:
             problems.append(f"missing: {name}")
             continue
-        value = np.asarray(given.pop(name))
+        value = given.pop(name)
+        value = value if hasattr(value, "shape") else np.asarray(value)
+        wanted = tuple(expected.shape[a] for a in _torch_axes(path, len(expected.shape)))
+        if tuple(value.shape) != wanted:
+            problems.append(f"shape of {name}: {tuple(value.shape)}, expected {wanted}")
+        elif jnp.issubdtype(expected.dtype, jnp.floating) and str(value.dtype) not in _FLOATS:
+            problems.append(f"type of {name}: {value.dtype}, expected a float")
+        found.append((path, expected, value))
+    problems += [f"no place for: {name}" for name in given]
+    _raise(problems, "do not fit the network (is the configuration that of these weights?)")
+
+    filled: dict[str, Any] = {}
+    for path, expected, value in found:
         axes = _torch_axes(path, len(expected.shape))
-        wanted = tuple(expected.shape[a] for a in axes)
-        if value.shape != wanted:
-            problems.append(f"shape of {name}: {value.shape}, expected {wanted}")
-            continue
+        value = np.asarray(value).transpose(np.argsort(axes))
+        with np.errstate(over="ignore"):  # reported below, by name
+            value = np.require(value, jnp.dtype(expected.dtype), "C")
+        if not np.isfinite(value).all():
+            problems.append(f"{torch_name(path)}: NaN, or beyond {value.dtype}")
+        elif path[-1] == "var" and (value < 0).any():
+            problems.append(f"{torch_name(path)}: a negative variance")
         node = filled
         for key in path[:-1]:
             node = node.setdefault(key, {})
-        value = value.transpose(np.argsort(axes))
-        node[path[-1]] = np.require(value, jnp.dtype(expected.dtype), "C")
-    problems += [f"no place for: {name}" for name in given]
-    if problems:
-        raise ValueError(
-            f"{len(problems)} tensors do not fit the network (is the configuration that of these "
-            "weights?):\n  " + "\n  ".join(problems)
-        )
+        node[path[-1]] = value
+    _raise(problems, "hold values that no network can have")
     return filled
+
+
+def _raise(problems: list[str], what: str) -> None:
+    """Raises a ValueError that lists problems, of which there may be thousands, unless none."""
+    if problems:
+        lines = problems[:_LISTED] + ["..."] * (len(problems) > _LISTED)
+        raise ValueError(f"{len(problems)} tensors {what}:\n  " + "\n  ".join(lines))

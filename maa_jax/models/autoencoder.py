@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maa_jax import schema
 from maa_jax.models import hf_config
 from maa_jax.models.kernels import attention
 from maa_jax.models.layers import Conv, GroupNorm, UpsampleConv, default_init, remat
@@ -29,13 +30,17 @@ class AutoencoderConfig:
         and `decode` do not apply it.
     """
 
-    in_channels: int = 1
-    out_channels: int = 1
-    latent_channels: int = 4
-    block_out_channels: tuple[int, ...] = (128, 256, 256, 512)
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
-    scaling_factor: float = 1.0
+    in_channels: int = schema.size(1, most=1)
+    out_channels: int = schema.size(1, most=1)
+    latent_channels: int = schema.size(4)
+    block_out_channels: tuple[int, ...] = schema.size((128, 256, 256, 512), length=(1, 10))
+    layers_per_block: int = schema.size(2, most=16)
+    norm_num_groups: int = schema.size(32)
+    scaling_factor: float = schema.field(1.0, least=1e-6, most=1e6)
+
+    def __post_init__(self):
+        schema.check(self)
+        hf_config.check_widths(self, "norm_num_groups")
 
     @property
     def downscale(self) -> int:
@@ -54,16 +59,8 @@ class AutoencoderConfig:
         Raises:
           ValueError: keys or values that this network does not support; all are named.
         """
-        names = [f.name for f in dataclasses.fields(cls)]
-        hf_config.check(
-            config,
-            _fixed(len(config.get("block_out_channels", ()))),
-            read=names,
-            ignored=("sample_size", "force_upcast"),
-        )
-        sizes = {name: config[name] for name in names}
-        sizes["block_out_channels"] = tuple(sizes["block_out_channels"])
-        return cls(**sizes)
+        fixed = _fixed(hf_config.levels(config))
+        return hf_config.build(cls, config, fixed=fixed, ignored=("sample_size", "force_upcast"))
 
 
 def _with_attention(level: int, levels: int) -> bool:

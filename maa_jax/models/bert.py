@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from maa_jax import schema
+from maa_jax.models import hf_config
 from maa_jax.models.kernels import attention
 from maa_jax.models.layers import key_bias
 
@@ -30,17 +32,17 @@ _FIXED = {
 class BertConfig:
     """Sizes of a BERT encoder, named as in transformers; the defaults are bert-base-uncased."""
 
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    layer_norm_eps: float = 1e-12
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    pad_token_id: int = 0
+    vocab_size: int = schema.size(30522, most=2**24)
+    hidden_size: int = schema.size(768)
+    num_hidden_layers: int = schema.size(12, most=256)
+    num_attention_heads: int = schema.size(12)
+    intermediate_size: int = schema.size(3072)
+    max_position_embeddings: int = schema.size(512)
+    type_vocab_size: int = schema.size(2)
+    layer_norm_eps: float = schema.epsilon(1e-12)
+    hidden_dropout_prob: float = schema.rate(0.1)
+    attention_probs_dropout_prob: float = schema.rate(0.1)
+    pad_token_id: int = schema.field(0, least=0, most=2**24)
 
     CLASS: ClassVar[str] = "BertModel"
     FIXED: ClassVar[Mapping[str, Any]] = {"model_type": "bert", **_FIXED}
@@ -53,6 +55,7 @@ class BertConfig:
         )
 
     def __post_init__(self):
+        schema.check(self)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not divisible by num_attention_heads="
@@ -73,23 +76,19 @@ class BertConfig:
         """Reads config.json.
 
         Raises:
-          ValueError: the file has a setting that this encoder does not support.
+          ValueError: settings are invalid, or not supported by this encoder; all are named.
         """
-        for key, value in cls.FIXED.items():
-            if d.get(key, value) != value:
-                name = cls.CLASS.removesuffix("Model")
-                raise ValueError(f"{key}={d[key]!r} is not supported by {name}: use {value!r}.")
-        return cls(**{f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d})
+        return hf_config.build(cls, d, fixed=cls.FIXED, ignored=None)
 
 
 @dataclasses.dataclass(frozen=True)
 class RobertaConfig(BertConfig):
     """Sizes of the RoBERTa that is LAION CLAP's text tower."""
 
-    vocab_size: int = 50265
-    max_position_embeddings: int = 514
-    type_vocab_size: int = 1
-    pad_token_id: int = 1
+    vocab_size: int = schema.size(50265, most=2**24)
+    max_position_embeddings: int = schema.size(514)
+    type_vocab_size: int = schema.size(1)
+    pad_token_id: int = schema.field(1, least=0, most=2**24)
 
     CLASS = "ClapTextModel"
     FIXED = {"model_type": "clap_text_model", **_FIXED}
@@ -262,8 +261,11 @@ class Bert(nnx.Module):
         for name, value in tensors.items():
             if name.startswith("cls."):
                 continue
-            name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name.removeprefix("bert."))
-            mine[re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)] = value
+            new = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name.removeprefix("bert."))
+            new = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", new)
+            if new in mine:
+                raise ValueError(f"twice: {new}, once as {name}")
+            mine[new] = value
         return mine
 
     def __call__(

@@ -13,6 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from maa_jax import schema
+from maa_jax.audio.mel import LOGS, MelConfig
+from maa_jax.models import hf_config
 from maa_jax.models.hifigan import check_vocoder
 from maa_jax.models.kernels import filter1d
 from maa_jax.models.layers1d import Conv1d, ConvTranspose1d, mean_of
@@ -32,16 +35,22 @@ class BigVGANConfig:
         results are averaged.
       resblock_dilation_sizes: dilations of each residual block's convolutions.
       log: logarithm of the mels that the weights expect, "log10" or "log".
+      mel: whole front end of the mels, where it is known.
     """
 
-    model_in_dim: int = 80
-    sampling_rate: int = 16000
-    upsample_initial_channel: int = 1536
-    upsample_rates: tuple[int, ...] = (4, 4, 2, 2, 2, 2)
-    upsample_kernel_sizes: tuple[int, ...] = (8, 8, 4, 4, 4, 4)
-    resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
-    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5),) * 3
-    log: str = "log10"
+    model_in_dim: int = schema.size(80, most=4096)
+    sampling_rate: int = schema.field(16000, least=1000, most=768_000)
+    upsample_initial_channel: int = schema.size(1536)
+    upsample_rates: tuple[int, ...] = schema.size((4, 4, 2, 2, 2, 2), most=1024, length=(1, 12))
+    upsample_kernel_sizes: tuple[int, ...] = schema.size(
+        (8, 8, 4, 4, 4, 4), most=1024, length=(1, 12)
+    )
+    resblock_kernel_sizes: tuple[int, ...] = schema.size((3, 7, 11), most=1023, length=(1, 12))
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = schema.size(
+        ((1, 3, 5),) * 3, most=1024, length=(1, 12)
+    )
+    log: str = schema.field("log10", choices=LOGS)
+    mel: MelConfig | None = None
 
     def __post_init__(self):
         check_vocoder(self)
@@ -63,12 +72,7 @@ class BigVGANConfig:
           ValueError: the file belongs to another network, or lacks a size.
         """
         fixed = {"_class_name": "BigVGAN", "snake": "snakebeta"}
-        wrong = [f"{k} = {d[k]!r}: expected {v!r}" for k, v in fixed.items() if d.get(k, v) != v]
-        names = [f.name for f in dataclasses.fields(cls)]
-        wrong += [f"{name} is missing" for name in names if name not in d]
-        if wrong:
-            raise ValueError("config.json of a BigVGAN vocoder: " + "; ".join(wrong) + ".")
-        return cls(**{name: d[name] for name in names})
+        return hf_config.build(cls, d, fixed=fixed)
 
 
 def kaiser_sinc(cutoff: float, half_width: float, size: int) -> np.ndarray:

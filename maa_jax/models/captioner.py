@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from maa_jax import schema
+from maa_jax.models import hf_config
 from maa_jax.models.cnn10 import Cnn10, Cnn10Config
 from maa_jax.models.layers import MASK_VALUE
 
@@ -27,28 +29,29 @@ class CaptionerConfig:
     """
 
     encoder: Cnn10Config = dataclasses.field(default_factory=Cnn10Config)
-    sample_rate: int = 16000
-    vocab_size: int = 30522
-    embedding_size: int = 512
-    hidden_size: int = 512
-    dropout: float = 0.5
-    max_length: int = 40
-    pad_token_id: int = 0
-    bos_token_id: int = 101
-    eos_token_id: int = 102
-    suppress_tokens: tuple[int, ...] = (0, 100, 101, 103)
+    sample_rate: int = schema.field(16000, least=1000, most=768_000)
+    vocab_size: int = schema.size(30522, most=2**24)
+    embedding_size: int = schema.size(512)
+    hidden_size: int = schema.size(512)
+    dropout: float = schema.rate(0.5)
+    max_length: int = schema.field(40, least=3, most=1000)
+    pad_token_id: int = schema.field(0, least=0, most=2**24)
+    bos_token_id: int = schema.field(101, least=0, most=2**24)
+    eos_token_id: int = schema.field(102, least=0, most=2**24)
+    suppress_tokens: tuple[int, ...] = schema.field((0, 100, 101, 103), least=0, most=2**24)
 
     def __post_init__(self):
-        object.__setattr__(self, "suppress_tokens", tuple(self.suppress_tokens))
+        schema.check(self)
+        ids = (self.pad_token_id, self.bos_token_id, self.eos_token_id, *self.suppress_tokens)
+        if max(ids) >= self.vocab_size:
+            raise ValueError(
+                f"vocab_size={self.vocab_size} has no id {max(ids)}, which is one of pad_token_id, "
+                "bos_token_id, eos_token_id and suppress_tokens"
+            )
         if self.encoder.sample_rate % self.sample_rate:
             raise ValueError(
                 f"encoder.sample_rate={self.encoder.sample_rate} is not a multiple of the "
                 f"recordings' sample_rate={self.sample_rate}: make it one."
-            )
-        if self.max_length < 3:
-            raise ValueError(
-                f"max_length={self.max_length} has no room for a word between a caption's begin "
-                "and end: give 3 or more."
             )
 
     @property
@@ -73,12 +76,8 @@ class CaptionerConfig:
         Raises:
           ValueError: the file is not a captioner's.
         """
-        if d.get("model_type") != "captioner":
-            raise ValueError(
-                f"model_type={d.get('model_type')!r} is not a captioner: use 'captioner'."
-            )
-        given = {f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d}
-        return cls(**given | {"encoder": Cnn10Config.from_hf(d.get("encoder") or {})})
+        fixed = {"architectures": ["Captioner"], "model_type": "captioner"}
+        return hf_config.build(cls, d, fixed=fixed, parts={"encoder": Cnn10Config})
 
 
 class Memory(NamedTuple):

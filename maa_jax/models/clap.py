@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from maa_jax import schema
+from maa_jax.models import hf_config
 from maa_jax.models.bert import Bert, BertConfig, Roberta, RobertaConfig
 from maa_jax.models.cnn14 import Cnn14, Cnn14Config
 from maa_jax.models.htsat import Htsat, HtsatConfig
@@ -25,9 +27,12 @@ from maa_jax.models.htsat import Htsat, HtsatConfig
 class ProjectionConfig:
     """Sizes of a projection head."""
 
-    in_size: int = 768
-    out_size: int = 1024
-    dropout: float = 0.5
+    in_size: int = schema.size(768)
+    out_size: int = schema.size(1024)
+    dropout: float = schema.rate(0.5)
+
+    def __post_init__(self):
+        schema.check(self)
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the content of config.json; the layout is this project's own."""
@@ -44,11 +49,8 @@ class ProjectionConfig:
         Raises:
           ValueError: the file is not a projection's.
         """
-        if d.get("model_type") != "clap_projection":
-            raise ValueError(
-                f"model_type={d.get('model_type')!r} is not a projection: use 'clap_projection'."
-            )
-        return cls(**{f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d})
+        fixed = {"architectures": ["Projection"], "model_type": "clap_projection"}
+        return hf_config.build(cls, d, fixed=fixed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +59,11 @@ class ClapConfig:
 
     text_encoder: BertConfig = dataclasses.field(default_factory=BertConfig)
     audio_encoder: Cnn14Config = dataclasses.field(default_factory=Cnn14Config)
-    embedding_size: int = 1024
-    dropout: float = 0.5
+    embedding_size: int = schema.size(1024)
+    dropout: float = schema.rate(0.5)
+
+    def __post_init__(self):
+        schema.check(self)
 
     @classmethod
     def microsoft_2022(cls) -> Self:
@@ -142,7 +147,10 @@ class LaionClapConfig:
 
     text_config: RobertaConfig = dataclasses.field(default_factory=RobertaConfig)
     audio_config: HtsatConfig = dataclasses.field(default_factory=HtsatConfig)
-    projection_dim: int = 512
+    projection_dim: int = schema.size(512)
+
+    def __post_init__(self):
+        schema.check(self)
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the content of config.json, which transformers' ClapModel opens."""
@@ -162,14 +170,9 @@ class LaionClapConfig:
         Raises:
           ValueError: the file is not a LAION CLAP's, or has an unsupported setting.
         """
-        for key, value in (("model_type", "clap"), ("projection_hidden_act", "relu")):
-            if d.get(key, "relu") != value:
-                raise ValueError(f"{key}={d.get(key)!r} is not supported by CLAP: use {value!r}.")
-        return cls(
-            RobertaConfig.from_hf(d.get("text_config") or {}),
-            HtsatConfig.from_hf(d.get("audio_config") or {}),
-            d.get("projection_dim", 512),
-        )
+        towers = {"text_config": RobertaConfig, "audio_config": HtsatConfig}
+        fixed = {"model_type": "clap", "projection_hidden_act": "relu"}
+        return hf_config.build(cls, d, fixed=fixed, ignored=None, parts=towers)
 
 
 class LaionProjection(nnx.Module):

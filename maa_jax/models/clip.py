@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from maa_jax import schema
+from maa_jax.models import hf_config
 from maa_jax.models.kernels import attention
 from maa_jax.models.layers import MASK_VALUE, Conv, key_bias
 
@@ -26,22 +28,18 @@ _ACTIVATIONS = {
 class _TowerConfig:
     """Base of both towers' configurations."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    hidden_size: int = schema.size()
+    intermediate_size: int = schema.size()
+    num_hidden_layers: int = schema.size(12, most=256)
+    num_attention_heads: int = schema.size(8)
+    hidden_act: str = schema.field("quick_gelu", choices=tuple(_ACTIVATIONS))
+    layer_norm_eps: float = schema.epsilon(1e-5)
 
     CLASS: ClassVar[str]
     PART: ClassVar[str]  # this tower's key in the config.json of a whole CLIP
 
     def __post_init__(self):
-        if self.hidden_act not in _ACTIVATIONS:
-            raise ValueError(
-                f"hidden_act={self.hidden_act!r} is not supported by CLIP: use "
-                f"{' or '.join(map(repr, _ACTIVATIONS))}."
-            )
+        schema.check(self)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not divisible by num_attention_heads="
@@ -61,7 +59,7 @@ class _TowerConfig:
         """Reads config.json, of this tower or of a whole CLIP.
 
         Raises:
-          ValueError: the file is not a CLIP's, or has a setting that this tower does not support.
+          ValueError: the file is not a CLIP's, or settings are invalid or not supported.
         """
         own = f"clip_{cls.PART.removesuffix('_config')}_model"
         if d.get("model_type") not in ("clip", own):
@@ -72,20 +70,20 @@ class _TowerConfig:
         if d["model_type"] == "clip":
             # The first files held the sizes twice; the second takes precedence, as in transformers.
             d = d.get(f"{cls.PART}_dict") or d.get(cls.PART) or {}
-        return cls(**{f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d})
+        return hf_config.build(cls, d, fixed={}, ignored=None)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipTextConfig(_TowerConfig):
     """Sizes of the text tower, named as in transformers; the defaults are ViT-B/32's."""
 
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    vocab_size: int = 49408
-    max_position_embeddings: int = 77
-    pad_token_id: int = 1
-    bos_token_id: int = 49406
-    eos_token_id: int = 49407
+    hidden_size: int = schema.size(512)
+    intermediate_size: int = schema.size(2048)
+    vocab_size: int = schema.size(49408, most=2**24)
+    max_position_embeddings: int = schema.size(77)
+    pad_token_id: int = schema.field(1, least=0, most=2**24)
+    bos_token_id: int = schema.field(49406, least=0, most=2**24)
+    eos_token_id: int = schema.field(49407, least=0, most=2**24)
 
     CLASS = "CLIPTextModel"
     PART = "text_config"
@@ -95,6 +93,11 @@ class ClipTextConfig(_TowerConfig):
         """The text tower of ViT-L/14."""
         return cls(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
 
+    @property
+    def max_tokens(self) -> int:
+        """Maximum number of tokens, one per position embedding."""
+        return self.max_position_embeddings
+
 
 @dataclasses.dataclass(frozen=True)
 class ClipVisionConfig(_TowerConfig):
@@ -103,12 +106,12 @@ class ClipVisionConfig(_TowerConfig):
     `image_size` and `patch_size` are in pixels.
     """
 
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_attention_heads: int = 12
-    num_channels: int = 3
-    image_size: int = 224
-    patch_size: int = 32
+    hidden_size: int = schema.size(768)
+    intermediate_size: int = schema.size(3072)
+    num_attention_heads: int = schema.size(12)
+    num_channels: int = schema.size(3)
+    image_size: int = schema.size(224, most=4096)
+    patch_size: int = schema.size(32, most=4096)
 
     CLASS = "CLIPVisionModel"
     PART = "vision_config"
@@ -131,7 +134,10 @@ class ClipConfig:
 
     text_config: ClipTextConfig = dataclasses.field(default_factory=ClipTextConfig)
     vision_config: ClipVisionConfig = dataclasses.field(default_factory=ClipVisionConfig)
-    projection_dim: int = 512
+    projection_dim: int = schema.size(512)
+
+    def __post_init__(self):
+        schema.check(self)
 
     @classmethod
     def large(cls) -> Self:

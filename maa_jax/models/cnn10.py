@@ -6,6 +6,7 @@ The paper's captioner (Appendix E.2) has one as its encoder; PANNs' classifier i
 import dataclasses
 import re
 
+from maa_jax import schema
 from maa_jax.models.cnn14 import Cnn14, Cnn14Frames, CnnConfig
 
 
@@ -18,7 +19,7 @@ class Cnn10Config(CnnConfig):
 
     NAME = "Cnn10"
 
-    channels: tuple[int, ...] = (64, 128, 256, 512)
+    channels: tuple[int, ...] = schema.size((64, 128, 256, 512), length=(1, 12))
 
 
 class Cnn10(Cnn14Frames):

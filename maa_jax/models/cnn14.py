@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from maa_jax import schema
 from maa_jax.audio.mel import MelConfig, mel_filters
+from maa_jax.models import hf_config
 from maa_jax.models.layers import Conv
 
 
@@ -25,23 +27,24 @@ class CnnConfig:
 
     NAME: ClassVar[str]
 
-    sample_rate: int = 16000
-    n_fft: int = 512
-    hop_length: int = 160
-    n_mels: int = 64
-    fmin: float = 50.0
-    fmax: float = 8000.0
-    channels: tuple[int, ...] = ()
-    block_dropout: float = 0.2
-    stripes: int = 2
-    time_stripe: int = 64
-    mel_stripe: int = 8
+    sample_rate: int = schema.field(16000, least=1000, most=768_000)
+    n_fft: int = schema.field(512, least=16, most=65_536)
+    hop_length: int = schema.size(160)
+    n_mels: int = schema.size(64, most=4096)
+    fmin: float = schema.field(50.0, least=0, most=384_000)
+    fmax: float = schema.field(8000.0, least=0, most=384_000)
+    channels: tuple[int, ...] = schema.size((), length=(1, 12))
+    block_dropout: float = schema.rate(0.2)
+    stripes: int = schema.field(2, least=0, most=1000)
+    time_stripe: int = schema.field(64, least=0, most=65_536)
+    mel_stripe: int = schema.field(8, least=0, most=65_536)
 
     def __post_init__(self):
-        object.__setattr__(self, "channels", tuple(self.channels))  # a list in config.json
-        if self.fmax > self.sample_rate / 2:
+        schema.check(self)
+        if not self.fmin < self.fmax <= self.sample_rate / 2:
             raise ValueError(
-                f"fmax={self.fmax} is above half of sample_rate={self.sample_rate}: lower it."
+                f"fmin={self.fmin}, fmax={self.fmax}: they must rise, up to half of "
+                f"sample_rate={self.sample_rate}"
             )
         if self.n_mels < self.reduction:
             raise ValueError(
@@ -82,14 +85,11 @@ class CnnConfig:
         """Reads config.json.
 
         Raises:
-          ValueError: the file belongs to another network.
+          ValueError: the file belongs to another network, or settings are invalid or missing.
         """
-        kind = cls.NAME.lower()
-        if d.get("model_type") != kind:
-            raise ValueError(
-                f"model_type={d.get('model_type')!r} is not a {cls.NAME}: use {kind!r}."
-            )
-        return cls(**{f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d})
+        return hf_config.build(
+            cls, d, fixed={"architectures": [cls.NAME], "model_type": cls.NAME.lower()}
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +101,9 @@ class Cnn14Config(CnnConfig):
 
     NAME = "Cnn14"
 
-    channels: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
-    num_classes: int = 527
-    head_dropout: float = 0.5
+    channels: tuple[int, ...] = schema.size((64, 128, 256, 512, 1024, 2048), length=(1, 12))
+    num_classes: int = schema.size(527)
+    head_dropout: float = schema.rate(0.5)
 
     @classmethod
     def clap_2022(cls) -> Self:

@@ -14,7 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from maa_jax import schema
+from maa_jax.audio.mel import LOGS, MelConfig
+from maa_jax.models import hf_config
 from maa_jax.models.layers1d import Conv1d, ConvTranspose1d, fold_weight_norm, mean_of
+
+# Fields of a vocoder's configuration, and those of its front end that they repeat.
+MEL_FIELDS = {
+    "model_in_dim": "n_mels",
+    "sampling_rate": "sample_rate",
+    "hop_length": "hop_length",
+    "log": "log",
+}
 
 __all__ = ["HifiGan", "HifiGanConfig", "fold_weight_norm"]
 
@@ -34,17 +45,21 @@ class HifiGanConfig:
       resblock_dilation_sizes: dilations of each residual block's convolutions.
       leaky_relu_slope: slope of all activations but the last, which has 0.01.
       log: logarithm of the mels that the weights expect, "log10" or "log".
+      mel: whole front end of the mels, where it is known.
     """
 
-    model_in_dim: int = 80
-    sampling_rate: int = 16000
-    upsample_initial_channel: int = 512
-    upsample_rates: tuple[int, ...] = (8, 8, 2, 2)
-    upsample_kernel_sizes: tuple[int, ...] = (16, 16, 4, 4)
-    resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
-    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5),) * 3
-    leaky_relu_slope: float = 0.1
-    log: str = "log10"
+    model_in_dim: int = schema.size(80, most=4096)
+    sampling_rate: int = schema.field(16000, least=1000, most=768_000)
+    upsample_initial_channel: int = schema.size(512)
+    upsample_rates: tuple[int, ...] = schema.size((8, 8, 2, 2), most=1024, length=(1, 12))
+    upsample_kernel_sizes: tuple[int, ...] = schema.size((16, 16, 4, 4), most=1024, length=(1, 12))
+    resblock_kernel_sizes: tuple[int, ...] = schema.size((3, 7, 11), most=1023, length=(1, 12))
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = schema.size(
+        ((1, 3, 5),) * 3, most=1024, length=(1, 12)
+    )
+    leaky_relu_slope: float = schema.field(0.1, least=0, most=1)
+    log: str = schema.field("log10", choices=LOGS)
+    mel: MelConfig | None = None
 
     def __post_init__(self):
         check_vocoder(self)
@@ -88,14 +103,12 @@ class HifiGanConfig:
             )
         # For absent keys transformers' defaults apply, which are not V1's.
         d = {"upsample_rates": (4,) * 4, "upsample_kernel_sizes": (8,) * 4} | d
-        return cls(**{f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d})
+        return hf_config.build(cls, d, fixed={}, ignored=None)
 
 
 def check_vocoder(config: Any) -> None:
-    """Makes tuples of a vocoder config's lists; raises ValueError unless they are consistent."""
-    for field in dataclasses.fields(config):
-        # Lists, as from JSON, must become hashable: they are part of a graph definition.
-        object.__setattr__(config, field.name, _tupled(getattr(config, field.name)))
+    """Raises a ValueError unless a vocoder's configuration is valid and consistent."""
+    schema.check(config)
     rates, kernels = config.upsample_rates, config.upsample_kernel_sizes
     if len(rates) != len(kernels):
         raise ValueError(
@@ -118,10 +131,16 @@ def check_vocoder(config: Any) -> None:
             f"upsample_initial_channel = {config.upsample_initial_channel}: it is halved"
             f" {len(rates)} times, so give a multiple of {2 ** len(rates)}."
         )
-
-
-def _tupled(value):
-    return tuple(_tupled(v) for v in value) if isinstance(value, list | tuple) else value
+    if not all(kernel % 2 for kernel in config.resblock_kernel_sizes):
+        raise ValueError(
+            f"resblock_kernel_sizes = {config.resblock_kernel_sizes}: give odd numbers, whose"
+            " convolutions keep the length."
+        )
+    if config.mel is not None:
+        for ours, theirs in MEL_FIELDS.items():
+            value, other = getattr(config, ours), getattr(config.mel, theirs)
+            if value != other:
+                raise ValueError(f"{ours} = {value!r}, but mel.{theirs} = {other!r}: make them one")
 
 
 class ResidualBlock(nnx.Module):

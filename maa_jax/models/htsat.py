@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from maa_jax import schema
+from maa_jax.models import hf_config
 from maa_jax.models.kernels import attention
 from maa_jax.models.layers import Conv
 
@@ -38,23 +40,22 @@ class HtsatConfig:
     twice `patch_embeds_hidden_size` for every stage but the first.
     """
 
-    num_mel_bins: int = 64
-    spec_size: int = 256
-    patch_size: int = 4
-    patch_stride: tuple[int, int] = (4, 4)
-    window_size: int = 8
-    patch_embeds_hidden_size: int = 96
-    hidden_size: int = 768
-    depths: tuple[int, ...] = (2, 2, 6, 2)
-    num_attention_heads: tuple[int, ...] = (4, 8, 16, 32)
-    mlp_ratio: float = 4.0
+    num_mel_bins: int = schema.size(64, most=1024)
+    spec_size: int = schema.size(256, most=4096)
+    patch_size: int = schema.size(4, most=64)
+    patch_stride: tuple[int, int] = schema.size((4, 4), most=64)
+    window_size: int = schema.size(8, most=64)
+    patch_embeds_hidden_size: int = schema.size(96)
+    hidden_size: int = schema.size(768)
+    depths: tuple[int, ...] = schema.size((2, 2, 6, 2), most=64, length=(1, 8))
+    num_attention_heads: tuple[int, ...] = schema.size((4, 8, 16, 32), length=(1, 8))
+    mlp_ratio: float = schema.field(4.0, least=0.1, most=64)
     enable_fusion: bool = False
-    aff_block_r: int = 4
-    layer_norm_eps: float = 1e-5
+    aff_block_r: int = schema.size(4, most=1024)
+    layer_norm_eps: float = schema.epsilon(1e-5)
 
     def __post_init__(self):
-        for name in ("patch_stride", "depths", "num_attention_heads"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # lists in config.json
+        schema.check(self)
         problems = []
         need = lambda good, text: None if good else problems.append(text)
         stages = len(self.depths)
@@ -77,6 +78,12 @@ class HtsatConfig:
             self.hidden_size == self.width(stages - 1),
             f"hidden_size={self.hidden_size}: {self.width(stages - 1)}, the last stage's width",
         )
+        for i, heads in enumerate(self.num_attention_heads[:stages]):
+            need(
+                self.width(i) % heads == 0,
+                f"num_attention_heads={self.num_attention_heads}: {heads} do not divide the width"
+                f" {self.width(i)} of stage {i + 1}",
+            )
         if problems:
             raise ValueError("HTSAT needs other sizes: " + "; ".join(problems))
 
@@ -111,12 +118,10 @@ class HtsatConfig:
         Raises:
           ValueError: the file has a setting that this network does not support.
         """
-        for key, value in _FIXED.items():
-            if d.get(key, value) != value:
-                raise ValueError(f"{key}={d[key]!r} is not supported by HTSAT: use {value!r}.")
+        config = hf_config.build(cls, d, fixed=_FIXED, ignored=None)
         if d.get("fusion_type") == "channel_map":
             raise ValueError("fusion_type='channel_map' is not supported by HTSAT: use 'aff_2d'.")
-        return cls(**{f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d})
+        return config
 
 
 class _Bottleneck(nnx.Module):

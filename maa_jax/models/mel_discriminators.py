@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from maa_jax import schema
 from maa_jax.models.layers import Conv
 
 Outputs = list[tuple[jax.Array, list[jax.Array]]]
@@ -28,10 +29,13 @@ class MultiWindowConfig:
       dropout: rate of dropout after each convolution.
     """
 
-    windows: tuple[int, ...] = (32, 64, 128)
-    channels: int = 128
-    layers: int = 3
-    dropout: float = 0.25
+    windows: tuple[int, ...] = schema.size((32, 64, 128), length=(1, 16))
+    channels: int = schema.size(128)
+    layers: int = schema.size(3, most=16)
+    dropout: float = schema.rate(0.25)
+
+    def __post_init__(self):
+        schema.check(self)
 
 
 class WindowDiscriminator(nnx.Module):
@@ -100,8 +104,11 @@ class MultiWindowDiscriminator(nnx.Module):
 class PatchConfig:
     """Sizes of the release's PatchGAN discriminator (latent diffusion's NLayerDiscriminator)."""
 
-    channels: int = 64
-    layers: int = 3
+    channels: int = schema.size(64)
+    layers: int = schema.size(3, most=16)
+
+    def __post_init__(self):
+        schema.check(self)
 
 
 class PatchDiscriminator(nnx.Module):

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maa_jax import schema
+from maa_jax.models import hf_config
 from maa_jax.models.bert import Bert, BertConfig, Encoder
 from maa_jax.models.clap import unit_length
 from maa_jax.models.cnn14 import Cnn14Config, Cnn14Frames
@@ -26,16 +28,17 @@ class AudioTransformerConfig:
     `max_frames` is the number of position embeddings, by default that of a 10 s clip's frames.
     """
 
-    hidden_size: int = 512
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    intermediate_size: int = 3072
-    max_frames: int = 31
-    layer_norm_eps: float = 1e-12
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
+    hidden_size: int = schema.size(512)
+    num_hidden_layers: int = schema.size(4, most=256)
+    num_attention_heads: int = schema.size(4)
+    intermediate_size: int = schema.size(3072)
+    max_frames: int = schema.size(31)
+    layer_norm_eps: float = schema.epsilon(1e-12)
+    hidden_dropout_prob: float = schema.rate(0.1)
+    attention_probs_dropout_prob: float = schema.rate(0.1)
 
     def __post_init__(self):
+        schema.check(self)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not divisible by num_attention_heads="
@@ -52,6 +55,9 @@ class RetrieverConfig:
     audio_transformer: AudioTransformerConfig = dataclasses.field(
         default_factory=AudioTransformerConfig
     )
+
+    def __post_init__(self):
+        schema.check(self)
 
     @property
     def embedding_size(self) -> int:
@@ -82,15 +88,9 @@ class RetrieverConfig:
         Raises:
           ValueError: the file is not a retriever's.
         """
-        if d.get("model_type") != "retriever":
-            raise ValueError(
-                f"model_type={d.get('model_type')!r} is not a retriever: use 'retriever'."
-            )
-        return cls(
-            BertConfig.from_hf(d["text_encoder"]),
-            Cnn14Config.from_hf(d["audio_encoder"]),
-            AudioTransformerConfig(**d["audio_transformer"]),
-        )
+        fixed = {"architectures": ["Retriever"], "model_type": "retriever"}
+        encoders = {"text_encoder": BertConfig, "audio_encoder": Cnn14Config}
+        return hf_config.build(cls, d, fixed=fixed, parts=encoders)
 
 
 class GatedEmbedding(nnx.Module):

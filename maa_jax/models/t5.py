@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from maa_jax import schema
+from maa_jax.models import hf_config
 from maa_jax.models.kernels import attention
 from maa_jax.models.layers import key_bias
 
 # Keys of config.json that change the network's result, with the only value implemented here.
 _FIXED = {"model_type": "t5", "is_decoder": False}
-_FEED_FORWARD = ("relu", "gated-gelu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,23 +29,26 @@ class T5Config:
     `relative_attention_max_distance` or more apart are taken to be that far apart.
     """
 
-    vocab_size: int = 32128
-    d_model: int = 512
-    d_kv: int = 64
-    d_ff: int = 2048
-    num_layers: int = 6
-    num_heads: int = 8
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
-    feed_forward_proj: str = "relu"
-    pad_token_id: int = 0
+    vocab_size: int = schema.size(32128, most=2**24)
+    d_model: int = schema.size(512)
+    d_kv: int = schema.size(64)
+    d_ff: int = schema.size(2048)
+    num_layers: int = schema.size(6, most=256)
+    num_heads: int = schema.size(8)
+    relative_attention_num_buckets: int = schema.field(32, least=4, most=65_536)
+    relative_attention_max_distance: int = schema.field(128, least=2, most=2**24)
+    layer_norm_epsilon: float = schema.epsilon(1e-6)
+    feed_forward_proj: str = schema.field("relu", choices=("relu", "gated-gelu"))
+    pad_token_id: int = schema.field(0, least=0, most=2**24)
 
     def __post_init__(self):
-        if self.feed_forward_proj not in _FEED_FORWARD:
+        schema.check(self)
+        # Half of the buckets are of one token each, in either direction; the rest grow.
+        if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 4:
             raise ValueError(
-                f"feed_forward_proj={self.feed_forward_proj!r} is not supported by T5: use "
-                f"{' or '.join(map(repr, _FEED_FORWARD))}."
+                f"relative_attention_max_distance={self.relative_attention_max_distance}: give "
+                "more than a quarter of relative_attention_num_buckets="
+                f"{self.relative_attention_num_buckets}"
             )
 
     @classmethod
@@ -78,12 +82,9 @@ class T5Config:
         """Reads config.json, of an encoder or of a whole T5.
 
         Raises:
-          ValueError: the file has a setting that this encoder does not support.
+          ValueError: settings are invalid, or not supported by this encoder; all are named.
         """
-        for key, value in _FIXED.items():
-            if d.get(key, value) != value:
-                raise ValueError(f"{key}={d[key]!r} is not supported by T5: use {value!r}.")
-        return cls(**{f.name: d[f.name] for f in dataclasses.fields(cls) if f.name in d})
+        return hf_config.build(cls, d, fixed=_FIXED, ignored=None)
 
 
 class SelfAttention(nnx.Module):

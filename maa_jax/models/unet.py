@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maa_jax import schema
 from maa_jax.models import hf_config
 from maa_jax.models.kernels import attention
 from maa_jax.models.layers import Conv, GroupNorm, Linear, UpsampleConv, remat, zeros_init
@@ -28,22 +29,22 @@ class UNetConfig:
       norm_num_groups: number of groups of every group normalisation.
     """
 
-    in_channels: int = 4
-    out_channels: int = 4
-    block_out_channels: tuple[int, ...] = (320, 640)
-    layers_per_block: int = 2
-    num_heads: int = 8
-    cross_attention_dim: int = 1024
-    norm_num_groups: int = 32
+    in_channels: int = schema.size(4)
+    out_channels: int = schema.size(4)
+    block_out_channels: tuple[int, ...] = schema.size((320, 640), length=(1, 10))
+    layers_per_block: int = schema.size(2, most=16)
+    num_heads: int = schema.size(8)
+    cross_attention_dim: int = schema.size(1024)
+    norm_num_groups: int = schema.size(32)
 
     def __post_init__(self):
-        for width in self.block_out_channels:
-            for name in ("num_heads", "norm_num_groups"):
-                if width % getattr(self, name):
-                    raise ValueError(
-                        f"block_out_channels={self.block_out_channels}: {width} is not a multiple "
-                        f"of {name}={getattr(self, name)}; change one of them"
-                    )
+        schema.check(self)
+        hf_config.check_widths(self, "num_heads", "norm_num_groups")
+        if self.block_out_channels[0] % 2:
+            raise ValueError(
+                f"block_out_channels={self.block_out_channels}: the first is that of the timestep's"
+                " sines and cosines; make it even"
+            )
 
     @property
     def downscale(self) -> int:
@@ -65,18 +66,13 @@ class UNetConfig:
         Raises:
           ValueError: keys or values that this network does not support; all are named.
         """
-        names = {f.name: f.name for f in dataclasses.fields(cls)}
-        names["num_heads"] = "attention_head_dim"
-        levels = len(config.get("block_out_channels", ()))
-        hf_config.check(
+        return hf_config.build(
+            cls,
             config,
-            _fixed(levels),
-            read=names.values(),
+            fixed=_fixed(hf_config.levels(config)),
+            names={"num_heads": "attention_head_dim"},
             ignored=("sample_size", "upcast_attention", "addition_embed_type_num_heads"),
         )
-        sizes = {ours: config[theirs] for ours, theirs in names.items()}
-        sizes["block_out_channels"] = tuple(sizes["block_out_channels"])
-        return cls(**sizes)
 
 
 def _fixed(levels: int) -> dict[str, Any]:

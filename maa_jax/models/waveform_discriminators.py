@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from maa_jax import schema
 from maa_jax.models import kernels
 from maa_jax.models.layers import conv2d
 from maa_jax.models.layers1d import Conv1d, NormConv
@@ -92,8 +93,11 @@ class SpectralConv1d(NormConv):
 class MultiPeriodConfig:
     """Multi-period discriminator (HiFi-GAN section 2.3); the defaults are HiFi-GAN's."""
 
-    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
-    channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
+    periods: tuple[int, ...] = schema.size((2, 3, 5, 7, 11), length=(1, 16))
+    channels: tuple[int, ...] = schema.size((32, 128, 512, 1024, 1024), length=(1, 16))
+
+    def __post_init__(self):
+        schema.check(self)
 
 
 class PeriodDiscriminator(nnx.Module):
@@ -171,19 +175,27 @@ class MultiScaleConfig:
       groups: number of groups of channels of each convolution.
     """
 
-    scales: int = 3
-    channels: tuple[int, ...] = (128, 128, 256, 512, 1024, 1024, 1024)
-    kernel_sizes: tuple[int, ...] = (15, 41, 41, 41, 41, 41, 5)
-    strides: tuple[int, ...] = (1, 2, 2, 4, 4, 1, 1)
-    groups: tuple[int, ...] = (1, 4, 16, 16, 16, 16, 1)
+    scales: int = schema.size(3, most=16)
+    channels: tuple[int, ...] = schema.size((128, 128, 256, 512, 1024, 1024, 1024), length=(1, 16))
+    kernel_sizes: tuple[int, ...] = schema.size((15, 41, 41, 41, 41, 41, 5), length=(1, 16))
+    strides: tuple[int, ...] = schema.size((1, 2, 2, 4, 4, 1, 1), length=(1, 16))
+    groups: tuple[int, ...] = schema.size((1, 4, 16, 16, 16, 16, 1), length=(1, 16))
 
     def __post_init__(self):
+        schema.check(self)
         lists = (self.channels, self.kernel_sizes, self.strides, self.groups)
         if len({len(values) for values in lists}) > 1:
             raise ValueError(
                 f"channels = {self.channels}, kernel_sizes = {self.kernel_sizes}, strides ="
                 f" {self.strides}, groups = {self.groups}: give lists of one length."
             )
+        for before, after, groups in zip(
+            (1, *self.channels), self.channels, self.groups, strict=False
+        ):
+            if before % groups or after % groups:
+                raise ValueError(
+                    f"groups = {self.groups}: {groups} do not divide {before} and {after} channels."
+                )
 
 
 class ScaleDiscriminator(nnx.Module):
@@ -254,12 +266,19 @@ class MultiResolutionConfig:
       channels: width of all convolutions.
     """
 
-    resolutions: tuple[tuple[int, int, int], ...] = (
-        (1024, 120, 600),
-        (2048, 240, 1200),
-        (512, 50, 240),
+    resolutions: tuple[tuple[int, int, int], ...] = schema.size(
+        ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240)), length=(1, 16)
     )
-    channels: int = 32
+    channels: int = schema.size(32)
+
+    def __post_init__(self):
+        schema.check(self)
+        for n_fft, hop, window in self.resolutions:
+            if not hop <= window <= n_fft:
+                raise ValueError(
+                    f"resolutions: ({n_fft}, {hop}, {window}) is no (n_fft, hop_length, "
+                    "window_length): give a window from hop_length to n_fft."
+                )
 
 
 class ResolutionDiscriminator(nnx.Module):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
+from maa_jax import schema
 from maa_jax.audio.mel import MelConfig
 from maa_jax.checks import check_name
 from maa_jax.latents import check_front_end
@@ -53,6 +54,6 @@ def make_stage(
             f"{' and '.join(able)} can recompute them; lower config.batch_size or raise "
             "config.accumulate to save memory"
         )
-    check_front_end(MelConfig(**config.mel), {})
+    check_front_end(schema.build(MelConfig, config.mel, "config.mel"), {})
     kept = {} if tokenizer is None else {"tokenizer": tokenizer}
     return stage(config, steps_per_epoch=steps_per_epoch, **kept)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
+from maa_jax import schema
 from maa_jax.audio.mel import MelConfig
 from maa_jax.checks import check_name
 from maa_jax.latents import LatentCodec
@@ -62,8 +63,10 @@ class AutoencoderStage(gan.GanStage):
         name, dtype = config.discriminator.name, jnp.dtype(config.dtype)
         check_name("config.discriminator.name", name, _DISCRIMINATORS)
         discriminator, sizes = _DISCRIMINATORS[name]
-        sizes = sizes(**config.discriminator[name])
-        self.vae_config = autoencoder.AutoencoderConfig(**config.autoencoder)
+        sizes = schema.build(sizes, config.discriminator[name], f"config.discriminator.{name}")
+        self.vae_config = schema.build(
+            autoencoder.AutoencoderConfig, config.autoencoder, "config.autoencoder"
+        )
         makes = {
             "vae": lambda rngs: autoencoder.Autoencoder(
                 self.vae_config, dtype=dtype, remat=config.remat, rngs=rngs
@@ -71,7 +74,8 @@ class AutoencoderStage(gan.GanStage):
             "discriminator": lambda rngs: discriminator(sizes, dtype=dtype, rngs=rngs),
         }
         super().__init__(config, makes, steps_per_epoch)
-        self.codec = LatentCodec(MelConfig(**config.mel), self.vae_config, self._graphs["vae"])
+        mel = schema.build(MelConfig, config.mel, "config.mel")
+        self.codec = LatentCodec(mel, self.vae_config, self._graphs["vae"])
         self.codec.check_clip(config.data.samples)
 
     def start_weights(self) -> dict[str, Tree]:

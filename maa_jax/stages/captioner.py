@@ -18,11 +18,11 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
+from maa_jax import schema
 from maa_jax.checks import check_name
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import save_index
 from maa_jax.models import captioner as captioner_lib
-from maa_jax.models.cnn10 import Cnn10Config
 from maa_jax.stages.base import Scalars, SingleNetworkStage, Tree
 from maa_jax.stages.contrastive import augment, make_tokenizer
 from maa_jax.stages.images import matrix_image
@@ -78,14 +78,15 @@ class CaptionerStage(SingleNetworkStage):
             keys["vocab_size"] = self.tokenizer.vocab_size
         begin, end = _ends(config, self.tokenizer)
         keys |= {
-            "encoder": Cnn10Config(**config.captioner.encoder),
             "sample_rate": config.mel.sample_rate,
             "pad_token_id": self.tokenizer.pad_id,
             "bos_token_id": begin,
             "eos_token_id": end,
             "suppress_tokens": [i for i in self.tokenizer.special_ids if i != end],
         }
-        self.captioner_config = captioner_lib.CaptionerConfig(**keys)
+        self.captioner_config = schema.build(
+            captioner_lib.CaptionerConfig, keys, "config.captioner"
+        )
         dtype = jnp.dtype(config.dtype)
         super().__init__(
             config,

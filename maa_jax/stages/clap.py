@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
+from maa_jax import schema
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import save_index
-from maa_jax.models.bert import BertConfig
 from maa_jax.models.clap import Clap, ClapConfig
-from maa_jax.models.cnn14 import Cnn14Config
 from maa_jax.stages import contrastive
 from maa_jax.stages.base import Scalars, SingleNetworkStage, Tree
 from maa_jax.stages.images import matrix_image
@@ -70,12 +69,8 @@ class ClapStage(SingleNetworkStage):
         self.prepare_text = self.tokenizer
         if config.tokenizer == "captions":
             text["vocab_size"] = self.tokenizer.vocab_size
-        self.clap_config = ClapConfig(
-            text_encoder=BertConfig(**text),
-            audio_encoder=Cnn14Config(**config.clap.audio_encoder),
-            embedding_size=config.clap.embedding_size,
-            dropout=config.clap.dropout,
-        )
+        keys = {**config.clap, "text_encoder": text}
+        self.clap_config = schema.build(ClapConfig, keys, "config.clap")
         towers = self.clap_config.text_encoder, self.clap_config.audio_encoder
         contrastive.check(config, "clap", self.tokenizer, *towers)
         dtype = jnp.dtype(config.dtype)

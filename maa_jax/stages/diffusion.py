@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from maa_jax import schema
 from maa_jax.audio.mel import MelConfig
 from maa_jax.data.text_embeddings import Contexts
 from maa_jax.diffusion import samplers
@@ -63,8 +64,8 @@ class DiffusionStage(SingleNetworkStage):
           ValueError: a model folder that the config names is missing or incompatible.
         """
         dtype = jnp.dtype(config.dtype)
-        self.schedule = Schedule(**config.schedule)
-        self.unet_config = UNetConfig(**config.unet)
+        self.schedule = schema.build(Schedule, config.schedule, "config.schedule")
+        self.unet_config = schema.build(UNetConfig, config.unet, "config.unet")
         super().__init__(
             config,
             lambda rngs: UNet(self.unet_config, dtype=dtype, remat=config.remat, rngs=rngs),
@@ -74,7 +75,7 @@ class DiffusionStage(SingleNetworkStage):
         self.conditioner = self._open_conditioner()
         self.prepare_text = self.conditioner.prepare
         self._check_widths()
-        mel = MelConfig(**config.mel)
+        mel = schema.build(MelConfig, config.mel, "config.mel")
         self.codec = LatentCodec.from_folder(self._folders["autoencoder"], mel=mel, dtype=dtype)
         self.codec.check_clip(config.data.samples)
         if "vocoder" in self._folders:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
+from maa_jax import schema
 from maa_jax.checks import check_name
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import save_index
@@ -64,10 +65,16 @@ class RetrieverStage(SingleNetworkStage):
         self.prepare_text = self.tokenizer
         if config.tokenizer == "captions":
             sizes["vocab_size"] = self.tokenizer.vocab_size
-        text, audio = BertConfig(**sizes), Cnn14Config(**config.retriever.audio_encoder)
+        text = schema.build(BertConfig, sizes, "config.retriever.text_encoder")
+        audio = schema.build(
+            Cnn14Config, config.retriever.audio_encoder, "config.retriever.audio_encoder"
+        )
         contrastive.check(config, "retriever", self.tokenizer, text, audio)
-        transformer = AudioTransformerConfig(
-            **config.retriever.audio_transformer, max_frames=audio.frames(config.data.samples)
+        frames = {"max_frames": audio.frames(config.data.samples)}
+        transformer = schema.build(
+            AudioTransformerConfig,
+            {**config.retriever.audio_transformer, **frames},
+            "config.retriever.audio_transformer",
         )
         self.retriever_config = RetrieverConfig(text, audio, transformer)
         dtype = jnp.dtype(config.dtype)

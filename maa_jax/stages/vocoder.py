@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
+from maa_jax import schema
 from maa_jax.audio.mel import MelConfig, log_mel
 from maa_jax.checks import check_name
 from maa_jax.model_folder import networks
@@ -61,20 +62,25 @@ class VocoderStage(gan.GanStage):
         Raises:
           ValueError: the generator is unknown, or its sizes do not match the mels.
         """
-        self.mel = MelConfig(**config.mel)
+        self.mel = schema.build(MelConfig, config.mel, "config.mel")
         name, dtype = config.generator.name, jnp.dtype(config.dtype)
         check_name("config.generator.name", name, _GENERATORS)
         generator, sizes, names = _GENERATORS[name]
-        self.vocoder_config = sizes(
-            model_in_dim=self.mel.n_mels,
-            sampling_rate=self.mel.sample_rate,
-            log=self.mel.log,
-            **config.generator[name],
+        self.vocoder_config = schema.build(
+            sizes,
+            {
+                "model_in_dim": self.mel.n_mels,
+                "sampling_rate": self.mel.sample_rate,
+                "log": self.mel.log,
+                **config.generator[name],
+            },
+            f"config.generator.{name}",
         )
 
         def make_discriminator(name: str, rngs: nnx.Rngs) -> nnx.Module:
             discriminator, sizes = _DISCRIMINATORS[name]
-            return discriminator(sizes(**config.discriminator[name]), dtype=dtype, rngs=rngs)
+            block = schema.build(sizes, config.discriminator[name], f"config.discriminator.{name}")
+            return discriminator(block, dtype=dtype, rngs=rngs)
 
         makes = {
             "vocoder": lambda rngs: generator(
@@ -84,6 +90,7 @@ class VocoderStage(gan.GanStage):
         makes |= {name: functools.partial(make_discriminator, name) for name in names}
         super().__init__(config, makes, steps_per_epoch)
         self._check_sizes()
+        self.vocoder_config = dataclasses.replace(self.vocoder_config, mel=self.mel)
 
     def _check_sizes(self) -> None:
         hop, rates = self.mel.hop_length, self.vocoder_config.upsample_rates

@@ -4,23 +4,25 @@ The folders that `Tokenizer.save` writes can also be opened with `transformers.A
 """
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
 import string
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from maa_jax.files import read_json, replace_folder
+from maa_jax.files import FolderError, check_part_file, read_json, replace_folder
 from maa_jax.text.normalize import normalize
 
 if TYPE_CHECKING:
     import tokenizers  # loaded where it is used: a training step on token ids does not need it
 
 PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+_MOST_BYTES = 64 * 2**20  # of a tokenizer's file; the largest in use have a quarter of that
 SPECIAL = (PAD, UNKNOWN, CLS, SEP, MASK)
 
 # Content of tokenizer_config.json for tokenizers built here.
@@ -47,7 +49,7 @@ class Tokenizer:
       length: number of ids per sentence, padding included; the denoiser attends to all of them.
       pad_id: id of the padding token.
       special_ids: ids of all tokens that are not part of the text, ascending.
-      vocab_size: number of tokens.
+      vocab_size: number of ids, the largest plus 1.
     """
 
     length = 77
@@ -57,18 +59,18 @@ class Tokenizer:
         tokenizer.no_padding()
         self._config: Mapping[str, Any] = _BERT_TOKENIZER if config is None else config
         pad: Any = self._config.get("pad_token")
-        pad = pad["content"] if isinstance(pad, Mapping) else pad
+        pad = pad.get("content") if isinstance(pad, Mapping) else pad
         if pad is None:  # the oldest files leave it to transformers' classes
             known = (PAD, "<pad>", "<|endoftext|>")
             pad = next((token for token in known if tokenizer.token_to_id(token) is not None), PAD)
-        if tokenizer.token_to_id(pad) is None:
+        if not isinstance(pad, str) or tokenizer.token_to_id(pad) is None:
             raise ValueError(
                 f"the tokenizer's vocabulary lacks its pad_token={pad!r}: use tokenizer.json and "
                 "tokenizer_config.json of the same model."
             )
         self._tokenizer = tokenizer
         self.pad_id = tokenizer.token_to_id(pad)
-        self.vocab_size = tokenizer.get_vocab_size()
+        self.vocab_size = 1 + max(tokenizer.get_vocab().values())
         added = tokenizer.get_added_tokens_decoder()
         self.special_ids = tuple(sorted(i for i, token in added.items() if token.special))
 
@@ -80,29 +82,47 @@ class Tokenizer:
 
         Raises:
           FileNotFoundError: both files are missing.
-          ValueError: the files are broken or do not belong together.
+          FolderError: the files are broken or do not belong together.
         """
-        import tokenizers
-
         folder = pathlib.Path(folder)
-        if (folder / "tokenizer.json").is_file():
+        path, vocab = folder / "tokenizer.json", folder / "vocab.txt"
+        if path.exists():
+            return cls._read(path, _tokenizer_config(folder))
+        if vocab.exists():
             try:
-                tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-                return cls(tokenizer, _tokenizer_config(folder))
-            except ValueError:
-                raise
-            except Exception as e:  # the library raises nothing narrower
-                raise ValueError(
-                    f"{folder / 'tokenizer.json'} is broken ({e}): write or copy it again."
-                ) from e
-        if (folder / "vocab.txt").is_file():
-            return cls(_wordpiece((folder / "vocab.txt").read_text("utf-8").splitlines()))
+                check_part_file(vocab)
+                return cls(_wordpiece(vocab.read_text("utf-8").splitlines()))
+            except (ValueError, OSError) as e:
+                raise FolderError(f"{vocab}: {e}; use the vocab.txt of a BERT") from e
         raise FileNotFoundError(
             f"no tokenizer in {folder}: tokenizer.json and vocab.txt are both missing. Give the "
             "tokenizer folder of a model made here, or put tokenizer.json of a downloaded "
             "bert-base-uncased into it, or build one from captions "
             "(maa_jax.text.tokenizer.build_tokenizer)."
         )
+
+    @classmethod
+    def _read(cls, path: pathlib.Path, config: Mapping[str, Any]) -> Self:
+        """Opens tokenizer.json, and tries it: its tables may contradict each other."""
+        import tokenizers
+
+        try:
+            check_part_file(path)
+            if path.stat().st_size > _MOST_BYTES:
+                raise ValueError(f"more than {_MOST_BYTES >> 20} MiB")
+            with _rust_errors():
+                read = cls(tokenizers.Tokenizer.from_file(str(path)), config)
+            for text in ("", "a", "\u2603"):  # nothing, a letter, a character that few know
+                ids = read._encode(text).ids
+                if max(ids, default=0) >= read.vocab_size or len(ids) > cls.length // 2:
+                    raise ValueError(f"{text!r} becomes {ids}, of {read.vocab_size} tokens")
+        except (ValueError, OSError) as e:
+            raise FolderError(f"{path} is broken ({e}): write or copy it again") from e
+        return read
+
+    def _encode(self, text: str) -> "tokenizers.Encoding":
+        with _rust_errors():
+            return self._tokenizer.encode(text)
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
         """Returns int32 ids [n, length]: those of the sentence with special tokens, then padding.
@@ -117,7 +137,7 @@ class Tokenizer:
         ids = np.full((len(prompts), self.length), self.pad_id, np.int32)
         for row, prompt in zip(ids, prompts, strict=True):
             prompt = normalize(prompt)
-            encoding = self._tokenizer.encode(prompt)
+            encoding = self._encode(prompt)
             tokens = encoding.ids
             if len(tokens) > self.length:
                 # First character of the first token lost.
@@ -192,10 +212,21 @@ def build_tokenizer(
     return tokenizer
 
 
+@contextlib.contextmanager
+def _rust_errors() -> Iterator[None]:
+    """Makes ValueErrors of the errors of `tokenizers`, whose panics are not even Exceptions."""
+    try:
+        yield
+    except (ValueError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:
+        raise ValueError(f"the tokenizer fails: {e}") from e
+
+
 def _tokenizer_config(folder: pathlib.Path) -> dict[str, Any]:
     """Returns a folder's tokenizer settings, which older models keep in two files."""
     paths = [folder / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
-    return {k: v for path in paths if path.is_file() for k, v in read_json(path).items()}
+    return {k: v for path in paths if path.exists() for k, v in read_json(path).items()}
 
 
 def _wordpiece(vocab: Sequence[str]) -> "tokenizers.Tokenizer":
@@ -205,7 +236,9 @@ def _wordpiece(vocab: Sequence[str]) -> "tokenizers.Tokenizer":
     ids = {word: i for i, word in enumerate(vocab)}
     missing = [token for token in SPECIAL if token not in ids]
     if missing:
-        raise ValueError(f"vocab.txt lacks {', '.join(missing)}: use the vocabulary of a BERT.")
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    if len(ids) < len(vocab):
+        raise ValueError(f"{len(vocab) - len(ids)} words stand in it twice")
     tokenizer = tokenizers.Tokenizer(
         tokenizers.models.WordPiece(ids, unk_token=UNKNOWN, max_input_chars_per_word=100)
     )

@@ -64,7 +64,7 @@ def test_crops_depend_on_the_seed_alone():
 
 
 def test_wrong_settings_and_recordings_are_refused():
-    with pytest.raises(ValueError, match="truncation='cut' is not known: use fusion or rand_tru"):
+    with pytest.raises(ValueError, match="truncation='cut': give one of 'fusion'"):
         ClapFeatures(truncation="cut")
     with pytest.raises(ValueError, match=r"shape \(2, 100\): give mono"):
         ClapFeatures(**SHORT)(np.zeros((2, 100)))

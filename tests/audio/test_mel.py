@@ -84,7 +84,7 @@ def test_bad_input_is_named():
         log_mel(jnp.zeros((1, 300)))
     with pytest.raises(ValueError, match=r"\(4000,\)"):
         stft_magnitude(jnp.zeros(4000))
-    with pytest.raises(ValueError, match=r"log is 'log2'"):
+    with pytest.raises(ValueError, match=r"log='log2'"):
         dataclasses.replace(MelConfig(), log="log2")
     with pytest.raises(ValueError, match=r"fmax.*9000"):
         MelConfig(fmax=9000)

@@ -100,19 +100,30 @@ def test_configurations_are_read_back_and_others_refused():
     old = Schedule().to_hf()
     del old["rescale_betas_zero_snr"], old["prediction_type"]
     assert Schedule.from_hf(old) == Schedule()
-    with pytest.raises(ValueError, match=r"scheduler: steps_offset=0 is not supported; use 1"):
+    with pytest.raises(ValueError, match=r"steps_offset=0 is not supported; use 1"):
         Schedule.from_hf(schedule.to_hf() | {"steps_offset": 0})
-    with pytest.raises(ValueError, match=r"scheduler: .*'v-prediction'.*'v_prediction'"):
+    with pytest.raises(ValueError, match=r"prediction_type='v-prediction': .*'v_prediction'"):
         Schedule.from_hf(schedule.to_hf() | {"prediction_type": "v-prediction"})
+    # An absent key means another default in diffusers.
+    with pytest.raises(ValueError, match="beta_start is missing"):
+        Schedule.from_hf({k: v for k, v in schedule.to_hf().items() if k != "beta_start"})
+    with pytest.raises(ValueError, match="trained_betas="):
+        Schedule.from_hf(schedule.to_hf() | {"trained_betas": [0.1]})
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(beta_schedule="cosine"), "beta_schedule='cosine': did you mean"),
-        (dict(prediction_type="eps"), "prediction_type='eps': did you mean 'epsilon'?"),
-        (dict(beta_end=2.0), "beta_end=2.0: give numbers between 0 and 1"),
-        (dict(num_train_timesteps=0), "num_train_timesteps=0: give 1 or more"),
+        (dict(beta_schedule="cosine"), "beta_schedule='cosine': give one of"),
+        (dict(prediction_type="eps"), "prediction_type='eps': give one of 'epsilon'"),
+        (dict(beta_end=2.0), "beta_end=2.0: give a number from"),
+        (dict(beta_end=float("nan")), "beta_end=nan: give a number from"),
+        (dict(beta_start=-1e-4), "beta_start=-0.0001: give a number from"),
+        (dict(beta_start=0.02), "give numbers between 0 and 1 that do not decrease"),
+        (dict(beta_end=0.99), "some timesteps have no signal"),
+        (dict(num_train_timesteps=0), "num_train_timesteps=0: give a whole number from 1"),
+        (dict(num_train_timesteps=10**10), "num_train_timesteps=10000000000: give"),
+        (dict(num_train_timesteps=1000.0), "num_train_timesteps=1000.0: give"),
         (dict(rescale_betas_zero_snr=True), "use 'v_prediction' or 'sample'"),
     ],
 )

@@ -22,7 +22,7 @@ from tests.tiny_encoders import write_encoder
 CAPTIONS = ["A crow caws, twice", "a Dog barks at 3 o'clock", "a bell"]
 
 
-def write_model(folder, vocab_size=100):
+def write_model(folder, vocab_size=100, max_position_embeddings=77):
     build_tokenizer(CAPTIONS, folder / "tokenizer", 100)
     bert = BertConfig(
         vocab_size=vocab_size,
@@ -30,7 +30,7 @@ def write_model(folder, vocab_size=100):
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=32,
-        max_position_embeddings=77,
+        max_position_embeddings=max_position_embeddings,
     )
     head = ProjectionConfig(16, 24)
     for name, config, network in (
@@ -119,6 +119,60 @@ def test_another_models_tokenizer_is_refused(tmp_path):
     (tmp_path / "vocab.txt").write_text("<s>\n</s>\na\n")
     with pytest.raises(ValueError, match=r"\[PAD\]"):
         Tokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["model"]["vocab"].update(crow=2**31), r"text encoder \d+"),
+        (lambda c: c["post_processor"]["special_tokens"]["[CLS]"].update(ids=[999]), "999"),
+        (lambda c: c["post_processor"].update(special_tokens={}), "tokenizer fails"),
+        (lambda c: c["model"].update(unk_token="nothing"), "tokenizer fails"),
+        (lambda c: c["model"].update(vocab={}), "pad_token|tokenizer fails"),
+        (lambda c: c.update(normalizer=3), "tokenizer fails"),
+        (
+            lambda c: c.update(
+                normalizer={"type": "Replace", "pattern": {"Regex": "("}, "content": ""}
+            ),
+            "tokenizer fails",
+        ),
+    ],
+)
+def test_a_tokenizer_whose_tables_contradict_each_other_is_refused(
+    model, tmp_path, change, message
+):
+    model = shutil.copytree(model, tmp_path / "model")
+    path = model / "tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(FolderError, match=message):
+        TextConditioner.from_folder(model)
+
+
+@pytest.mark.parametrize("pad", [3, [], {}, {"content": 3}, "nothing"])
+def test_a_padding_token_that_is_no_token_is_refused(model, tmp_path, pad):
+    folder = shutil.copytree(model / "tokenizer", tmp_path / "tokenizer")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": pad}))
+    if pad == {}:  # as absent
+        assert Tokenizer.from_folder(folder).pad_id == 0
+    else:
+        with pytest.raises(FolderError, match=r"tokenizer.*pad_token"):
+            Tokenizer.from_folder(folder)
+
+
+def test_a_vocabulary_with_a_word_twice_is_refused(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\na\n")
+    with pytest.raises(FolderError, match=r"vocab\.txt: 1 words stand in it twice"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(FolderError, match=r"vocab\.txt: .*decode"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_an_encoder_with_too_few_positions_is_refused(tmp_path):
+    with pytest.raises(FolderError, match="positions for 16 tokens"):
+        TextConditioner.from_folder(write_model(tmp_path, max_position_embeddings=16))
 
 
 def test_a_string_is_not_taken_for_a_list_of_letters(model):

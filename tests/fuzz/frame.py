@@ -20,6 +20,7 @@ import maa_jax
 
 KINDS = {
     "audio": "tests.fuzz.audio_files",
+    "model_folders": "tests.fuzz.model_folders",
 }
 SEED = 0
 SECONDS = 10  # for one case

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import os
 import shutil
 
 import jax
@@ -11,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 from maa_jax.diffusion.schedule import Schedule
 from maa_jax.files import FolderError
 from maa_jax.model_folder import hub, networks
-from maa_jax.model_folder.index import content_hash, load_index, save_index
+from maa_jax.model_folder.index import content_hash, copy_folder, load_index, save_index
+from maa_jax.model_folder.model import read_model
 from maa_jax.models.rngs import InitRngs
 
 NETWORKS = (
@@ -180,6 +183,166 @@ def test_loading_is_strict(model):
         assert name in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.astype(np.int8), "type of linear1.weight: I8, expected a float"),
+        (lambda v: v.astype(bool), "type of linear1.weight: BOOL, expected a float"),
+        (lambda v: v.astype(np.int64), "type of linear1.weight: I64, expected a float"),
+        (lambda v: np.where(v == v.max(), np.nan, v), "linear1.weight: NaN"),
+        (lambda v: np.where(v == v.max(), -np.inf, v), "linear1.weight: NaN, or beyond float32"),
+        (lambda v: v.astype(np.float64) * 1e300, "linear1.weight: NaN, or beyond float32"),
+    ],
+)
+def test_weights_that_no_network_has_are_refused(model, change, message):
+    path = model / "text_projection" / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"linear1.weight": change(tensors["linear1.weight"])}, path)
+    with pytest.raises(FolderError, match=f"text_projection.*\n?.*{message}"):
+        networks.load_network(model, "text_projection")
+
+
+def test_a_negative_variance_is_refused(model):
+    path = model / "audio_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("running_var"))
+    save_file(tensors | {name: -tensors[name]}, path)
+    with pytest.raises(FolderError, match=f"{name}: a negative variance"):
+        networks.load_network(model, "audio_encoder")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("text_encoder", "num_hidden_layers", 10**9),
+        ("text_encoder", "layer_norm_eps", -1),
+        ("text_encoder", "hidden_size", "16"),
+        ("text_encoder", "hidden_size", None),
+        ("text_encoder", "num_attention_heads", 0),
+        ("text_projection", "dropout", [0.5]),
+        ("vae", "layers_per_block", 10**9),
+        ("vae", "scaling_factor", 0),
+        ("vae", "scaling_factor", -1.0),
+        ("vae", "block_out_channels", [8] * 1000),
+        ("vae", "norm_num_groups", 3),
+        ("unet", "layers_per_block", 10**9),
+        ("unet", "attention_head_dim", "8"),
+        ("unet", "attention_head_dim", 2.5),
+        ("unet", "in_channels", True),
+        ("unet", "cross_attention_dim", 10**400),
+        ("vocoder", "upsample_rates", [8, 8, 2, 10**9]),
+        ("vocoder", "upsample_rates", 256),
+        ("vocoder", "resblock_kernel_sizes", [4]),
+        ("vocoder", "log", {}),
+        ("audio_encoder", "hop_length", 0),
+        ("audio_encoder", "channels", [4, None, 16]),
+    ],
+)
+def test_a_wrong_value_in_a_config_is_named_before_a_network_is_built(model, part, key, value):
+    path = model / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(FolderError) as e:
+        networks.load_config(model, part)
+    assert str(path) in str(e.value) and key in str(e.value)
+
+
+def test_a_layout_of_this_project_states_every_value(model):
+    path = model / "audio_encoder" / "config.json"
+    content = json.loads(path.read_text())
+    del content["hop_length"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(FolderError, match="hop_length is missing"):
+        networks.load_config(model, "audio_encoder")
+
+
+def test_a_part_of_another_class_is_refused(model):
+    shutil.rmtree(model / "unet")
+    shutil.copytree(model / "vae", model / "unet")
+    with pytest.raises(FolderError, match=r"unet.config\.json.*'AutoencoderKL', but unet/ takes"):
+        networks.load_config(model, "unet")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"3",
+        b'{"a": 1',
+        b"[" * 200_000,
+        b'{"a":' * 200_000,
+        b"\xff\xfe",
+        b'{"in_channels": 4, "in_channels": 8}',
+        b'{"in_channels": NaN}',
+        b'{"in_channels": 1' + b"0" * 5000 + b"}",
+    ],
+)
+def test_a_file_that_is_no_json_object_is_named(model, content):
+    for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
+        before = (model / name).read_bytes()
+        (model / name).write_bytes(content)
+        with pytest.raises(FolderError, match=name):
+            read_model(model)
+        (model / name).write_bytes(before)
+
+
+@pytest.mark.parametrize("name", ["unet/config.json", "vocoder/model.safetensors"])
+def test_only_regular_files_of_the_folder_are_read(model, tmp_path, name):
+    part, path = name.split("/")[0], model / name
+    elsewhere = shutil.move(path, tmp_path / path.name)
+    for put in (
+        lambda: os.mkfifo(path),
+        lambda: path.mkdir(),
+        lambda: path.symlink_to(path),
+        lambda: path.symlink_to("/dev/zero"),
+        lambda: path.symlink_to(elsewhere),
+    ):
+        put()
+        with pytest.raises(FolderError, match=name):
+            networks.load_network(model, part)
+        path.rmdir() if path.is_dir() else path.unlink()
+    # A link to another file of the folder, as in a repository with annexed files.
+    inside = shutil.move(elsewhere, model / "annexed")
+    path.symlink_to(inside)
+    networks.load_network(model, part)
+
+
+def test_a_cache_of_links_to_blobs_is_read_and_copied_as_files(model, tmp_path):
+    snapshot = tmp_path / "hub" / "models--someone--sounds" / "snapshots" / "abc"
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.mkdir(parents=True)
+    for i, path in enumerate(sorted(p for p in model.rglob("*") if p.is_file())):
+        link = snapshot / path.relative_to(model)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, blobs / str(i))
+        link.symlink_to(os.path.relpath(blobs / str(i), link.parent))
+    read_model(snapshot)
+    networks.load_network(snapshot, "vocoder")
+    copy_folder(snapshot, tmp_path / "copy")
+    assert not any(path.is_symlink() for path in (tmp_path / "copy").rglob("*"))
+    assert content_hash(tmp_path / "copy") == content_hash(snapshot)
+
+
+def test_links_out_of_a_folder_are_not_copied(model, tmp_path):
+    (tmp_path / "secret").write_text("mine")
+    (model / "LICENSE").symlink_to(tmp_path / "secret")
+    with pytest.raises(FolderError, match=r"LICENSE.*outside"):
+        copy_folder(model, tmp_path / "copy")
+    assert not (tmp_path / "copy" / "LICENSE").exists()
+
+
+def test_a_network_that_its_layout_cannot_hold_is_not_written(tiny_model, tmp_path):
+    config, (_, params) = (
+        networks.load_config(tiny_model, "vae"),
+        networks.load_network(tiny_model, "vae"),
+    )
+    wider = dataclasses.replace(config, layers_per_block=2)
+    with pytest.raises(ValueError, match=r"vae: .*do not fit[^$]*not written"):
+        networks.save_network(tmp_path, "vae", wider, params)
+    assert not any(tmp_path.iterdir())
+
+
 def shard(folder, dtype=np.float32):
     """Splits a folder's model.safetensors in two, with an index, as large models are kept."""
     tensors = {k: v.astype(dtype) for k, v in load_file(folder / "model.safetensors").items()}
@@ -206,6 +369,30 @@ def test_sharded_weights_are_read_and_missing_shards_named(model):
     assert all(name in str(e.value) for name in shards)
     with pytest.raises(FolderError, match=f"text_encoder/{shards[1]}"):
         load_index(model)
+
+
+@pytest.mark.parametrize(
+    "file", ["/etc/passwd", "../vae/diffusion_pytorch_model.safetensors", "..", 3, None, "x" * 999]
+)
+def test_an_index_of_shards_names_files_beside_it(model, file):
+    shard(model / "text_encoder")
+    path = model / "text_encoder" / "model.safetensors.index.json"
+    content = json.loads(path.read_text())
+    content["weight_map"]["embeddings.LayerNorm.bias"] = file
+    path.write_text(json.dumps(content))
+    for read in (load_index, lambda model: networks.load_network(model, "text_encoder")):
+        with pytest.raises(FolderError, match=r"index\.json: weight_map names"):
+            read(model)
+
+
+def test_a_tensor_in_two_shards_is_refused(model):
+    first, second = (model / "text_encoder" / name for name in shard(model / "text_encoder"))
+    twice = dict([next(iter(load_file(first).items()))])
+    save_file(load_file(second) | twice, second, metadata={"format": "pt"})
+    with pytest.raises(
+        FolderError, match=r"00002-of-00002.*which model.*index\.json has elsewhere"
+    ):
+        networks.load_network(model, "text_encoder")
 
 
 def test_bfloat16_weights_are_read_as_float32(model):

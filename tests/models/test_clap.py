@@ -88,5 +88,5 @@ def test_full_size_is_bert_base_and_cnn14():
 def test_projection_config_is_read_back_from_json():
     config = TINY.text_projection
     assert ProjectionConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
-    with pytest.raises(ValueError, match="model_type=None"):
+    with pytest.raises(ValueError, match="in_size is missing"):
         ProjectionConfig.from_hf({})
