@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -305,6 +306,12 @@ def _folder_name(config: DataConfig, built: epath.Path, version: str) -> str:
     if folder and not all(epath.Path(path).exists() for path in (folder, table) if path):
         # As on another machine: the dataset is all that is needed, if there is just one.
         names = origins.built_from(built, version, folder, table)
-        if len(names) == 1:
-            return names[0]
+        own = [name for name in names if re.fullmatch(r".+-[0-9a-f]{8}", name)]
+        if len(own) == 1:
+            return own[0]
+        if names:
+            raise ValueError(
+                f"{folder} or {table} is not there; to use a dataset that was built from them, name"
+                f" it: {', '.join(f'data.dataset=audio_folder/{name}' for name in names)}"
+            )
     return config_name(folder, table)
