@@ -349,3 +349,11 @@ def test_every_config_has_its_arguments(name):
 def test_every_config_is_tested():
     folder = pathlib.Path(common.__file__).parent
     assert {p.stem for p in folder.glob("[!_]*.py")} == {*STAGES, "common"}
+
+
+def test_a_run_whose_recordings_have_changed_does_not_go_on(make_config, tmp_path):
+    config = make_config("clap")
+    checkpoint.write_data(tmp_path, {"sonic_sounds:train": "another"})
+    checkpoint.write_config(tmp_path, config)
+    with pytest.raises(ValueError, match="captions of sonic_sounds:train, sonic_sounds:validation"):
+        loop.train(config, str(tmp_path))

@@ -195,6 +195,24 @@ def open_for_training(config: Config, process_index: int = 0) -> Datasets:
     return datasets
 
 
+def contents(config: Config, process_index: int = 0) -> dict[str, str]:
+    """Returns {split: digest of its recordings and texts} of all data of a run; see `prepare`.
+
+    By it a run that goes on knows whether its data are those that it began with.
+    """
+    datasets = open_for_training(config, process_index)
+    c = datasets.config
+    found = {}
+    for part in (*c.parts(), *c.eval_parts(), *c.event_parts()):
+        folder = datasets.folders[part.dataset]
+        for _, name in mixtures.pieces(part):
+            if name in stored.split_names(folder):
+                found[f"{part.dataset}:{name}"] = stored.digest(
+                    part.dataset, name, folder, process_index
+                )
+    return found
+
+
 def num_examples(config: Config, split: str | None = None) -> int:
     """Returns the number of examples of an epoch of training, or of recordings of a split.
 

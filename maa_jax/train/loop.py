@@ -29,8 +29,10 @@ from maa_jax.training import optim, sharding
 from maa_jax.training.checkpoint import (
     Checkpoints,
     check_config,
+    check_data,
     read_tokenizer,
     write_config,
+    write_data,
     write_tokenizer,
 )
 from maa_jax.training.metrics import Metrics
@@ -71,7 +73,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             return _nothing_to_do(first)  # before looking for the dataset, which may be gone
 
         # Data and stage.
-        datasets.prepare(config.data, jax.process_index())
+        data = datasets.contents(config.data, jax.process_index())
+        check_data(workdir, data)
         examples = datasets.num_examples(config.data, config.data.split)
         steps_per_epoch = max(1, examples // config.batch_size)
         total_steps = _total_steps(config, steps_per_epoch)
@@ -102,6 +105,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             state = _prepare(stage, state, frozen, train_batches(), prepare_key, shardings, mesh)
         # Not earlier: a start that fails on a mistake leaves the workdir free for another config.
         write_tokenizer(workdir, stage.tokenizer)
+        write_data(workdir, data)
         write_config(workdir, config)
 
         train_step = _jit_step(stage, shardings, mesh)

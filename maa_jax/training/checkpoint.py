@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain
@@ -224,6 +224,35 @@ def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
         write_json(_config_file(workdir), json.loads(config.to_json()))
 
 
+def check_data(workdir: str, data: Mapping[str, str]) -> None:
+    """Checks that a run that goes on has the data that it began with.
+
+    Args:
+      workdir: folder of the run.
+      data: digest of each split that it reads, by name.
+
+    Raises:
+      ValueError: recordings or captions have changed; the splits are named.
+    """
+    path = _data_file(workdir)
+    if not (_config_file(workdir).exists() and path.exists()):
+        return
+    old = json.loads(path.read_text())
+    changed = [name for name in sorted(old | dict(data)) if old.get(name) != data.get(name)]
+    if changed:
+        raise ValueError(
+            f"--workdir={workdir}: the recordings or captions of {', '.join(changed)} are not those"
+            " that this run began with. Bring those back, or begin another run in another"
+            f" --workdir; to go on with the new ones all the same, remove {path}"
+        )
+
+
+def write_data(workdir: str, data: Mapping[str, str]) -> None:
+    """Notes the data of a run for `check_data`; called before `write_config`."""
+    if jax.process_index() == 0:
+        write_json(_data_file(workdir), data)
+
+
 def read_config(workdir: str) -> ml_collections.ConfigDict:
     """Returns the config of the run in `workdir`.
 
@@ -271,6 +300,10 @@ def _tokenizer_folder(workdir: str) -> epath.Path:
 
 def _config_file(workdir: str) -> epath.Path:
     return epath.Path(user_path(workdir)) / "config.json"
+
+
+def _data_file(workdir: str) -> epath.Path:
+    return epath.Path(user_path(workdir)) / "data.json"
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

@@ -1,16 +1,21 @@
 import collections
 import csv
+import errno
+import fcntl
 import hashlib
 import io
 import json
+import os
+import re
 
 import numpy as np
 import pytest
 import soundfile
 
+from maa_jax import command
 from maa_jax.audio.io import SILENCE, AudioError, decode, load
 from maa_jax.data import datasets, input_pipeline
-from maa_jax.data.builders import audio_folder, sonic_sounds
+from maa_jax.data.builders import audio_folder, origins, sonic_sounds
 from maa_jax.data.builders.base import Recording, split_by_recording
 from tests.subprocesses import start_python
 
@@ -220,6 +225,46 @@ def test_more_than_one_percent_broken_stops(tmp_path):
     assert not list((tmp_path / "tfds").glob("audio_folder/*/*/dataset_info.json"))
 
 
+def test_one_of_ten_may_be_broken_and_of_fewer_none(tmp_path, caplog):
+    config = make_folder(tmp_path / "sounds", 10)
+    (tmp_path / "sounds/tone 8.wav").write_bytes(b"")
+    assert len(datasets.metadata(config, "train+validation+test")) == 9
+    assert [name for name, _ in report(config)[1:]] == ["tone 8.wav"]
+    assert "1 of 10 recordings are left out" in caplog.text and "-skipped.tsv" in caplog.text
+    few = make_folder(tmp_path / "few", 9)
+    (tmp_path / "few/tone 8.wav").write_bytes(b"")
+    with pytest.raises(AudioError, match="1 recordings cannot be used"):
+        datasets.prepare(few)
+
+
+def test_all_that_is_broken_is_counted_whatever_its_split(tmp_path):
+    config = make_folder(tmp_path / "sounds", 0)
+    rows = [("file", "caption", "split")]
+    for i, split in enumerate(("train", "validation", "test")):
+        (tmp_path / f"sounds/{i}.wav").write_bytes(b"no sound")
+        rows += [(f"{i}.wav", "x", split), (f"gone {i}.wav", "y", split)]
+    for table in (rows[:1] + rows[1::2], rows[:1] + rows[2::2]):
+        with open(config["captions_file"], "w", newline="") as file:
+            csv.writer(file).writerows(table)
+        with pytest.raises(AudioError, match="3 recordings cannot be used") as error:
+            datasets.prepare(config)
+        assert all(f"  {name}: " in str(error.value) for name, *_ in table[1:])
+
+
+def test_recordings_above_full_scale_are_scaled_down_and_listed(tmp_path, caplog):
+    config = make_folder(tmp_path / "sounds", 3)
+    loud = 3 * np.sin(2 * np.pi * 440 * np.arange(8000) / 16000)
+    soundfile.write(tmp_path / "sounds/tone 0.wav", loud, 16000, subtype="FLOAT")
+    source = datasets.Datasets(config).open_split("train+validation+test")
+    stored = {e["id"].decode(): decode(e["audio"]) for e in map(source.__getitem__, range(3))}
+    np.testing.assert_allclose(stored["tone 0.wav"], loud / np.abs(loud).max(), atol=1e-4)
+    assert np.abs(stored["tone 2.ogg"]).max() == pytest.approx(0.5, abs=0.02)  # as it was
+    assert report(config)[1:] == [
+        ["tone 0.wav", "kept, but scaled down: its peak is 3 of full scale"]
+    ]
+    assert "1 of 3 recordings are scaled down" in caplog.text
+
+
 def test_all_broken_stops(tmp_path):
     config = make_folder(tmp_path / "sounds", 4)
     for file in (tmp_path / "sounds").rglob("*tone*"):
@@ -296,3 +341,108 @@ def test_a_folder_without_a_table_becomes_recordings_without_captions(tmp_path):
     config |= {"dataset": "audio_folder/none", "folder": str(tmp_path / "empty")}
     with pytest.raises(ValueError, match=r"folder .*empty holds no sound file"):
         datasets.prepare(config)
+
+
+def test_sound_files_of_all_formats_are_taken_and_the_others_counted(tmp_path, caplog):
+    root = tmp_path / "sounds"
+    root.mkdir()
+    wav = 0.5 * np.sin(2 * np.pi * 50 * np.arange(4800) / 48000)
+    names = ["a.WAV", "b.opus", "c.w64", "d.caf", "e.aiff", "f.au", "g.flac", "h.rf64"]
+    for name in names:
+        form = {"opus": "OGG"}.get(name[2:].lower(), name[2:].upper())
+        subtype = "OPUS" if form == "OGG" else "PCM_16"
+        soundfile.write(root / name, wav, 48000, format=form, subtype=subtype)
+    (root / "i.m4a").touch()
+    (root / "j.M4A").touch()
+    (root / "k.wma").touch()
+    (root / "notes.txt").touch()
+    (root / "folder.wav").mkdir()
+    (root / "loop").symlink_to(".")
+    config = {"dataset": "audio_folder", "folder": str(root), "data_dir": str(tmp_path / "tfds")}
+    assert sorted(e["id"] for e in datasets.metadata(config, "train")) == names
+    assert "3 files are left out, since they cannot be decoded (2 .m4a, 1 .wma)" in caplog.text
+    for name in names:
+        (root / name).unlink()
+    with pytest.raises(ValueError, match=r"holds no sound file that can be decoded .*convert"):
+        datasets.prepare(config)
+
+
+def test_a_folder_without_a_table_names_what_cannot_be_taken(tmp_path):
+    config = make_folder(tmp_path / "sounds", 3)
+    del config["captions_file"]
+    odd = os.fsencode(tmp_path / "sounds") + b"/caf\xe9.wav"
+    with open(odd, "wb"):
+        pass
+    with pytest.raises(ValueError, match=r"caf.*\.wav' is not UTF-8; rename"):
+        datasets.prepare(config)
+    os.remove(odd)
+    (tmp_path / "outside.wav").touch()
+    (tmp_path / "sounds/link.wav").symlink_to(tmp_path / "outside.wav")
+    with pytest.raises(ValueError, match=r"link\.wav is a link that leads out of"):
+        datasets.prepare(config)
+    with pytest.raises(ValueError, match="is no folder"):
+        datasets.prepare({**config, "folder": str(tmp_path / "outside.wav")})
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_or_two_recordings_have_no_validation_and_the_error_says_how_to_take_some(
+    tmp_path, count
+):
+    config = make_folder(tmp_path / "sounds", count)
+    with pytest.raises(ValueError, match="no split 'validation'") as error:
+        datasets.metadata(config, "validation")
+    taken = re.findall(r"data\.(\w+)='([^']+)'", str(error.value))
+    assert [key for key, _ in taken] == ["split", "eval_split"]
+    if count == 2:
+        assert datasets.num_examples(config | dict(taken)) == 1
+        assert len(datasets.metadata(config | dict(taken), "train[:50%]")) == 1
+
+
+# --- leftovers, full disks
+
+KILLED = """
+import os, signal, sys
+from maa_jax.data.builders.audio_folder import AudioFolder
+
+def stop(self, recording):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+AudioFolder._example = stop
+AudioFolder(folder=sys.argv[1], data_dir=sys.argv[2], config=sys.argv[3]).download_and_prepare()
+"""
+
+
+def test_leftovers_of_killed_builds_are_removed_but_not_what_is_being_built(tmp_path, monkeypatch):
+    make_folder(tmp_path / "sounds", 3)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    root = tmp_path / "tfds/audio_folder"
+    for name in ("mine", "other", "other"):
+        arguments = [str(tmp_path / "sounds"), str(tmp_path / "tfds"), name]
+        assert start_python("-c", KILLED, *arguments).wait(timeout=120) == -9
+        assert [path.parent.name for path in root.glob("*/incomplete.*")] == [name]
+    version = str(audio_folder.AudioFolder.VERSION)
+    (root / "third").mkdir()
+    with (root / f"third/.{version}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        (root / f"third/incomplete.ABCDEF_{version}").mkdir()
+        audio_folder.AudioFolder(
+            folder=tmp_path / "sounds", data_dir=tmp_path / "tfds", config="mine"
+        ).download_and_prepare()
+    assert [path.parent.name for path in root.glob("*/incomplete.*")] == ["third"]
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_dataset_and_is_known_as_one(tmp_path, monkeypatch):
+    config = make_folder(tmp_path / "sounds", 3)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/somewhere/else")
+
+    monkeypatch.setattr(origins, "write", full)
+    with pytest.raises(Exception) as error:
+        datasets.prepare(config)
+    assert command.no_room(error.value) == "/somewhere"
+    assert not [p for p in (tmp_path / "tfds").glob("audio_folder/*/*") if p.is_dir()]
+    monkeypatch.undo()
+    datasets.prepare(config)

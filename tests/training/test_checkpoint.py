@@ -148,3 +148,16 @@ def test_a_run_from_before_a_key_existed_has_its_old_value(tmp_path):
     schedule["prediction_type"] = "sample"
     with pytest.raises(ValueError, match=r"schedule\.prediction_type='epsilon' there"):
         checkpoint.check_config(tmp_path, _config(schedule=schedule))
+
+
+def test_a_run_goes_on_only_with_the_data_that_it_began_with(tmp_path):
+    begun = {"mine:train": "1", "mine:validation": "2"}
+    checkpoint.check_data(tmp_path, begun)
+    checkpoint.write_data(tmp_path, begun)
+    checkpoint.check_data(tmp_path, {"other:train": "3"})  # that start failed: there is no config
+    checkpoint.write_config(tmp_path, ml_collections.ConfigDict({"batch_size": 1}))
+    checkpoint.check_data(tmp_path, begun)
+    with pytest.raises(ValueError, match=r"captions of mine:train are not.*remove .*data\.json"):
+        checkpoint.check_data(tmp_path, begun | {"mine:train": "3"})
+    (tmp_path / "data.json").unlink()
+    checkpoint.check_data(tmp_path, {"mine:train": "3"})

@@ -146,3 +146,11 @@ def test_a_broken_memory_is_named(root):
     (path / origins.FILE).write_text("{")
     with pytest.raises(ValueError, match=r"origin\.json is broken .*remove it"):
         datasets.prepare(config(root, "bare", None))
+
+
+def test_a_run_knows_other_captions_of_the_same_recordings(root):
+    before = datasets.contents(config(root, ""))
+    table = root / "sounds/t.csv"
+    table.write_text(table.read_text().replace("wav,", "wav,about "))
+    after = datasets.contents(config(root, ""))
+    assert before.keys() == after.keys() and before != after
