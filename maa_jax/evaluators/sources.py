@@ -26,8 +26,8 @@ def metadata(data: DataConfig | Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Process 0 builds the dataset if it is missing, and the others wait.
     """
-    source = datasets.Datasets(data, jax.process_index()).open_split(None)
-    return [datasets.describe(example) for example in source]
+    found = datasets.Datasets(data, jax.process_index())
+    return found.describe(found.parts_of(None))
 
 
 def choose_prompts(
