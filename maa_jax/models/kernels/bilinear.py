@@ -30,7 +30,8 @@ def bilinear(
     Its adjoint left(c, b, shape=a.shape, **options) is returned with it.
 
     The choice is made when a program is lowered, by its target platform. Under `jax.vmap` the
-    function is `default` everywhere.
+    function is `default` everywhere. The precision of matrix products is that of
+    `jax.default_matmul_precision` where the function is traced, for its derivatives as well.
 
     Args:
       name: name of the operation in programs.
@@ -61,7 +62,25 @@ def bilinear(
         lambda ct, a, c, shape, **options: left.bind(c, ct, shape=a.aval.shape, **options),
         lambda ct, a, c, shape, **options: value.bind(a, ct, **options),
     )
-    return value.bind, left.bind
+    return _traced(value), _traced(left)
+
+
+def _traced(primitive: Primitive) -> Form:
+    def bind(*args: jax.Array, **options: Any) -> jax.Array:
+        # An option of the primitive: its forms are traced when the program is lowered, outside of
+        # the context in which it was bound.
+        precision = jax.config.jax_default_matmul_precision
+        return primitive.bind(*args, precision=precision, **options)
+
+    return bind
+
+
+def _at_precision(form: Form) -> Form:
+    def traced(*args: jax.Array, precision: str | None, **options: Any) -> jax.Array:
+        with jax.default_matmul_precision(precision):
+            return form(*args, **options)
+
+    return traced
 
 
 def _left(form: Form) -> Form:
@@ -82,6 +101,7 @@ def _right(form: Form) -> Form:
 
 def _primitive(name: str, default: Form, cpu: Form) -> Primitive:
     primitive = Primitive(name)
+    default, cpu = _at_precision(default), _at_precision(cpu)
 
     @primitive.def_impl
     def _(*args: jax.Array, **options: Any) -> jax.Array:
