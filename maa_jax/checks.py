@@ -1,6 +1,7 @@
-"""Checks of user input, whose errors suggest the right value."""
+"""Checks of user input, whose errors suggest the right value, and warnings that repeat."""
 
 import difflib
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -19,6 +20,20 @@ def check_name(key: str, value: object, known: Collection[str]) -> None:
         )
 
 
+def check_text(key: str, value: str) -> None:
+    """Raises a ValueError unless a text can be written as UTF-8.
+
+    A terminal in another encoding passes on bytes that stand for no character.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{key}={value!r}: {value[error.start]!r} is no character; type it in a terminal that "
+            "uses UTF-8"
+        ) from None
+
+
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Compares recorded settings with current ones.
 
@@ -34,3 +49,20 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         for key, value in here.items()
         if key not in there or there[key] != value
     ]
+
+
+class Repeated:
+    """A warning that a long run has reason to give many times.
+
+    It is shown the first, the 10th, the 100th time and so on, with the number of times so far.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self, message: str) -> None:
+        """Counts the warning, and shows it if it is time."""
+        self._count += 1
+        if str(self._count).strip("0") == "1":
+            so_far = f" ({self._count} so far)" if self._count > 1 else ""
+            warnings.warn(message + so_far, stacklevel=2)

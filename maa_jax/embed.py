@@ -75,7 +75,6 @@ def _embed_contexts(config: "ml_collections.ConfigDict", request: Embedding) -> 
             "new captions during training, whose contexts cannot be precomputed; set it to ''"
         )
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
     from maa_jax.data import datasets, text_embeddings
@@ -83,7 +82,8 @@ def _embed_contexts(config: "ml_collections.ConfigDict", request: Embedding) -> 
     from maa_jax.encoders.text import TextConditioner, find
 
     folder = find(config.text_encoder)
-    conditioner = TextConditioner.from_folder(folder, dtype=jnp.dtype(config.dtype))
+    # In float32, whatever the denoiser's dtype: as in training without stored contexts.
+    conditioner = TextConditioner.from_folder(folder)
     batches = Batches(request.batch_size)
     params, encode = batches.put(conditioner.params), jax.jit(conditioner.encode)
 

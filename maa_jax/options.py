@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Self, TypeVar
 
 from maa_jax import schema
-from maa_jax.checks import check_name
+from maa_jax.checks import check_name, check_text
 from maa_jax.files import user_path
 
 REQUIRED: Any = dataclasses.MISSING
@@ -211,6 +211,9 @@ def _check(options: Options, field: dataclasses.Field, annotation: Any, value: A
         remedy = FINE if fits else schema.describe(annotation, limits)
     if remedy != FINE:
         raise ValueError(f"{field.name}={value!r}: give {remedy}")
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str) and not known["path"]:
+            check_text(field.name, text)
 
 
 def _plain(value: Any) -> Any:

@@ -227,9 +227,22 @@ def encode_flac(wav: np.ndarray, sample_rate: int = SAMPLE_RATE) -> bytes:
 
 
 def pcm16(wav: np.ndarray) -> np.ndarray:
-    """Rounds float [samples] to the int16 of FLAC and wav files; clips beyond [-1, 1]."""
+    """Rounds float [..., samples] to the int16 of FLAC and wav files; clips beyond [-1, 1]."""
     # libsndfile would truncate, which distorts the quietest sounds.
-    return np.round(np.clip(wav, -1, 1) * 32767).astype(np.int16)
+    return _rounded(wav).astype(np.int16)
+
+
+def _rounded(wav: np.ndarray) -> np.ndarray:
+    return np.round(np.clip(wav, -1, 1) * np.float32(32767))
+
+
+def as_read(wav: np.ndarray) -> np.ndarray:
+    """Returns float [..., samples] as it comes back from a wav file that this module wrote.
+
+    Scores hear this: a spectrogram in decibels shows noise far below 16 bits, so that those of a
+    sound and of its file would differ. NaN stays NaN.
+    """
+    return _rounded(wav) / np.float32(2**15)
 
 
 def write_wav(

@@ -23,6 +23,7 @@ from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import content_hash, networks_in
 from maa_jax.model_folder.registry import class_of
 from maa_jax.models.clap import unit_length
+from maa_jax.models.cnn14 import Cnn14Config
 from maa_jax.text.tokenizer import Tokenizer
 
 TOWERS = {
@@ -94,8 +95,18 @@ class _Family(Protocol):
         ...
 
 
+# Length in seconds up to which Microsoft's code repeats a sound that is shorter.
+_RELEASED_SECONDS = 5
+
+
 class _Microsoft:
-    """BERT and Cnn14, whose audio tower takes waveforms; a `_Family`."""
+    """BERT and Cnn14, whose audio tower takes waveforms; a `_Family`.
+
+    The released tower, the only one at 44.1 kHz, hears short sounds repeated up to 5 s without the
+    digital silence at their ends, as in Microsoft's code; longer ones are heard whole, and not
+    cropped at random as there. One trained here hears zeros after a short sound, as in its
+    training.
+    """
 
     def __init__(self, folder: pathlib.Path):
         hashes = [content_hash(folder / name) for name in (*TOWERS, "tokenizer")]
@@ -107,8 +118,12 @@ class _Microsoft:
         config = networks.load_config(folder, "audio_encoder")
         self.sample_rate = config.sample_rate
         self._min_samples = config.min_samples
+        self._repeats = self.sample_rate == Cnn14Config.clap_2022().sample_rate
 
     def front_end(self, wavs: np.ndarray) -> np.ndarray:
+        if self._repeats:
+            length = max(_RELEASED_SECONDS * self.sample_rate, wavs.shape[1])
+            return np.stack([np.resize(_without_end(wav), length) for wav in wavs])
         return np.pad(wavs, ((0, 0), (0, max(0, self._min_samples - wavs.shape[1]))))
 
     def text(self, params: Tree, tokens: jax.Array, mask: jax.Array) -> jax.Array:
@@ -139,9 +154,7 @@ class _Laion:
         self.sample_rate = self._features.sampling_rate
 
     def front_end(self, wavs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        parts = [np.trim_zeros(wav, "b") for wav in wavs]
-        parts = [part if len(part) else wav for part, wav in zip(parts, wavs, strict=True)]
-        mels, longer = zip(*map(self._features, parts), strict=True)
+        mels, longer = zip(*map(self._features, map(_without_end, wavs)), strict=True)
         return np.stack(mels), np.array(longer)
 
     def text(self, params: Tree, tokens: jax.Array, mask: jax.Array) -> jax.Array:
@@ -150,6 +163,12 @@ class _Laion:
     def audio(self, params: Tree, inputs: Tree) -> jax.Array:
         mels, longer = inputs
         return networks.build(self._graph, params).audio_embedding(mels, longer)
+
+
+def _without_end(wav: np.ndarray) -> np.ndarray:
+    """Returns a sound [samples] without the digital silence at its end, unless it is silent."""
+    part = np.trim_zeros(wav, "b")
+    return part if len(part) else wav
 
 
 class ClapScore:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from maa_jax.checks import nearest
 from maa_jax.encoders.batching import gather
 
 if TYPE_CHECKING:
@@ -135,7 +136,11 @@ def run(evaluators: Sequence[Evaluator], inputs: Inputs) -> Iterator[tuple[str, 
 
 
 def check(evaluator: Evaluator, inputs: Inputs) -> None:
-    """Raises a ValueError if the inputs lack something that an evaluator needs."""
+    """Raises a ValueError if the inputs lack something that an evaluator needs.
+
+    Where it compares the labels of sounds and references, each sound must share one with some
+    reference: no other could be right.
+    """
     for side in sorted(evaluator.needs & {"sounds", "references"}):
         sounds = getattr(inputs, side)
         if not len(sounds):
@@ -148,3 +153,15 @@ def check(evaluator: Evaluator, inputs: Inputs) -> None:
                     f"{evaluator.name} needs {fact} of all {side}, but {len(without)} of "
                     f"{len(sounds)} have none, such as {without[0]!r}"
                 )
+    if evaluator.needs >= {"sounds", "references", "labels"}:
+        known = {label for of in inputs.references.labels for label in of}
+        sounds = inputs.sounds
+        strange = [i for i, of in enumerate(sounds.labels) if known.isdisjoint(of)]
+        if strange:
+            label = next(iter(sounds.labels[strange[0]]))
+            raise ValueError(
+                f"{evaluator.name}: {len(strange)} of {len(sounds)} sounds have no label of a "
+                f"recording, such as {sounds.names[strange[0]]!r}, whose label is {label!r} (the "
+                f"nearest is {nearest(label, known)!r}): use the recordings' labels, or another "
+                "dataset"
+            )

@@ -1,5 +1,6 @@
 """Networks that compute features of sounds, for evaluators that compare them."""
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -64,8 +65,7 @@ class RetrieverAudio:
         rate = self._embedder.sample_rate
         if sample_rate != rate:
             wavs = np.stack([io.resample(wav, sample_rate, rate) for wav in wavs])
-        with jax.default_matmul_precision("highest"):
-            return self._embedder.audio(wavs)
+        return self._embedder.audio(wavs)
 
 
 class LogMel:
@@ -106,7 +106,8 @@ class Cached:
         key.update(wavs.tobytes())
         path = self._folder / f"{key.hexdigest()}.npy"
         if path.is_file():
-            return np.load(path)
+            with contextlib.suppress(ValueError, OSError, EOFError):  # a copy that is not whole
+                return np.load(path)
         features = self._network(wavs, sample_rate)
         self._folder.mkdir(parents=True, exist_ok=True)
         with replace_file(path) as new:

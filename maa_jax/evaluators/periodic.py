@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maa_jax import evaluators
+from maa_jax.audio.io import as_read
 from maa_jax.data.config import DataConfig
 from maa_jax.devices import replicated
 from maa_jax.evaluators import base, sources
@@ -95,7 +96,7 @@ class PeriodicEvaluators:
                 wavs = jax.device_get(self._generate(state, frozen, condition, first))
                 mine = mine[mine < len(captions)]
                 if len(mine):
-                    yield mine, wavs[mine - start]
+                    yield mine, as_read(wavs[mine - start])
 
         return base.Sounds(
             batches,

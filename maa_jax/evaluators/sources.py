@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import tqdm
 
-from maa_jax.audio.io import SAMPLE_RATE, load
+from maa_jax.audio.io import SAMPLE_RATE, as_read, load
 from maa_jax.data import datasets, input_pipeline
 from maa_jax.data.config import DataConfig
 from maa_jax.devices import share
@@ -62,7 +62,8 @@ def generated(
 ) -> Sounds:
     """Returns the sounds that a model generates from captions, on demand.
 
-    The processes of a run divide the captions among them.
+    They are heard as from their files, rounded to 16 bits. The processes of a run divide the
+    captions among them.
 
     Args:
       generate: function from some captions and the index of the first, on which alone its noise
@@ -86,7 +87,7 @@ def generated(
                     for number, wav in zip(numbers, wavs, strict=True):
                         keep(int(number), wav)
                 bar.update(len(numbers))
-                yield numbers, wavs
+                yield numbers, as_read(wavs)
 
     return Sounds(
         batches,

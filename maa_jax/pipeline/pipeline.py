@@ -2,18 +2,20 @@
 
 import collections
 import contextlib
+import dataclasses
 import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maa_jax.checks import check_name
+from maa_jax.audio import io
+from maa_jax.checks import Repeated, check_name, check_text
 from maa_jax.devices import LocalDevices
 from maa_jax.diffusion import samplers
 from maa_jax.encoders import clap
@@ -27,6 +29,7 @@ from maa_jax.model_folder.model import Model, check_same, read_model
 from maa_jax.options import keywords
 from maa_jax.pipeline import programs
 from maa_jax.pipeline.request import OUTPUTS, Request, is_list
+from maa_jax.vocoder import Vocoder
 
 # Latent widths are rounded up to a multiple of this (1.02 s at 16 kHz and hop 256), so that all
 # programs are compiled per second of duration and not per frame.
@@ -35,6 +38,8 @@ WIDTH_MULTIPLE = 8
 # progress: a callback from inside the program would keep it out of the persistent compilation
 # cache.
 MAX_SEGMENT = 10
+# Share of clipped samples from which a sound is said to be distorted.
+CLIPPED = 1e-3
 
 
 class Ranked(NamedTuple):
@@ -73,7 +78,9 @@ class Pipeline:
         self.model, self.path = model, model.path
         self.sample_rate, self.max_duration = model.sample_rate, model.max_duration
         self._codec = LatentCodec.from_folder(model.path, dtype=dtype)
-        self._conditioner = TextConditioner.from_folder(model.path, dtype=dtype)
+        self._vocoder = Vocoder.from_folder(model.path, self._codec.mel)
+        # In float32, as in training and in stored contexts.
+        self._conditioner = TextConditioner.from_folder(model.path)
         wide = model.unet.cross_attention_dim
         check_same(
             self.path, "unet: cross_attention_dim", wide, "text's width", self._conditioner.width
@@ -91,6 +98,7 @@ class Pipeline:
         self._encode_text = jax.jit(self._conditioner.encode)
         self._score: clap.ClapScore | None = None
         self._seconds: dict[str, float] | None = None
+        self._warn_clipped = Repeated()
 
     @classmethod
     def from_pretrained(
@@ -105,7 +113,8 @@ class Pipeline:
         Args:
           model: path of the folder, a hub id ("user/model"), or "bundled" for the small model
             inside this package.
-          dtype: compute dtype of the networks; float32 on CPUs by default, bfloat16 elsewhere.
+          dtype: compute dtype of U-Net and autoencoder; float32 on CPUs by default, bfloat16
+            elsewhere. The text encoder, the vocoder and scores compute in float32.
           devices: devices of this process that share every batch; JAX's default device otherwise.
 
         Raises:
@@ -113,9 +122,7 @@ class Pipeline:
         """
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        elif not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(f"dtype={dtype!r}: give jnp.float32 or jnp.bfloat16")
-        return cls(read_model(hub.fetch_model(model)), dtype, LocalDevices(devices))
+        return cls(read_model(hub.fetch_model(model)), _float_type(dtype), LocalDevices(devices))
 
     def load(self, output: str = "wav", *, ranking: bool = False) -> None:
         """Reads the weights that `output`, and ranking, need and that have not been read yet.
@@ -197,13 +204,18 @@ class Pipeline:
         Raises:
           ValueError: an argument is invalid, or the folder lacks the CLAP that ranking needs.
         """
+        for name in options:
+            check_name("option", name, [field.name for field in dataclasses.fields(Request)])
         request, prompts = Request(**options), _sentences(prompts)
+        if callback is not None and not callable(callback):
+            raise ValueError(f"callback={callback!r}: give a function")
         table = request.table(self.model.schedule)
         durations = request.durations(self.max_duration, len(prompts))
         samples = np.repeat([self._samples(seconds) for seconds in durations], request.tries)
         shapes = [self._shape(int(count)) for count in samples]
+        noise = None
         if initial_latents is not None:
-            _check_latents(initial_latents, shapes, is_list(request.duration))
+            noise = _arrays(initial_latents, shapes, is_list(request.duration))
         self.load(request.output, ranking=request.ranks)
 
         condition, unconditional = self._conditions(prompts, request.negative_prompt)
@@ -215,19 +227,26 @@ class Pipeline:
             context = self._context(_take(condition, rows // request.tries))
             indices = (request.start_index + rows).astype(np.uint32)
             latents, keys = programs.draw_noise(shapes[batch[0]], np.uint32(request.seed), indices)
-            if initial_latents is not None:
-                latents = np.stack([np.asarray(initial_latents[i], np.float32) for i in rows])
+            if noise is not None:
+                latents = np.stack([noise[i] for i in rows])
             keys = self._devices.split(keys) if request.eta else None
             for done, state in self._denoise(latents, table, context, unconditional, keys):
                 if callback is not None:
                     pred_x0 = jax.block_until_ready(state.pred_x0)[: len(batch)]
                     callback(number * len(table) + done, len(batches) * len(table), pred_x0)
-            made = self._decode(state.latents, "wav" if request.ranks else request.output)
+            output = "wav" if request.ranks else request.output
+            made = self._decode(state.latents, output, samples[rows])
+            asked = [prompts[i // request.tries] for i in rows]
+            self._check_finite(made, asked, indices)
             if request.ranks:
-                asked = [prompts[i // request.tries] for i in rows]
-                scores[batch] = self._rank(asked, made["wav"], samples[rows])[: len(batch)]
-            for i, sound in zip(batch, made[request.output], strict=False):
-                sounds[i] = self._cut(sound, samples[i], request.output)
+                scores[batch] = self._rank(asked, made["wav"])[: len(batch)]
+            for place, i in enumerate(batch):
+                sounds[i] = self._cut(made[request.output][place], samples[i], request.output)
+                if "clipped" in made and made["clipped"][place] > CLIPPED:
+                    self._warn_clipped(
+                        f"{made['clipped'][place]:.0%} of the samples of a sound for "
+                        f"{_short(asked[place])} are clipped: lower guidance_scale"
+                    )
         return _result(request, sounds, scores)
 
     def _conditions(self, prompts: list[str], negative_prompt: str) -> tuple[Any, jax.Array]:
@@ -270,23 +289,46 @@ class Pipeline:
             done += size
             yield done, state
 
-    def _decode(self, latents: jax.Array, output: str) -> dict[str, np.ndarray]:
-        """Decodes latents as far as `output` needs; returns each stage, at full length."""
+    def _decode(
+        self, latents: jax.Array, output: str, samples: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """Decodes latents as far as `output` needs; returns each stage, at full length.
+
+        Waveforms end after `samples`, and zeros follow; "clipped" is the share of their samples.
+        """
         made = {"latents": latents}
         if output != "latents":
             _, params = self._networks.load("vae")
             made["mel"] = self._run("autoencoder", programs.decode, self._codec, params, latents)
         if output == "wav":
-            vocoder, params = self._networks.load("vocoder")
-            made["wav"] = self._run("vocoder", programs.vocode, vocoder, params, made["mel"])
+            _, params = self._networks.load("vocoder")
+            ends = None if samples is None else self._devices.split(samples.astype(np.int32))
+            made["wav"], made["clipped"] = self._run(
+                "vocoder", programs.vocode, self._vocoder, params, made["mel"], ends
+            )
         return {name: np.array(value, np.float32) for name, value in made.items()}
 
-    def _rank(self, prompts: list[str], wavs: np.ndarray, samples: np.ndarray) -> np.ndarray:
-        """Zeroes `wavs` past their ends and returns each sound's CLAP score for its prompt, [n]."""
-        for wav, end in zip(wavs, samples, strict=True):
-            wav[end:] = 0  # not cut, which would compile a program for each length
+    def _check_finite(
+        self, made: dict[str, np.ndarray], prompts: list[str], indices: np.ndarray
+    ) -> None:
+        """Raises a FolderError if a stage of a sound is not finite, which a vocoder may hide."""
+        for stage in made.values():
+            bad = np.flatnonzero(~np.isfinite(stage.reshape(len(stage), -1)).all(axis=1))
+            if len(bad):
+                place = bad[0]
+                raise FolderError(
+                    f"{self.path} gives NaN or infinity for {_short(prompts[place])} (index "
+                    f"{indices[place]}): its weights or schedule are broken, or its networks need "
+                    "dtype=float32, or a smaller guidance_scale"
+                )
+
+    def _rank(self, prompts: list[str], wavs: np.ndarray) -> np.ndarray:
+        """Returns each sound's CLAP score for its prompt, [n].
+
+        The sounds are not cut, which would compile a program for each length.
+        """
         assert self._score is not None  # set by `load`
-        return self._run("CLAP", self._score, prompts, wavs, self.sample_rate)
+        return self._run("CLAP", self._score, prompts, io.as_read(wavs), self.sample_rate)
 
     def _cut(self, sound: np.ndarray, samples: int, output: str) -> np.ndarray:
         """Cuts a sound or mel to its duration; latents stay whole."""
@@ -306,11 +348,12 @@ class Pipeline:
         Raises:
           ValueError: the sounds are too long, or have another shape.
         """
-        if np.ndim(wavs) != 2 or not np.size(wavs):
-            raise ValueError(f"wavs has shape {np.shape(wavs)}: give [n, samples]")
-        shape = self.latent_shape(np.shape(wavs)[1] / self.sample_rate)
-        silence = self._codec.samples(shape[1]) - np.shape(wavs)[1]
-        audio = np.pad(np.asarray(wavs, np.float32), ((0, 0), (0, max(0, silence))))
+        audio = _numbers("wavs", wavs)
+        if audio.ndim != 2 or not audio.size:
+            raise ValueError(f"wavs has shape {audio.shape}: give [n, samples]")
+        shape = self.latent_shape(audio.shape[1] / self.sample_rate)
+        silence = self._codec.samples(shape[1]) - audio.shape[1]
+        audio = np.pad(audio, ((0, 0), (0, max(0, silence))))
         _, params = self._networks.load("vae")
         return np.array(programs.encode(self._codec, params, audio))
 
@@ -323,9 +366,22 @@ class Pipeline:
 
         Returns:
           float32 [n, samples] in [-1, 1], or [n, frames, n_mels], of all that the latents hold.
+
+        Raises:
+          ValueError: `latents` are no latents of this model.
         """
         check_name("output", output, OUTPUTS)
-        return self._decode(jnp.asarray(latents, jnp.float32), output)[output]
+        array = _numbers("latents", latents)
+        height, _, channels = self.latent_shape()
+        if (
+            array.ndim != 4
+            or (array.shape[1], array.shape[3]) != (height, channels)
+            or not array.size
+        ):
+            raise ValueError(
+                f"latents has shape {array.shape}: give [n, {height}, width, {channels}]"
+            )
+        return self._decode(jnp.asarray(array), output)[output]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes the model folder, with a model card where there is none.
@@ -359,20 +415,68 @@ def segments(evaluations: int) -> list[int]:
 
 
 def _sentences(prompts: str | Sequence[str]) -> list[str]:
-    sentences = [prompts] if isinstance(prompts, str) else list(prompts)
+    several = isinstance(prompts, Iterable) and not isinstance(prompts, str)
+    sentences: list[Any] = list(prompts) if several else [prompts]
     if not sentences or not all(isinstance(sentence, str) for sentence in sentences):
         raise ValueError(f"prompts={prompts!r}: give one sentence or more, as strings")
+    for sentence in sentences:
+        check_text("prompts", sentence)
     return sentences
 
 
-def _check_latents(latents: Any, shapes: Sequence[tuple[int, ...]], listed: bool) -> None:
-    """Raises a ValueError unless there is an entry of the right shape for each sound."""
-    got: Any = [np.shape(x) for x in latents] if listed else np.shape(latents)
+def _short(prompt: str) -> str:
+    """Returns a prompt for a message, at most 60 characters of it."""
+    return repr(prompt if len(prompt) <= 60 else f"{prompt[:57]}...")
+
+
+def _arrays(latents: Any, shapes: Sequence[tuple[int, ...]], listed: bool) -> Sequence[np.ndarray]:
+    """Returns initial latents, of which there must be an entry of the right shape for each sound.
+
+    Raises:
+      ValueError: they are no numbers, of other shapes, or not finite.
+    """
     want: Any = shapes if listed else (len(shapes), *shapes[0])
+    if listed and is_list(latents):
+        arrays: Any = [_numbers("initial_latents", x) for x in latents]
+        got: Any = [array.shape for array in arrays]
+    else:
+        arrays = _numbers("initial_latents", latents)
+        got = arrays.shape
     if got != want:
         raise ValueError(
             f"initial_latents has shape {got}: give {want}, [n, height, width, channels]"
         )
+    return arrays
+
+
+def _numbers(key: str, value: Any) -> np.ndarray:
+    """Returns an array in float32.
+
+    Raises:
+      ValueError: it is none of finite numbers.
+    """
+    try:
+        array = np.asarray(value, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key} is no array of numbers ({error})") from None
+    if not np.isfinite(array).all():
+        raise ValueError(f"{key} holds NaN or infinity: give finite numbers")
+    return array
+
+
+def _float_type(dtype: Any) -> Any:
+    """Returns a compute dtype, by default that of the platform.
+
+    Raises:
+      ValueError: networks cannot compute in it.
+    """
+    if dtype is None:
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    known = (jnp.float32, jnp.bfloat16, jnp.float16)
+    with contextlib.suppress(TypeError):  # no dtype at all
+        if jnp.dtype(dtype) in map(jnp.dtype, known):
+            return jnp.dtype(dtype)
+    raise ValueError(f"dtype={dtype!r}: give jnp.float32 or jnp.bfloat16")
 
 
 def _batches(shapes: Sequence[tuple[int, ...]], size: int) -> Iterator[np.ndarray]:

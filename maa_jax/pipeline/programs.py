@@ -17,6 +17,7 @@ from maa_jax.devices import LocalDevices
 from maa_jax.diffusion import samplers
 from maa_jax.latents import LatentCodec
 from maa_jax.model_folder import networks
+from maa_jax.vocoder import Vocoder
 
 Tree = Any
 
@@ -26,7 +27,7 @@ class Networks:
 
     Args:
       folder: path of the model folder.
-      dtype: compute dtype.
+      dtype: compute dtype of all but the vocoder, which computes in float32.
       devices: devices that hold the weights.
     """
 
@@ -37,7 +38,8 @@ class Networks:
     def load(self, name: str) -> tuple[nnx.GraphDef, Tree]:
         """Returns the graph and the weights of the network in the folder's `name/`."""
         if name not in self._read:
-            graphdef, params = networks.load_network(self._folder, name, dtype=self._dtype)
+            dtype = jnp.float32 if name == "vocoder" else self._dtype
+            graphdef, params = networks.load_network(self._folder, name, dtype=dtype)
             self._read[name] = graphdef, self._devices.replicate(params)
         return self._read[name]
 
@@ -90,6 +92,8 @@ def decode(codec: LatentCodec, params: Tree, latents: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def vocode(vocoder: nnx.GraphDef, params: Tree, mels: jax.Array) -> jax.Array:
-    """Returns waveforms [b, samples] in [-1, 1] of log mels [b, frames, n_mels]."""
-    return jnp.clip(networks.build(vocoder, params)(mels).astype(jnp.float32), -1, 1)
+def vocode(
+    vocoder: Vocoder, params: Tree, mels: jax.Array, samples: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Returns waveforms [b, samples] of log mels, and the share that is clipped: see `Vocoder`."""
+    return vocoder(params, mels, samples)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maa_jax import schema
 from maa_jax.diffusion import SAMPLERS, SPACINGS
 from maa_jax.options import FINE, Options, option
-from maa_jax.schema import is_finite
 
 if TYPE_CHECKING:
     from maa_jax.diffusion.samplers import Table
@@ -31,12 +31,15 @@ _MAX_UINT32 = 2**32 - 1
 
 def is_list(value: Any) -> bool:
     """Whether a value is a sequence of values, and not a string."""
-    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _check_guidance(value: Any, request: Any) -> str:
     scales = _by_step(value, request.steps)
-    if len(scales) == request.steps and all(map(is_finite, scales)):
+    # The sampler computes in float32, which ends at 3e38.
+    if len(scales) == request.steps and all(schema.is_finite(x) and abs(x) <= 1e38 for x in scales):
         return FINE
     return (
         f"a finite number, such as 3.0, or {request.steps} of them, one per step, or a function of "
@@ -52,11 +55,11 @@ def _by_step(scale: Any, steps: int) -> Sequence[float]:
 
 def _check_duration(value: Any, request: Any) -> str:
     values = value if is_list(value) else [] if value is None else [value]
-    return FINE if all(is_finite(x) and x > 0 for x in values) else "seconds above 0"
+    return FINE if all(schema.is_finite(x) and x > 0 for x in values) else "seconds above 0"
 
 
 def _check_candidates(value: Any, request: Any) -> str:
-    enough = value is None or (isinstance(value, int) and request.num_samples <= value)
+    enough = value is None or schema.fits(value, int, schema.Limits(least=request.num_samples))
     return FINE if enough else f"num_samples={request.num_samples} or more"
 
 
@@ -69,7 +72,10 @@ class Request(Options):
     """
 
     steps: int = option(
-        100, "Number of sampler steps, up to the length of the model's schedule (1000).", least=1
+        100,
+        "Number of sampler steps, up to the length of the model's schedule (1000).",
+        least=1,
+        most=100_000,
     )
     sampler: str = option(
         "ddim",

@@ -32,6 +32,7 @@ from maa_jax.models.unet import UNet, UNetConfig
 from maa_jax.stages.base import Scalars, SingleNetworkStage, SoundGenerator, Tree
 from maa_jax.stages.images import spectrogram_image
 from maa_jax.training.state import TrainState
+from maa_jax.vocoder import Vocoder
 
 _STEPS = 25  # sampler steps for the run's own samples
 _AUDIO_PARTS = ("audio_encoder", "audio_projection")  # of a CLAP, to rank and score sounds
@@ -81,8 +82,7 @@ class DiffusionStage(SingleNetworkStage):
         if "vocoder" in self._folders:
             folder = self._folders["vocoder"]
             check_front_end(mel, {f"the vocoder in {folder}": front_end(folder, "vocoder")})
-            vocoder = networks.load_config(folder, "vocoder")
-            self._vocoder = networks.define(vocoder, dtype)[0]
+            self._vocoder = Vocoder.from_folder(folder, mel)
 
     def _open_conditioner(self) -> Conditioner:
         folder, config = self._folders["text_encoder"], self.config
@@ -237,8 +237,8 @@ class DiffusionStage(SingleNetworkStage):
         mel = self.codec.decode(frozen["vae"], z, scale=train.extra["latents"]["scale"])
         if "vocoder" not in frozen:
             return mel, None
-        wav = networks.build(self._vocoder, frozen["vocoder"])(mel)
-        return mel, jnp.clip(wav.astype(jnp.float32), -1, 1)
+        wav, _ = self._vocoder(frozen["vocoder"], mel)
+        return mel, wav
 
     def sound_generator(self) -> SoundGenerator | None:
         """Returns the function that samples sounds with the run's seed; None without a vocoder."""

@@ -9,12 +9,12 @@ import json
 import os
 import pathlib
 import string
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from maa_jax.checks import Repeated
 from maa_jax.files import FolderError, check_part_file, read_json, replace_folder
 from maa_jax.text.normalize import normalize
 
@@ -73,6 +73,8 @@ class Tokenizer:
         self.vocab_size = 1 + max(tokenizer.get_vocab().values())
         added = tokenizer.get_added_tokens_decoder()
         self.special_ids = tuple(sorted(i for i, token in added.items() if token.special))
+        self._special = frozenset(self.special_ids)
+        self._warn_cut, self._warn_unknown = Repeated(), Repeated()
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
@@ -130,7 +132,7 @@ class Tokenizer:
         Prompts and training captions are normalised first (paper section 5.1): numbers, units,
         dates and abbreviations become words. An empty prompt consists of the special tokens ([CLS]
         and [SEP] for a BERT). A sentence that is too long is truncated, with a warning that shows
-        the words lost.
+        some of the words lost; one without any known word is warned of.
         """
         if isinstance(prompts, str):
             raise TypeError(f"prompts={prompts!r} is a string: give a list of strings.")
@@ -141,13 +143,17 @@ class Tokenizer:
             tokens = encoding.ids
             if len(tokens) > self.length:
                 # First character of the first token lost.
-                cut = encoding.offsets[self.length - 1][0]
-                warnings.warn(
-                    f"the prompt has {len(tokens)} tokens and is cut to {self.length}; "
-                    f"lost: {prompt[cut:]!r}",
-                    stacklevel=2,
+                lost = prompt[encoding.offsets[self.length - 1][0] :]
+                lost = lost if len(lost) <= 80 else f"{lost[:40]} ... {lost[-30:]}"
+                self._warn_cut(
+                    f"a sentence of {len(tokens)} tokens is cut to {self.length}; lost: {lost!r}"
                 )
                 tokens = tokens[: self.length - 1] + tokens[-1:]
+            if prompt.strip() and self._special.issuperset(tokens):
+                self._warn_unknown(
+                    f"no word of {prompt[:80]!r} is known to this model: it stands for any sound; "
+                    "write English words"
+                )
             row[: len(tokens)] = tokens
         return ids
 

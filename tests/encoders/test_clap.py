@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from maa_jax.files import FolderError
 from maa_jax.model_folder import networks
 from maa_jax.models.bert import RobertaConfig
 from maa_jax.models.clap import LaionClap, LaionClapConfig
+from maa_jax.models.cnn14 import Cnn14
 from maa_jax.models.htsat import HtsatConfig
 from tests.conftest import random_network
 from tests.tiny_encoders import t5_tokenizer
@@ -68,6 +71,24 @@ def test_a_laion_clap_scores_from_its_own_folder_and_inside_a_model(laion, tiny_
         check_folder(model)
     (model / "clap").symlink_to(laion)
     assert ClapScore(model).sample_rate == 8000
+
+
+@pytest.mark.parametrize("rate", [44100, 16000])
+def test_the_released_clap_hears_short_sounds_repeated_to_five_seconds(tiny_model, tmp_path, rate):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    config = networks.load_config(model, "audio_encoder")
+    config = dataclasses.replace(config, sample_rate=rate, hop_length=1024, n_fft=2048)
+    params = random_network(lambda rngs: Cnn14(config, rngs=rngs), 0)
+    networks.save_network(model, "audio_encoder", config, params)
+    t = np.arange(6 * rate) / rate
+    long = np.sin(2 * np.pi * 300 * t + 5 * t**2)[None].astype("f")
+    heard = lambda wavs: ClapScore(model).audio_embeddings(wavs, rate)
+    cut = np.pad(long[:, : 2 * rate], ((0, 0), (0, rate)))  # 2 s, and a second of digital silence
+    repeated = np.concatenate([long[:, : 2 * rate]] * 3, axis=1)[:, : 5 * rate]
+    difference = np.abs(heard(cut) - heard(repeated)).max()
+    assert (difference < 1e-6) == (rate == 44100)
+    assert np.abs(heard(long) - heard(long[:, : 5 * rate])).max() > 1e-3  # no cropping
+    assert np.isfinite(heard(np.zeros((1, 10), "f"))).all()
 
 
 def test_a_laion_clap_without_its_front_end_is_refused(laion, tmp_path):

@@ -205,7 +205,7 @@ def encoders(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["bert", "t5", "clip"])
-@pytest.mark.filterwarnings("ignore:the prompt has")
+@pytest.mark.filterwarnings("ignore:a sentence of")
 def test_each_kind_gives_what_transformers_gives(encoders, tmp_path, kind):
     conditioner = TextConditioner.from_folder(encoders[kind])
     assert (conditioner.kind, conditioner.width) == (kind, 16)

@@ -84,6 +84,25 @@ def test_features_are_kept_by_the_content_of_network_and_sounds(tmp_path):
     again(WAVS, 8000)
     Cached(Means("another"), tmp_path)(WAVS, 16000)
     assert network.heard == 9 and len(list(tmp_path.glob("*/*.npy"))) == 4
+    for file in tmp_path.glob("*/*.npy"):
+        file.write_bytes(file.read_bytes()[:-4])
+    np.testing.assert_array_equal(again(WAVS, 16000), expected)
+    assert network.heard == 12
+
+
+def test_labels_that_no_recording_has_are_refused():
+    evaluator = Mean(Means())
+    evaluator.needs = frozenset({"sounds", "references", "labels"})
+    made, recorded = sounds(WAVS), sounds(WAVS)
+    recorded.labels = [["drum"], ["bell", "metal"], ["voice"]]
+    made.labels = [["drum"], ["metal", "other"], ["voise"]]
+    with pytest.raises(
+        ValueError,
+        match=r"1 of 3 sounds have no label of a recording, such as '2'.*'voise'.*'voice'",
+    ):
+        base.run([evaluator], Inputs(made, recorded)).__next__()
+    made.labels[2] = ["voise", "voice"]
+    assert len(list(base.run([evaluator], Inputs(made, recorded)))) == 1
 
 
 def test_a_mistaken_name_is_answered_with_the_nearest():

@@ -19,7 +19,7 @@ def read(sounds):
 
 
 def generate(captions, first):
-    return np.stack([np.full(4, first + i, np.float32) for i in range(len(captions))])
+    return np.stack([np.full(4, (first + i) / 8, np.float32) for i in range(len(captions))])
 
 
 def test_sounds_are_numbered_whatever_the_batches_and_can_be_kept():
@@ -28,7 +28,10 @@ def test_sounds_are_numbered_whatever_the_batches_and_can_be_kept():
         generate, captions, 16000, 4, batch_size=3, keep=lambda i, wav: kept.update({i: wav})
     )
     found = read(sounds)
-    assert [wav[0] for wav in found.values()] == list(found) == list(kept) == list(range(7))
+    assert list(found) == list(kept) == list(range(7))
+    np.testing.assert_array_equal([wav[0] for wav in kept.values()], np.arange(7) / 8)
+    for number, wav in found.items():  # heard as from its file
+        np.testing.assert_array_equal(wav, io.as_read(kept[number]))
     assert sounds.captions[3] == ["caption 3"]
 
 

@@ -12,6 +12,8 @@ import pytest
 from jax import monitoring
 
 import maa_jax
+from maa_jax.audio import io
+from maa_jax.audio.mel import MelConfig
 from maa_jax.diffusion.schedule import Schedule
 from maa_jax.files import FolderError
 from maa_jax.latents import LatentCodec
@@ -21,6 +23,7 @@ from maa_jax.model_folder.model import read_model
 from maa_jax.models.unet import UNet
 from maa_jax.pipeline import pipeline, programs
 from maa_jax.text.tokenizer import Tokenizer
+from maa_jax.vocoder import Vocoder
 from tests.conftest import random_network
 from tests.subprocesses import run_python
 
@@ -65,7 +68,9 @@ def test_agrees_with_its_parts(pipe, tiny_model):
         alpha = alphas[t - 250] if t > 250 else alphas[0]
         z = np.sqrt(alpha) * clean + np.sqrt(1 - alpha) * noise
     mel = load("vae", "decode")(z / 0.5)[..., 0].transpose(0, 2, 1)
-    np.testing.assert_allclose(got, load("vocoder")(mel)[:, :8000], atol=1e-4)
+    vocode = jax.jit(Vocoder.from_folder(tiny_model, MelConfig()))
+    wav, _ = vocode(networks.load_network(tiny_model, "vocoder")[1], mel, np.array([8000]))
+    np.testing.assert_allclose(got, wav[:, :8000], atol=1e-4)
 
 
 def test_a_sample_does_not_depend_on_its_batch(pipe):
@@ -182,6 +187,22 @@ def test_progress_is_reported(pipe):
         (dict(duration=[0]), "duration=[0]: give seconds"),
         (dict(prompts=[]), "prompts=[]"),
         (dict(prompts=[3]), "prompts=[3]"),
+        (dict(prompts=None), "prompts=None: give one sentence or more"),
+        (dict(prompts=7), "prompts=7"),
+        (dict(prompts=b"rain"), "prompts=b'rain'"),
+        (dict(prompts="caf\udce9"), "prompts='caf\\udce9': '\\udce9' is no character"),
+        (dict(negative_prompt="caf\udce9"), "negative_prompt='caf\\udce9'"),
+        (dict(stepz=3), "option='stepz': did you mean 'steps'?"),
+        (dict(callback=3), "callback=3: give a function"),
+        (dict(initial_latents="noise"), "initial_latents is no array of numbers"),
+        (dict(initial_latents=np.full((1, 10, 16, 4), np.nan)), "initial_latents holds NaN"),
+        (dict(initial_latents=[np.zeros(3), np.zeros(4)]), "initial_latents is no array"),
+        (dict(initial_latents=3, duration=[1]), "initial_latents has shape ()"),
+        (dict(steps=10**400), "steps=1000"),
+        (dict(guidance_scale=1e300), "guidance_scale=1e+300"),
+        (dict(guidance_scale=10**400), "guidance_scale=1000"),
+        (dict(duration=np.array(9.0)), "duration=array(9.)"),
+        (dict(num_candidates=2.0), "num_candidates=2.0"),
         (dict(negative_prompt=None), "negative_prompt=None"),
     ],
 )
@@ -195,9 +216,12 @@ def test_a_long_prompt_is_cut_with_a_warning(pipe):
     words = ["rain"] * 80 + ["thunder"]
     with pytest.warns(UserWarning, match="thunder"):
         pipe(" ".join(words), steps=2, duration=0.1)
+    with pytest.warns(UserWarning, match="no word of '🐦 鳥' is known to this model"):
+        pipe("🐦 鳥", steps=2, duration=0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipe("", steps=2, duration=0.1)
+        pipe("rain 🐦", steps=2, duration=0.1)
 
 
 def test_folders_that_do_not_fit_together_are_refused(tiny_model, tmp_path):
@@ -234,7 +258,9 @@ def test_outputs_are_stages_of_one_sound(pipe):
     mels = pipe("rain", output="mel", **args)
     assert mels.shape == (1, 32, 80)  # 8000 samples at a hop of 256
     np.testing.assert_allclose(pipe.decode(latents, "mel")[:, :32], mels, atol=1e-5)
-    np.testing.assert_allclose(pipe.decode(latents)[:, :8000], wavs, atol=1e-5)
+    fade = 80  # samples at the end of a cut sound
+    np.testing.assert_allclose(pipe.decode(latents)[:, : 8000 - fade], wavs[:, :-fade], atol=1e-5)
+    assert np.abs(wavs[:, -1]).max() < np.abs(wavs[:, -fade:]).max() / 10
 
 
 def test_sounds_become_latents_and_come_back(pipe, tiny_model):
@@ -389,8 +415,9 @@ def test_folders_of_other_classes_are_refused(tiny_model, tmp_path):
     )
     with pytest.raises(FolderError, match=r"'StableDiffusionPipeline'.*'MaaPipeline'"):
         maa_jax.Pipeline.from_pretrained(model)
-    with pytest.raises(ValueError, match=r"dtype=.*float32 or jnp\.bfloat16"):
-        maa_jax.Pipeline.from_pretrained(tiny_model, dtype=jnp.int32)
+    for dtype in (jnp.int32, "int3", "float8_e4m3fn", 3, "half precision"):
+        with pytest.raises(ValueError, match=r"dtype=.*float32 or jnp\.bfloat16"):
+            maa_jax.Pipeline.from_pretrained(tiny_model, dtype=dtype)
 
 
 def test_a_vocoder_of_another_logarithm_is_refused(tiny_model, tmp_path):
@@ -505,8 +532,8 @@ def test_upload(tiny_model, monkeypatch):
     assert {"README.md", "model_index.json", "unet", "vocoder"} <= names
 
 
-def test_half_precision_reaches_every_network(tiny_model, monkeypatch):
-    """Matrix products are in bfloat16; latents between steps, and sounds, stay in float32."""
+def test_half_precision_is_that_of_the_u_net_and_the_autoencoder(pipe, tiny_model, monkeypatch):
+    """Latents between steps, the decoder's last convolution, and the vocoder are in float32."""
     lowered = {}
     for name in ("denoise", "encode", "decode", "vocode"):
 
@@ -515,14 +542,65 @@ def test_half_precision_reaches_every_network(tiny_model, monkeypatch):
             return program(*args)
 
         monkeypatch.setattr(programs, name, spy)
-    pipe = maa_jax.Pipeline.from_pretrained(tiny_model, dtype=jnp.bfloat16)
-    pipe.encode(pipe("rain", steps=2, duration=0.5))
-    for program in lowered.values():
+    half = maa_jax.Pipeline.from_pretrained(tiny_model, dtype=jnp.bfloat16)
+    wavs = half("rain", steps=2, duration=0.5)
+    half.encode(wavs)
+    for name, program in lowered.items():
         matrix_products = re.findall(  # types of the operands
             r"(?:dot_general|convolution)[ (].*: \(tensor<(?:\d+x)*(\w+)>", program.as_text()
         )
-        assert matrix_products.count("bf16") > 0.9 * len(matrix_products) > 3
+        if name == "vocode":
+            assert "bf16" not in program.as_text()
+        else:
+            assert matrix_products.count("bf16") > 0.9 * len(matrix_products) > 3
+        if name == "decode":
+            assert matrix_products[-1] == "f32"
         assert {x.dtype for x in jax.tree.leaves(program.out_info)} == {np.dtype("float32")}
+    # What a bfloat16 pipeline makes of a mel is what a float32 one makes of it.
+    mels = half("rain", steps=2, duration=0.5, output="mel")
+    (alone, _), (same, _) = (
+        programs.vocode(p._vocoder, p._networks.load("vocoder")[1], mels) for p in (pipe, half)
+    )
+    np.testing.assert_array_equal(alone, same)
+    np.testing.assert_allclose(alone[0, :6000], wavs[0, :6000], atol=1e-5)  # no cut is near
+
+
+def test_a_sound_scores_as_its_file_does(pipe, tmp_path):
+    """16 bits hide what a spectrogram in decibels shows."""
+    ranked = pipe("rain", num_candidates=2, num_samples=2, steps=2, duration=0.5)
+    quiet = np.float32(1e-6) * np.random.default_rng(0).standard_normal((1, 8000)).astype("f")
+    io.write_wav(tmp_path / "quiet.wav", quiet[0])
+    np.testing.assert_array_equal(io.as_read(quiet)[0], io.load(tmp_path / "quiet.wav"))
+    for wav, score in zip(ranked.sounds, ranked.scores, strict=True):
+        io.write_wav(tmp_path / "x.wav", wav, pipe.sample_rate)
+        heard = np.pad(io.load(tmp_path / "x.wav"), (0, 8 * 8 * 256 - 8000))[None]
+        again = pipe._score(["rain"], heard, pipe.sample_rate)
+        np.testing.assert_allclose(again, score, atol=1e-6)
+
+
+def test_a_sound_that_is_not_finite_is_refused_with_its_prompt(tiny_model):
+    broken = maa_jax.Pipeline.from_pretrained(tiny_model)
+    broken.load()
+    _, params = broken._networks._read["unet"]
+    params["conv_out"]["bias"] = params["conv_out"]["bias"].at[0].set(np.nan)
+    for output in ("wav", "mel", "latents"):
+        with pytest.raises(FolderError, match=r"gives NaN or infinity for 'rain' \(index 2\): its"):
+            broken("rain", steps=2, duration=0.5, start_index=2, output=output)
+
+
+def test_a_clipped_sound_is_said_once(tiny_model):
+    loud = maa_jax.Pipeline.from_pretrained(tiny_model)
+    loud.load()
+    _, params = loud._networks._read["vocoder"]
+    params["conv_post"]["kernel"] *= 1e5
+    with pytest.warns(UserWarning) as said:
+        for _ in range(3):
+            loud(["rain"], steps=2, duration=0.5)
+    (warning,) = said
+    assert re.search(
+        r"\d% of the samples of a sound for 'rain' are clipped: lower guidance",
+        str(warning.message),
+    )
 
 
 def test_devices_share_a_batch(tiny_model):
