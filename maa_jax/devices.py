@@ -1,13 +1,18 @@
 """Processes, devices and the cache of compiled programs."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from maa_jax.files import output_folder
 
 
 def initialize() -> None:
@@ -62,6 +67,21 @@ def initialize_distributed() -> None:
 
 def _several(count: str) -> bool:
     return count.isdigit() and int(count) > 1
+
+
+@contextlib.contextmanager
+def hold_folder(path: str) -> Iterator[pathlib.Path]:
+    """Makes a folder for the output of this run, and holds it for the run's processes alone.
+
+    Raises:
+      ValueError: the folder cannot be written to, or another run holds it.
+    """
+    first = jax.process_index() == 0
+    held = output_folder(path) if first else contextlib.nullcontext(pathlib.Path(path))
+    with held as folder:
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("the output's folder is held")
+        yield folder
 
 
 Items = TypeVar("Items", Sequence, np.ndarray)

@@ -20,12 +20,13 @@ that led to them.
 
 import dataclasses
 import json
+import pathlib
 import time
 from typing import TYPE_CHECKING
 
 from maa_jax import command, options
 from maa_jax.checks import nearest
-from maa_jax.evaluators import EVALUATORS, make
+from maa_jax.evaluators import EVALUATORS, find, make
 from maa_jax.files import file_names, make_folder, write_json
 from maa_jax.options import FINE, REQUIRED, Options, option
 from maa_jax.pipeline.request import Request
@@ -101,7 +102,19 @@ def evaluate(request: Evaluation) -> dict[str, float]:
     Raises:
       ValueError: something named does not exist, or an input that an evaluator needs is missing.
     """
+    if request.sounds and not any("sounds" in find(name).needs for name in request.evaluators):
+        raise ValueError(
+            f"sounds={request.sounds!r}: none of {', '.join(request.evaluators)} scores sounds; "
+            "leave it out or add another evaluator"
+        )
     # Imported after the flags are parsed, so that --help and mistakes in them are answered at once.
+    from maa_jax.devices import hold_folder
+
+    with hold_folder(request.out) as folder:
+        return _evaluate(request, folder)
+
+
+def _evaluate(request: Evaluation, folder: pathlib.Path) -> dict[str, float]:
     import jax
 
     import maa_jax
@@ -111,7 +124,6 @@ def evaluate(request: Evaluation) -> dict[str, float]:
     from maa_jax.evaluators.features import Networks
 
     start = time.perf_counter()
-    folder = make_folder(request.out)
     networks = Networks(
         clap=request.clap,
         retriever=request.model,
@@ -129,11 +141,6 @@ def evaluate(request: Evaluation) -> dict[str, float]:
             )
         else:
             sounds, made_by = _generated(request, data)
-    elif request.sounds:
-        raise ValueError(
-            f"sounds={request.sounds!r}: none of {', '.join(request.evaluators)} scores sounds; "
-            "leave it out or add another evaluator"
-        )
     scores: dict[str, float] = {}
     for samples in dict.fromkeys(evaluator.samples for evaluator in evaluators):
         group = [evaluator for evaluator in evaluators if evaluator.samples == samples]

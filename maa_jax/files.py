@@ -332,12 +332,31 @@ def _slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:_SLUG_LENGTH].strip("-")
 
 
+@contextlib.contextmanager
+def output_folder(path: str) -> Iterator[pathlib.Path]:
+    """Makes a folder, and holds it for this process alone; see `make_folder` and `lock`.
+
+    Folders that it made are removed again if nothing was written into them.
+    """
+    place = pathlib.Path(path)
+    new = [folder for folder in (place, *place.parents) if not folder.exists()]
+    try:
+        with lock(make_folder(path)):
+            yield place
+    finally:
+        for folder in new:
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+
+
 def make_folder(path: str) -> pathlib.Path:
     """Makes a folder and its parents, and checks that files can be written into it.
 
     Raises:
       ValueError: the folder cannot be made or written to.
     """
+    if "://" in path:
+        raise ValueError(f"--out={path}: give a folder of this computer")
     folder = pathlib.Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,9 @@
 
 Each sound is a file of its own, such as sounds/000_a-crow-caws.wav, written as soon as it is made;
 sounds/samples.jsonl holds what is needed to make it again. The same command resumes a run that was
-killed. Several processes (as for maa_jax.train) divide the prompts among them, and each spreads its
-batches over its devices; they need a shared folder.
+killed, and no request overwrites the sounds of another. Several processes (as for maa_jax.train)
+divide the prompts among them, and each spreads its batches over its devices; they need a shared
+folder.
 """
 
 import dataclasses
@@ -16,7 +17,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from maa_jax import command, options
-from maa_jax.files import file_names, make_folder
+from maa_jax.checks import check_text
+from maa_jax.files import file_names
 from maa_jax.options import REQUIRED, option
 from maa_jax.pipeline.request import Request, is_list
 
@@ -95,7 +97,7 @@ def sample(prompts: Sequence[str], sampling: Sampling) -> list[pathlib.Path]:
     """Writes one wav file per sound and samples.jsonl, and prints the time that each part takes.
 
     The request is checked before weights are read. Sounds that an earlier run of the same request
-    wrote are not made again.
+    wrote are not made again, and those of other requests are never overwritten.
 
     Args:
       prompts: prompts, as `read_prompts` returns them.
@@ -107,25 +109,33 @@ def sample(prompts: Sequence[str], sampling: Sampling) -> list[pathlib.Path]:
     Raises:
       ValueError: an option is invalid; the error names it, its value and the remedy.
     """
+    for prompt in prompts:
+        check_text("prompt", prompt)
     # Imported after the flags are parsed, so that --help and mistakes in them are answered at once.
+    from maa_jax.devices import hold_folder
+    from maa_jax.encoders import clap
+    from maa_jax.model_folder import hub
+    from maa_jax.model_folder.model import read_model
+
+    model = read_model(hub.fetch_model(sampling.model))
+    sampling.table(model.schedule)
+    sampling.durations(model.max_duration, 1)
+    if sampling.ranks:
+        clap.check_folder(model.path)
+    with hold_folder(sampling.out) as folder:
+        return _sample(prompts, sampling, model, folder)
+
+
+def _sample(
+    prompts: Sequence[str], sampling: Sampling, model: "Model", folder: pathlib.Path
+) -> list[pathlib.Path]:
     import jax
     from jax.experimental import multihost_utils
 
     from maa_jax.audio import io
     from maa_jax.devices import share
-    from maa_jax.encoders import clap
-    from maa_jax.model_folder import hub
-    from maa_jax.model_folder.model import read_model
     from maa_jax.pipeline.journal import Journal
     from maa_jax.pipeline.pipeline import Pipeline
-
-    clock = time.perf_counter()
-    model = read_model(hub.fetch_model(sampling.model))
-    sampling.table(model.schedule)
-    seconds = sampling.durations(model.max_duration, 1)[0]
-    if sampling.ranks:
-        clap.check_folder(model.path)
-    folder = make_folder(sampling.out)
 
     every = [prompt for prompt in prompts for _ in range(sampling.num_samples)]
     files, common = file_names(every), _common(sampling, model)
@@ -137,32 +147,42 @@ def sample(prompts: Sequence[str], sampling: Sampling) -> list[pathlib.Path]:
 
     kept, tries = _unit(sampling)
     units = share(range(len(every) // kept))
-    todo = [u for u in units if any(f not in journal.rows for f in files[u * kept :][:kept])]
-    chunks = list(_chunks(todo, max(1, sampling.batch_size // tries)))
-    several = jax.local_device_count() > 1
-    pipe = Pipeline.from_pretrained(
-        sampling.model, devices=jax.local_devices() if several else None
-    )
-    if chunks:
-        pipe.load(ranking=sampling.ranks)
-    print(f"Read the model in {model.path}: {time.perf_counter() - clock:.1f} s", flush=True)
-    if journal.outdated:
-        print(f"samples.jsonl: another request ({journal.outdated}): its sounds are replaced")
-    if len(todo) < len(units):
-        print(f"Already there: {kept * (len(units) - len(todo))} sound(s)")
-
+    size = max(1, sampling.batch_size // tries)
+    # A batch is made as a whole or not at all, so that a sound is the same to its last bit whether
+    # or not the run was interrupted: programs for other batch sizes round differently.
+    chunks = [
+        chunk
+        for chunk in (units[start : start + size] for start in range(0, len(units), size))
+        if any(file not in journal.rows for file in files[chunk[0] * kept : (chunk[-1] + 1) * kept])
+    ]
+    mine = files[units[0] * kept : (units[-1] + 1) * kept] if units else []
+    there = [file for file in mine if file in journal.rows]
+    if there:
+        print(f"Already there: {len(there)} sound(s)")
+    if journal.broken:
+        print(f"Made again, since not whole: {len(journal.broken)} such as {journal.broken[0]}")
     journal.begin()
-    clock, where = time.perf_counter(), _where(model)
-    with pipe.timed() as spent:
-        for place, wav, row in _sounds(pipe, sampling, every, chunks):
-            begin = time.perf_counter()
-            io.write_wav(folder / files[place], wav, pipe.sample_rate)
-            journal.add(wanted[files[place]] | row | where)
-            spent["files"] += time.perf_counter() - begin
-    took = time.perf_counter() - clock
-    print(f"Made {len(todo) * kept} sound(s) of {seconds:g} s: {took:.1f} s")
-    for part, took in spent.items():
-        print(f"  {part}: {took:.1f} s")
+    if chunks:
+        clock = time.perf_counter()
+        several = jax.local_device_count() > 1
+        pipe = Pipeline.from_pretrained(
+            sampling.model, devices=jax.local_devices() if several else None
+        )
+        pipe.load(ranking=sampling.ranks)
+        print(f"Read the model in {model.path}: {time.perf_counter() - clock:.1f} s", flush=True)
+        clock, where = time.perf_counter(), _where(model)
+        with pipe.timed() as spent:
+            for place, wav, row in _sounds(pipe, sampling, every, chunks):
+                if files[place] in journal.rows:
+                    continue
+                begin = time.perf_counter()
+                io.write_wav(folder / files[place], wav, pipe.sample_rate)
+                journal.add(wanted[files[place]] | row | where)
+                spent["files"] += time.perf_counter() - begin
+        took, seconds = time.perf_counter() - clock, common["duration"]
+        print(f"Made {len(mine) - len(there)} sound(s) of {seconds:g} s: {took:.1f} s")
+        for part, took in spent.items():
+            print(f"  {part}: {took:.1f} s")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("all sounds are made")
     if jax.process_index() == 0:
@@ -248,18 +268,6 @@ def _sounds(
             else:
                 for i, wav in enumerate(made, first):
                     yield i, wav, {"index": i}
-
-
-def _chunks(numbers: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Yields ascending numbers in runs without gaps, of up to `size`."""
-    chunk: list[int] = []
-    for number in numbers:
-        if chunk and (number != chunk[-1] + 1 or len(chunk) == size):
-            yield chunk
-            chunk = []
-        chunk.append(int(number))
-    if chunk:
-        yield chunk
 
 
 def main() -> None:

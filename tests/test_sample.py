@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 import soundfile
 
 import maa_jax
-from maa_jax import sample
+from maa_jax import files, sample
 from maa_jax.audio import io
 from maa_jax.files import file_names
 from maa_jax.sample import Sampling
@@ -83,31 +84,72 @@ def test_command(tiny_model, tmp_path):
     assert row["maa_jax"] == maa_jax.__version__
 
 
-def test_a_second_run_replaces_only_its_own_files(tiny_model, tmp_path):
-    run = lambda prompts: make(prompts, tmp_path, tiny_model)
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_no_request_overwrites_or_forgets_the_sounds_of_another(tiny_model, tmp_path, capsys):
+    run = lambda prompts, **how: make(prompts, tmp_path, tiny_model, **how)
     first = run(["rain", "crow"])
-    second = run(["rain"])
-    assert second == first[:1]
-    assert all(path.exists() for path in first)
-    assert [row["file"] for row in read(tmp_path)] == ["000_rain.wav"]
+    before = contents(tmp_path)
+    capsys.readouterr()
+    assert run(["rain"]) == first[:1]
+    assert contents(tmp_path) == before
+    said = capsys.readouterr()
+    assert "Already there: 1" in said.out and "Sampling" not in said.err  # an empty bar
+    run(["dog"], seed=5)
+    with pytest.raises(
+        ValueError, match=r"000_rain\.wav belongs to another request \(seed=0 there"
+    ):
+        run(["rain", "cat"], seed=5)
+    with pytest.raises(ValueError, match=r"000_rain.*\(prompt='rain' there, 'Rain!' here\): give"):
+        run(["Rain!"])
+    names = ["000_dog.wav", "000_rain.wav", "001_crow.wav"]
+    assert [row["file"] for row in read(tmp_path)] == names
+    assert sorted(contents(tmp_path)) == [*names, "samples.jsonl"]
+    del before["samples.jsonl"]
+    assert before.items() <= contents(tmp_path).items()
 
 
-def test_records_of_another_version_are_redone_or_refused_in_one_line(tiny_model, tmp_path, capsys):
+def test_records_of_another_version_are_refused_and_broken_ones_left_out(tiny_model, tmp_path):
     """A version with fewer options left lines without them."""
     make(["rain"], tmp_path, tiny_model)
     (row,) = read(tmp_path)
-    del row["spacing"]
-    (tmp_path / "samples.jsonl").write_text(json.dumps(row) + "\n[]\n{}\n")
-    capsys.readouterr()
+    rows = "".join(json.dumps({"file": name}) + "\n" for name in (["a"], "../x.wav", 3, "gone.wav"))
+    (tmp_path / "samples.jsonl").write_text(f"{rows}[]\n{{}}\n{'[' * 100_000}\n{json.dumps(row)}\n")
     make(["rain"], tmp_path, tiny_model)
-    line = "samples.jsonl: another request (000_rain.wav: spacing='absent' there, 'ldm' here)"
-    assert line in capsys.readouterr().out
-    assert read(tmp_path)[0]["spacing"] == "ldm"
+    assert read(tmp_path) == [row]
 
-    (tmp_path / "samples.jsonl").rename(tmp_path / "samples.part-0.jsonl")
-    (tmp_path / "samples.part-0.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(ValueError, match=r"unfinished run of another request \(spacing='absent'"):
-        make(["rain"], tmp_path, tiny_model)
+    del row["spacing"]
+    for name in ("samples.jsonl", "samples.part-0.jsonl"):
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+        with pytest.raises(ValueError, match=r"another request \(spacing='absent' there, 'ldm'"):
+            make(["rain"], tmp_path, tiny_model)
+
+
+def test_a_sound_that_is_not_whole_is_made_again(tiny_model, tmp_path, capsys):
+    paths = make(["rain", "crow", "dog", "door"], tmp_path, tiny_model)
+    before = contents(tmp_path)
+    paths[0].write_bytes(b"")
+    paths[1].write_bytes(paths[1].read_bytes()[:1000])
+    paths[2].write_bytes(bytes(len(paths[2].read_bytes())))
+    paths[3].unlink()
+    make(["rain", "crow", "dog", "door"], tmp_path, tiny_model)
+    assert contents(tmp_path) == before
+    assert "Made again, since not whole: 3 such as 000_rain.wav" in capsys.readouterr().out
+
+
+def test_a_folder_in_use_is_refused_and_a_failed_start_leaves_none(tiny_model, tmp_path):
+    with files.output_folder(str(tmp_path / "held")):
+        with pytest.raises(ValueError, match=r"held is in use by process \d+"):
+            make(["rain"], tmp_path / "held", tiny_model)
+    with pytest.raises(ValueError, match=r"gs://bucket/out: give a folder of this computer"):
+        make(["rain"], "gs://bucket/out", tiny_model)
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="broken"):
+        make(["rain"], tmp_path / "deep" / "out", model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
 @pytest.fixture
@@ -151,22 +193,25 @@ def test_a_killed_run_is_resumed_where_it_stopped(tiny_model, tmp_path, monkeypa
     with part.open("a") as file:
         file.write('{"file": "003')  # killed in the middle of a line
     with pytest.raises(
-        ValueError, match=r"part-0\.jsonl.*another request \(steps=1 there, 2 here\)"
+        ValueError, match=r"000_rain\.wav belongs to another request \(steps=1 there, 2 here\)"
     ):
         run("cut", steps=2)
     (out / "001_crow.wav").unlink()  # lost since: made again
 
     made.clear()
-    files = run("cut", batch_size=8)
-    assert made == [1, 3, 4]
-    assert sorted(p.name for p in out.iterdir()) == [*(p.name for p in files), "samples.jsonl"]
+    resumed = run("cut")
+    assert made == [0, 1, 2, 3, 4]  # the batches of the whole run, of which each lacks a sound
+    assert sorted(p.name for p in out.iterdir()) == [*(p.name for p in resumed), "samples.jsonl"]
     assert [row["index"] for row in read(out)] == [0, 1, 2, 3, 4]
-    for one, other in zip(files, whole, strict=True):
-        np.testing.assert_allclose(soundfile.read(one)[0], soundfile.read(other)[0], atol=2e-4)
+    assert contents(out) == contents(tmp_path / "whole")
 
     made.clear()
-    assert run("cut") == files
+    assert run("cut") == resumed
     assert made == []
+    resumed[4].unlink()
+    run("cut")
+    assert made == [4]
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_the_best_candidates_are_kept(tiny_model, tmp_path):
@@ -224,6 +269,7 @@ def test_file_names():
         (dict(sampler="dmi"), "sampler='dmi': did you mean 'ddim'?"),
         (dict(num_candidates=0), "num_candidates=0"),
         (dict(batch_size=0), "batch_size=0"),
+        (dict(negative_prompt="caf\udce9"), "negative_prompt='caf\\udce9'"),
         (dict(out="/dev/null/sounds"), "--out=/dev/null/sounds: cannot be written"),
     ],
 )
@@ -263,6 +309,7 @@ def test_prompts_are_read(tmp_path, capsys):
     ("flags", "message"),
     [
         (["--out=x"], "no prompts: give --prompt"),
+        (["--out=x", b"--prompt=caf\xe9"], "prompt='caf\\udce9': '\\udce9' is no character"),
         (["--out=x", "a", "crow"], "'a' is not a flag"),
         (["--prompt=rain"], "--out"),
         (["--out=x", "--prompt=rain", "--steps=many"], "steps"),
