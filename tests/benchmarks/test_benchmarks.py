@@ -14,6 +14,7 @@ COMMANDS = {
     "bank": ["--captions=500", "--width=8", "--queries=4", "--repeats=1"],
     "reprogramming": ["--samples=8000", "--batch_size=4", "--workers=0", "--seconds=0.1"],
     "two_events": ["--prompts=16", "--steps=1"],
+    "reliability": ["--kind=audio", "--count=5"],
 }
 PRINTED = {
     "builds": "20 clips of 0.1 s",
@@ -21,6 +22,7 @@ PRINTED = {
     "bank": "| 500 | 8 | 4 | 5 |",
     "reprogramming": "| drawn | ",
     "two_events": "| chance",
+    "reliability": "| hostile input: audio | 5 | 5 |",
 }
 
 
