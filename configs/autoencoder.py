@@ -4,8 +4,20 @@
 
 Arguments: none, the paper's 68,984,037 parameters against the multi-window discriminator; `demo`
 and `runlocal` as in common.py; `bundled`, the autoencoder inside the package. The release's
-PatchGAN is `--config.discriminator.name=patch`. The learning rate is latent diffusion's for this
-network, 4.5e-6 times the batch; the paper gives none.
+PatchGAN is `--config.discriminator.name=patch`. The learning rate is the release's (and latent
+diffusion's), 4.5e-6 times the batch: 7.2e-5 here, 1.44e-4 for the release's 8 GPUs and batches of
+4. The paper gives none.
+
+Where it departs from paper and release, or follows them to somewhere unexpected:
+
+- The paper names the multi-window discriminator but no adversarial loss. Hinge loss, R1 and the
+  adaptive weight are those that the release uses with its PatchGAN: neither source combines them
+  with windows. A window begins at one frame for the whole batch.
+- The "adaptive" weight hardly adapts, as in the release: it compares the L1 loss summed over pixels
+  with the adversary's mean, so that their ratio is mostly at its cap of 1e4 (17 of 18 logged steps
+  of two runs). With `discriminator.weight` the adversary then weighs 5,000 where a clip's L1 is
+  summed over 49,920 pixels: 0.10 of a pixel's.
+- Mels are log10 magnitudes, as in the release, and not scaled to [0, 1] (3.4).
 """
 
 from maa_jax.configs import common

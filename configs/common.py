@@ -36,7 +36,8 @@ def base(stage: str) -> ml_collections.ConfigDict:
     config.optimizer.scale_lr = False  # multiplies it by the batch size, LDM's rule
     config.optimizer.warmup_steps = 0
     config.optimizer.cosine_steps = 0
-    config.optimizer.decay_per_epoch = 1.0
+    config.optimizer.decay_rate = 1.0  # multiplies it every decay_steps steps
+    config.optimizer.decay_steps = 1
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.weight_decay = 0.0

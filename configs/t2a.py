@@ -3,9 +3,10 @@
     python -m maa_jax.train --config=configs/t2a.py --workdir=runs/t2a \
         --config.autoencoder=models/autoencoder --config.text_encoder=models/clap
 
-Arguments: none, the paper's U-Net of 160,223,684 parameters on clips of 624 frames; `demo` and
-`runlocal` as in common.py; `bundled`, the U-Net inside the package; and the rows of the paper's
-Table 1, each with another frozen text encoder and a U-Net whose context is as wide as its states:
+Arguments: none, the paper's U-Net of 160,223,684 parameters on clips of 624 frames; `paper`, the
+same on the paper's data; `demo` and `runlocal` as in common.py; `bundled`, the U-Net inside the
+package; and the rows of the paper's Table 1, each with another frozen text encoder and a U-Net
+whose context is as wide as its states:
 
     argument  text encoder                          width  its parameters  and the U-Net  paper
     clap      models/clap: Microsoft's of 2022      1024    110,728,704    270,952,388    332 M
@@ -22,10 +23,23 @@ computed once:
     python -m maa_jax.embed --config=configs/t2a.py:t5 --out=embeddings/t5
     python -m maa_jax.train --config=configs/t2a.py:t5 --config.text_embeddings=embeddings/t5 ...
 
-The learning rate is the release's, 1e-5 after 10,000 steps of warm-up; the paper's base of 0.005,
-scaled by devices x batch size, is `--config.optimizer.base_lr=0.005
---config.optimizer.scale_lr=True`. Conditions are dropped with the paper's probability. The full
-size has not been trained to completion here: the paper's run took 2 M steps on 18 V100.
+The learning rate is the release's: 1.6e-4, its base of 1e-5 times 4 GPUs times batches of 4, after
+10,000 steps of warm-up and with gradients clipped at a norm of 1. It is kept for this config's
+batch of 144, for which LDM's rule would make it 1.44e-3, and the paper's base of 0.005, scaled by
+that rule, 0.72. The full size has not been trained to completion here: the paper's run took 2 M
+steps on 18 V100, with batches of a size it does not state.
+
+Where it departs from the paper, on purpose:
+
+- 20 % of the conditions are dropped throughout (the release: 10 %). The paper does so in a
+  fine-tune after the base run (E.2): train with `--config.uncond_probability=0`, convert, and go on
+  from there with `--config.init_from=DIR` and 0.2.
+- Mels are log10 magnitudes of about -5 to 1.5, as in the release, and not scaled to [0, 1] (3.4).
+- A moving average of the weights, decay 0.9999, is kept and sampled from; the release keeps none:
+  `--config.ema_decay=0`.
+- Without `paper`, the dataset is the 130 recordings in the package.
+- The released T5 encoder lets padding be attended to, and the released BERT is not a pre-trained
+  one; here padding is masked, and both are pre-trained.
 """
 
 import functools
@@ -38,7 +52,9 @@ from maa_jax.models.unet import UNetConfig
 def get_config(arg: str | None = None):
     """Returns the config of an argument; see the module's docstring."""
     rows = {name: functools.partial(row, name) for name in ("clap", "t5", "bert", "clip")}
-    return common.pick(arg, full=full, demo=demo, runlocal=runlocal, bundled=bundled, **rows)()
+    return common.pick(
+        arg, full=full, paper=paper, demo=demo, runlocal=runlocal, bundled=bundled, **rows
+    )()
 
 
 def full():
@@ -48,6 +64,7 @@ def full():
     config.ema_decay = 0.9999
     config.uncond_probability = 0.2
     config.noise_draws = 1  # noisy copies of each latent in a step, which share the encoders' cost
+    config.eval_draws = 4  # timesteps at which each recording's validation loss is taken
     # Model folders, from which `vae/`, `text_encoder/` with `tokenizer/`, and `vocoder/` are read.
     # The text encoder may also be a hub id, or clap, t5, bert or clip (encoders/text.py).
     config.autoencoder = "models/autoencoder"
@@ -64,9 +81,10 @@ def full():
             num_prompts=64,
             clap="bundled",
         )
-    config.optimizer.base_lr = 1e-5
+    config.optimizer.base_lr = 1.6e-4
     config.optimizer.warmup_steps = 10_000
     config.optimizer.weight_decay = 0.01  # the default of PyTorch's AdamW
+    config.optimizer.clip_norm = 1.0
 
     config.summary = common.block(
         prompts=(
@@ -78,6 +96,37 @@ def full():
         ),
         guidance_scale=3.0,
     )
+    return config
+
+
+def paper():
+    """The paper's mixture (Table 4), 3,000 hours, with events joined to the pairs (3.2.2).
+
+    `enhanced/NAME` is the dataset NAME with captions by distillation, which replace labels as in
+    Appendix A. All must be made before: put each one's files where docs/data.md says, then
+
+        python -m maa_jax.enhance --dataset=NAME --name=NAME --out=DATA_DIR \
+            --captioner=models/captioner --retriever=models/retriever --clap=models/clap \
+            --bank_captions="clotho + audiocaps + macs"
+
+    for each enhanced one, and train with `--config.data.data_dir=DATA_DIR`. Leave out what you
+    cannot get with `--config.data.dataset=...`: Audiostock and Epidemic Sound are bought or by
+    subscription, AudioSet has to be downloaded from its videos. The paper's 300 hours of LibriTTS
+    are a part that it does not name; here it is all of its training splits.
+    """
+    config = full()
+    captions = "clotho", "audiocaps", "macs", "wavtext5k", "bbc_sound_effects", "audiostock"
+    labels = (
+        *("audioset", "esc50", "fsd50k", "sonniss", "wesoundeffects", "epidemic_sound"),
+        "urbansound8k",
+    )
+    neither = "libritts", "medley_solos_db"
+    config.data.dataset = " + ".join(
+        [*captions, *(f"enhanced/{name}" for name in (*labels, *neither))]
+    )
+    config.data.eval_dataset = "audiocaps"
+    # Recordings with one label; the paper compares captions on these three (Table 5).
+    config.data.reprogram.events = "fsd50k + esc50 + urbansound8k"
     return config
 
 

@@ -119,14 +119,15 @@ class LatentCodec:
           params: weights of the autoencoder.
           audio: waveforms [b, samples] at `mel.sample_rate`, whose number of frames is a multiple
             of `downscale`.
-          key: PRNG key with which the posterior is sampled; without it, the mean is taken.
+          key: PRNG key with which the posterior is sampled, or keys [b], one for each waveform;
+            without it, the mean is taken.
           scale: factor that the latents are multiplied by, the configuration's by default.
         """
         mean, logvar = networks.build(self.graphdef, params).encode(self.image(audio))
         latents = mean.astype(jnp.float32)
         if key is not None:
             deviation = jnp.exp(0.5 * logvar.astype(jnp.float32))
-            latents += deviation * jax.random.normal(key, latents.shape)
+            latents += deviation * _normal(key, latents.shape)
         return latents * (self.config.scaling_factor if scale is None else scale)
 
     def decode(
@@ -167,6 +168,13 @@ class LatentCodec:
                 f"which the autoencoder cannot divide by {self.downscale}: choose a multiple of "
                 f"{self.samples(1)}."
             )
+
+
+def _normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns noise of a shape [b, ...], from one key or from keys [b]."""
+    if not key.shape:
+        return jax.random.normal(key, shape)
+    return jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(key)
 
 
 def check_front_end(mel: MelConfig, others: Mapping[str, MelConfig | None]) -> None:

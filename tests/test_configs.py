@@ -4,10 +4,12 @@ import dataclasses
 import importlib
 
 import jax
+import jax.numpy as jnp
 import pytest
 from flax import nnx
 
 from maa_jax.audio.mel import MelConfig
+from maa_jax.data.builders import BUILDERS
 from maa_jax.data.config import DataConfig
 from maa_jax.model_folder.registry import NETWORKS
 from maa_jax.models.bert import BertConfig
@@ -17,6 +19,7 @@ from maa_jax.models.rngs import InitRngs
 from maa_jax.models.t5 import T5Config
 from maa_jax.models.unet import UNet, UNetConfig
 from maa_jax.stages import make_stage
+from maa_jax.training import optim
 
 
 def _count(tree):
@@ -97,3 +100,54 @@ def test_no_key_of_the_data_or_the_front_end_is_locked_out():
     for block, settings in (("data", DataConfig), ("mel", MelConfig)):
         assert set(config[block]) == {field.name for field in dataclasses.fields(settings)}
     assert DataConfig.of(config.data) == DataConfig(samples=8192)
+
+
+def _applied_rate(config, step):
+    """Returns how far the optimizer moves a parameter at 0 in a step, after equal gradients."""
+    settings = config.optimizer
+    tx = optim.make_optimizer(settings, config.batch_size)
+    params, grads = ({"w": jnp.full(1, x)} for x in (0.0, 1e-3))
+
+    def before(path, x):  # the state after `step` such gradients: both moments and the counts
+        if x.ndim == 0:
+            return jnp.full_like(x, step)
+        first = "mu" in jax.tree_util.keystr(path)
+        gone = 1 - (settings.b1 if first else settings.b2) ** step
+        return jnp.full(1, gone * (1e-3 if first else 1e-6))
+
+    state = jax.tree_util.tree_map_with_path(before, tx.init(params))
+    new, _ = optim.update(tx, grads, params, state)
+    return -float(new["w"][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "arg", "step", "rate", "clip"),
+    [
+        # The release: scale_lr, so 1 x 4 GPUs x 4 examples x 1e-5, after 10,000 steps of warm-up.
+        ("t2a", None, 4_999, 0.5 * 1.6e-4, 1.0),
+        ("t2a", None, 10_000, 1.6e-4, 1.0),
+        ("t2a", None, 1_000_000, 1.6e-4, 1.0),
+        ("t2a", "t5", 1_000_000, 1.6e-4, 1.0),
+        # The release: 4.5e-6 x batch.
+        ("autoencoder", None, 400_000, 16 * 4.5e-6, 0.0),
+        # HiFi-GAN: 2e-4, and after 3,090 epochs of 809 steps.
+        ("vocoder", None, 0, 2e-4, 0.0),
+        ("vocoder", None, 2_500_000, 2e-4 * 0.999**3090, 0.0),
+        ("vocoder", "bigvgan", 1_000_000, 1e-4 * 0.999**90, 1000.0),
+        # MMT on MSR-VTT.
+        ("retriever", None, 1_000, 5e-5 * 0.99901, 0.0),
+    ],
+)
+def test_full_size_optimizers_apply_the_published_rates(name, arg, step, rate, clip):
+    config = importlib.import_module(f"maa_jax.configs.{name}").get_config(arg)
+    assert _applied_rate(config, step) == pytest.approx(rate, rel=1e-3)
+    assert config.optimizer.clip_norm == clip
+
+
+def test_the_papers_mixture_is_every_dataset_of_table_4():
+    config = importlib.import_module("maa_jax.configs.t2a").get_config("paper")
+    data = DataConfig.of(config.data)
+    names = [part.dataset.removeprefix("enhanced/") for part in data.parts()]
+    assert sorted([*names, "audio_folder", "general_midi", "sonic_sounds"]) == sorted(BUILDERS)
+    captioned = [part.dataset for part in data.parts() if not part.dataset.startswith("enhanced/")]
+    assert len(captioned) == 6  # the rest have labels, or nothing

@@ -109,7 +109,7 @@ for package in (maa_jax.models, maa_jax.stages):
         importlib.import_module(module.name)
 
 from maa_jax.configs import vocoder
-stage = maa_jax.stages.make_stage(vocoder.get_config("runlocal"), 1)
+stage = maa_jax.stages.make_stage(vocoder.get_config("runlocal"))
 state = stage.init(jax.random.key(0))
 batch = {"audio": np.full((2, 4096), 0.1, np.float32)}
 state, scalars = stage.train_step(state, stage.load_frozen(), batch, jax.random.key(0))

@@ -33,7 +33,7 @@ def _flags(config, **more):
 
 def _arrays(config, workdir, step):
     """Every array of a checkpoint, by path."""
-    stage = loop.make_stage(config, 1)
+    stage = loop.make_stage(config)
     shapes = jax.eval_shape(stage.init, jax.random.key(0))
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one), shapes)
@@ -153,7 +153,7 @@ def test_paths_may_be_relative_or_begin_with_a_tilde(
     config.text_encoder = f"~/{os.path.relpath(tiny_model)}"
     config.init_from = f"~/{os.path.relpath(tiny_model)}"
     config.unet.update(block_out_channels=(16, 32), num_heads=2)
-    stage = loop.make_stage(config, 1)
+    stage = loop.make_stage(config)
     assert stage.start_weights().keys() == {"unet"}
 
 

@@ -11,7 +11,14 @@ from flax import nnx
 from maa_jax import schema
 from maa_jax.models import hf_config
 from maa_jax.models.kernels import attention
-from maa_jax.models.layers import Conv, GroupNorm, UpsampleConv, default_init, remat
+from maa_jax.models.layers import (
+    Conv,
+    GroupNorm,
+    PreciseConv,
+    UpsampleConv,
+    default_init,
+    remat,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +97,8 @@ class Autoencoder(nnx.Module):
 
     Args:
       config: sizes of the network.
-      dtype: type of the computation; parameters are float32.
+      dtype: type of the computation between the first and the last convolutions of encoder and
+        decoder, which are in float32, as are parameters.
       remat: whether the backward pass recomputes the blocks from their inputs.
     """
 
@@ -107,8 +115,8 @@ class Autoencoder(nnx.Module):
         self.config = config
         self.encoder = Encoder(config, remat=remat, **common)
         self.decoder = Decoder(config, remat=remat, **common)
-        self.quant_conv = Conv(2 * latent, 2 * latent, 1, **common)
-        self.post_quant_conv = Conv(latent, latent, 1, **common)
+        self.quant_conv = PreciseConv(2 * latent, 2 * latent, 1, rngs=rngs)
+        self.post_quant_conv = PreciseConv(latent, latent, 1, rngs=rngs)
 
     def encode(self, mel_image: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the Gaussian's mean and log-variance, [b, h / 8, w / 8, latent_channels] each.
@@ -123,13 +131,13 @@ class Autoencoder(nnx.Module):
                 f"mel image of shape {mel_image.shape}: mel bands and frames must be multiples of "
                 f"{factor}; pad or crop it"
             )
-        moments = self.quant_conv(self.encoder(mel_image)).astype(jnp.float32)
+        moments = self.quant_conv(self.encoder(mel_image))
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """Returns the mel image [b, 8 h, 8 w, 1] of latents [b, h, w, latent_channels]."""
-        return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)
+        return self.decoder(self.post_quant_conv(latents))
 
 
 class ResnetBlock(nnx.Module):
@@ -256,7 +264,7 @@ class Encoder(nnx.Module):
         widths = config.block_out_channels
         plain: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         common: dict[str, Any] = dict(config=config, **plain)
-        self.conv_in = Conv(config.in_channels, widths[0], 3, padding=1, **plain)
+        self.conv_in = PreciseConv(config.in_channels, widths[0], 3, padding=1, rngs=rngs)
         width, blocks = widths[0], []
         for level, out in enumerate(widths):
             blocks.append(
@@ -275,12 +283,12 @@ class Encoder(nnx.Module):
         self.conv_norm_out = GroupNorm(
             width, num_groups=config.norm_num_groups, epsilon=1e-6, **plain
         )
-        self.conv_out = Conv(width, 2 * config.latent_channels, 3, padding=1, **plain)
-        self.remat = remat
+        self.conv_out = PreciseConv(width, 2 * config.latent_channels, 3, padding=1, rngs=rngs)
+        self.remat, self.dtype = remat, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [b, h, w, in_channels] to [b, h / 8, w / 8, 2 latent_channels]."""
-        x = self.conv_in(x)
+        """Maps [b, h, w, in_channels] to [b, h / 8, w / 8, 2 latent_channels], float32."""
+        x = self.conv_in(x).astype(self.dtype)
         for block in (*self.down_blocks, self.mid_block):
             x = remat(block, x) if self.remat else block(x)
         return self.conv_out(nnx.silu(self.conv_norm_out(x)))
@@ -294,7 +302,7 @@ class Decoder(nnx.Module):
         plain: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         common: dict[str, Any] = dict(config=config, **plain)
         width, blocks = widths[-1], []
-        self.conv_in = Conv(config.latent_channels, width, 3, padding=1, **plain)
+        self.conv_in = PreciseConv(config.latent_channels, width, 3, padding=1, rngs=rngs)
         self.mid_block = MidBlock(width, **common)
         for level, out in reversed(list(enumerate(widths))):
             blocks.append(
@@ -312,19 +320,16 @@ class Decoder(nnx.Module):
         self.conv_norm_out = GroupNorm(
             width, num_groups=config.norm_num_groups, epsilon=1e-6, **plain
         )
-        # In float32: a mel rounded to 8 bits is off by more than the network's other roundings.
-        self.conv_out = Conv(width, config.out_channels, 3, padding=1, rngs=rngs)
-        self.remat = remat
+        self.conv_out = PreciseConv(width, config.out_channels, 3, padding=1, rngs=rngs)
+        self.remat, self.dtype = remat, dtype
 
     def features(self, x: jax.Array) -> jax.Array:
         """Returns the input of the last convolution, [b, 8 h, 8 w, width]."""
-        x = self.conv_in(x)
+        x = self.conv_in(x).astype(self.dtype)
         for block in (self.mid_block, *self.up_blocks):
             x = remat(block, x) if self.remat else block(x)
         return nnx.silu(self.conv_norm_out(x))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [b, h, w, latent_channels] to [b, 8 h, 8 w, out_channels], float32."""
-        features = self.features(x)
-        with jax.default_matmul_precision("highest"):
-            return self.conv_out(features)
+        return self.conv_out(self.features(x))

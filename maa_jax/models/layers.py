@@ -101,6 +101,19 @@ class Conv(nnx.Module):
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 
+class PreciseConv(Conv):
+    """A convolution in float32, at the highest precision, whatever its network computes in.
+
+    For the ends of a network: a mel or latent rounded to 8 bits is off by more than all roundings
+    in between add up to. Its arguments are those of `Conv`, without `dtype`.
+    """
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [b, h, w, in] to [b, h', w', out], float32."""
+        with jax.default_matmul_precision("highest"):
+            return super().__call__(x)
+
+
 class UpsampleConv(Conv):
     """Nearest-neighbour 2x upsampling and a 3 x 3 convolution, padded by one.
 

@@ -89,15 +89,23 @@ class MultiWindowDiscriminator(nnx.Module):
         take the same crops of a recording and its reconstruction. Without `rngs` the crops are
         central and there is no dropout. A window longer than the image covers all of it.
         """
-        outputs = []
-        for window, discriminator in zip(self.config.windows, self.discriminators, strict=True):
+        return self.judge(self.crops(mel, rngs=rngs), rngs=rngs)
+
+    def crops(self, mel: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
+        """Returns what each sub-discriminator sees, begun at one frame for the whole batch."""
+        crops = []
+        for window in self.config.windows:
             room = max(mel.shape[2] - window, 0)
             start = room // 2
             if rngs is not None:
                 start = jax.random.randint(rngs.dropout(), (), 0, room + 1)
-            crop = lax.dynamic_slice_in_dim(mel, start, min(window, mel.shape[2]), axis=2)
-            outputs.append(discriminator(crop, rngs))
-        return outputs
+            crops.append(lax.dynamic_slice_in_dim(mel, start, min(window, mel.shape[2]), axis=2))
+        return crops
+
+    def judge(self, crops: list[jax.Array], *, rngs: nnx.Rngs | None = None) -> Outputs:
+        """Discriminates the result of `crops`."""
+        pairs = zip(self.discriminators, crops, strict=True)
+        return [discriminator(crop, rngs) for discriminator, crop in pairs]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +149,17 @@ class PatchDiscriminator(nnx.Module):
 
     def __call__(self, mel: jax.Array, *, rngs: nnx.Rngs | None = None) -> Outputs:
         """Discriminates mel images [b, n_mels, frames, 1]; nothing is random."""
-        x = nnx.leaky_relu(self.convs[0](mel), 0.2)
+        return self.judge(self.crops(mel, rngs=rngs), rngs=rngs)
+
+    def crops(self, mel: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
+        """Returns the whole images."""
+        del rngs
+        return [mel]
+
+    def judge(self, crops: list[jax.Array], *, rngs: nnx.Rngs | None = None) -> Outputs:
+        """Discriminates the result of `crops`."""
+        del rngs
+        x = nnx.leaky_relu(self.convs[0](crops[0]), 0.2)
         features = [x]
         for conv, norm in zip(self.convs[1:], self.norms, strict=True):
             x = nnx.leaky_relu(norm(conv(x)), 0.2)

@@ -31,14 +31,11 @@ STAGES: dict[str, Any] = {
 }
 
 
-def make_stage(
-    config: ml_collections.ConfigDict, steps_per_epoch: int = 1, tokenizer: Tokenizer | None = None
-) -> Stage:
+def make_stage(config: ml_collections.ConfigDict, tokenizer: Tokenizer | None = None) -> Stage:
     """Returns the stage that `config.stage` names.
 
     Args:
       config: config of the run.
-      steps_per_epoch: optimizer steps in an epoch; only learning rates depend on it.
       tokenizer: tokenizer that the run has kept; without it, a stage reads or builds the one that
         `config.tokenizer` states.
 
@@ -56,4 +53,4 @@ def make_stage(
         )
     check_front_end(schema.build(MelConfig, config.mel, "config.mel"), {})
     kept = {} if tokenizer is None else {"tokenizer": tokenizer}
-    return stage(config, steps_per_epoch=steps_per_epoch, **kept)
+    return stage(config, **kept)

@@ -27,7 +27,7 @@ from maa_jax.models.layers import conv2d
 from maa_jax.stages import gan
 from maa_jax.stages.base import Scalars, Tree
 from maa_jax.stages.images import spectrogram_image
-from maa_jax.training.state import TrainState, merge
+from maa_jax.training.state import TrainState, merge, split
 
 # Bounds of the adaptive weight's ratio and of its denominator, as in latent diffusion.
 _MAX_RATIO = 1e4
@@ -49,12 +49,13 @@ class AutoencoderStage(gan.GanStage):
         summed over a mel image.
       discriminator: `name`, "multi_window" (paper) or "patch" (release); a block of that name with
         the fields of its config; `start`, the first step at which it is trained and used; `weight`
-        of the adversarial loss; `r1_weight` of the gradient penalty on recordings.
+        of the adversarial loss; `r1_weight` of the gradient penalty on recordings, the mean square
+        of the gradient over what a discriminator sees.
     """
 
     can_remat = True
 
-    def __init__(self, config: ml_collections.ConfigDict, *, steps_per_epoch: int):
+    def __init__(self, config: ml_collections.ConfigDict):
         """Defines both networks, without weights.
 
         Raises:
@@ -73,7 +74,7 @@ class AutoencoderStage(gan.GanStage):
             ),
             "discriminator": lambda rngs: discriminator(sizes, dtype=dtype, rngs=rngs),
         }
-        super().__init__(config, makes, steps_per_epoch)
+        super().__init__(config, makes)
         mel = schema.build(MelConfig, config.mel, "config.mel")
         self.codec = LatentCodec(mel, self.vae_config, self._graphs["vae"])
         self.codec.check_clip(config.data.samples)
@@ -99,7 +100,7 @@ class AutoencoderStage(gan.GanStage):
         mean, logvar = vae.encode(image)
         z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key_z, mean.shape)
         features = vae.decoder.features(vae.post_quant_conv(z))
-        fake = vae.decoder.conv_out(features).astype(jnp.float32)
+        fake = vae.decoder.conv_out(features)
 
         l1, kl = _l1(image, fake).mean(), _kl(mean, logvar).mean()
         loss = self._reconstruction_loss(image, l1, kl)
@@ -136,24 +137,29 @@ class AutoencoderStage(gan.GanStage):
         """
         graph, disc_params = self._graphs["discriminator"], params["discriminator"]
 
-        def discriminate(disc_params, image, key):
-            rngs = nnx.Rngs(key)
-            outputs, new_extra = gan.discriminate(graph, disc_params, extra, image, rngs=rngs)
-            return [logits for logits, _ in outputs], new_extra
+        def crops(image, key):
+            return merge(graph, disc_params, extra).crops(image, rngs=nnx.Rngs(dropout=key))
+
+        def judge(disc_params, crops, key):
+            module = merge(graph, disc_params, extra)
+            outputs = module.judge(crops, rngs=nnx.Rngs(dropout=key))
+            return [logits.astype(jnp.float32) for logits, _ in outputs], split(module)[1]
 
         def compute() -> gan.GanLosses:
-            key_generator, key_discriminator = jax.random.split(key)
+            keys_generator, keys_discriminator = jax.random.split(key, (2, 2))
 
             def generator_loss(fake):
-                logits, _ = discriminate(disc_params, fake, key_generator)
+                logits, _ = judge(disc_params, crops(fake, keys_generator[0]), keys_generator[1])
                 return -_mean(x.mean() for x in logits)
 
             def discriminator_loss(disc_params):
-                real = lambda image: discriminate(disc_params, image, key_discriminator)
-                logits_real, vjp, new_extra = jax.vjp(real, image, has_aux=True)
-                (grad,) = vjp([jnp.ones_like(x) for x in logits_real])
-                r1 = jnp.square(grad).mean()
-                logits_fake, _ = discriminate(disc_params, fake, key_discriminator)
+                key_crops, key_dropout = keys_discriminator
+                real = lambda seen: judge(disc_params, seen, key_dropout)
+                logits_real, vjp, new_extra = jax.vjp(real, crops(image, key_crops), has_aux=True)
+                # Of each window alone, over its own pixels: a window weighs as much as an image.
+                (grads,) = vjp([jnp.ones_like(x) for x in logits_real])
+                r1 = _mean(jnp.square(grad).mean() for grad in grads)
+                logits_fake, _ = judge(disc_params, crops(fake, key_crops), key_dropout)
                 loss = _mean(map(hinge_loss, logits_real, logits_fake))
                 scores = {
                     "discriminator_loss": loss,
@@ -230,9 +236,9 @@ def adaptive_weight(
       l1_grad: gradient of the L1 loss with respect to the reconstruction, [b, h, w, 1].
       gan_grad: gradient of the adversarial loss with respect to the same, [b, h, w, 1].
     """
-    last = lambda kernel: conv2d(features, kernel.astype(features.dtype), padding=1)
+    last = lambda kernel: conv2d(features.astype(kernel.dtype), kernel, padding=1)
     _, vjp = jax.vjp(last, kernel)
-    norm = lambda grad: jnp.linalg.norm(vjp(grad.astype(features.dtype))[0])
+    norm = lambda grad: jnp.linalg.norm(vjp(grad)[0])
     return jnp.clip(norm(l1_grad) / (norm(gan_grad) + _MIN_NORM), 0.0, _MAX_RATIO)
 
 

@@ -91,7 +91,12 @@ class Stage(Protocol):
     def eval_step(
         self, train: state.TrainState, frozen: Tree, batch: Tree, key: jax.Array
     ) -> Scalars:
-        """Returns scores by name, [b] each: one value per example."""
+        """Returns scores by name, [b] each: one value per example.
+
+        The key is the same for all batches. Random draws for an example follow from it and
+        `batch["index"]` alone, so that a score does not depend on how examples are batched; scores
+        that compare the examples of a batch say so.
+        """
         ...
 
     def summarize(
@@ -122,18 +127,16 @@ class SingleNetworkStage(Stage):
         self,
         config: ml_collections.ConfigDict,
         make: Callable[[Any], nnx.Module],
-        steps_per_epoch: int,
     ):
         """Defines the network, without weights.
 
         Args:
           config: config of the run.
           make: constructor of the network.
-          steps_per_epoch: optimizer steps in an epoch, for the learning rate's schedule.
         """
         self.config = config
         self._make, self._graph = make, state.define(make)
-        self._tx = optim.make_optimizer(config.optimizer, config.batch_size, steps_per_epoch)
+        self._tx = optim.make_optimizer(config.optimizer, config.batch_size)
 
     def init(self, key: jax.Array) -> state.TrainState:
         """Returns the state of step 0, with random weights."""

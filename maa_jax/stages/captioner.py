@@ -62,7 +62,6 @@ class CaptionerStage(SingleNetworkStage):
         self,
         config: ml_collections.ConfigDict,
         *,
-        steps_per_epoch: int,
         tokenizer: Tokenizer | None = None,
     ):
         """Defines the network, without weights, and opens or builds the tokenizer.
@@ -91,7 +90,6 @@ class CaptionerStage(SingleNetworkStage):
         super().__init__(
             config,
             lambda rngs: captioner_lib.Captioner(self.captioner_config, dtype=dtype, rngs=rngs),
-            steps_per_epoch,
         )
         self._check()
 

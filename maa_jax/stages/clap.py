@@ -55,7 +55,6 @@ class ClapStage(SingleNetworkStage):
         self,
         config: ml_collections.ConfigDict,
         *,
-        steps_per_epoch: int,
         tokenizer: Tokenizer | None = None,
     ):
         """Defines the networks, without weights, and opens or builds the tokenizer.
@@ -74,9 +73,7 @@ class ClapStage(SingleNetworkStage):
         towers = self.clap_config.text_encoder, self.clap_config.audio_encoder
         contrastive.check(config, "clap", self.tokenizer, *towers)
         dtype = jnp.dtype(config.dtype)
-        super().__init__(
-            config, lambda rngs: Clap(self.clap_config, dtype=dtype, rngs=rngs), steps_per_epoch
-        )
+        super().__init__(config, lambda rngs: Clap(self.clap_config, dtype=dtype, rngs=rngs))
 
     def start_weights(self) -> dict[str, Tree]:
         """Returns the pretrained towers, {} for none."""

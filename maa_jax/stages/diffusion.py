@@ -51,6 +51,8 @@ class DiffusionStage(SingleNetworkStage):
       vocoder: model folder of a vocoder, for the sounds in TensorBoard and for export; "" for none.
       uncond_probability: probability that an example's condition is dropped.
       noise_draws: number of noisy copies of each latent in a step, which share one encoder pass.
+      eval_draws: number of timesteps, each with its own noise, at which the validation loss of a
+        recording is taken; more for few recordings.
       summary: `prompts` and `guidance_scale` of the sounds in TensorBoard.
     """
 
@@ -58,7 +60,7 @@ class DiffusionStage(SingleNetworkStage):
     can_remat = True
     prepare_batches = 4
 
-    def __init__(self, config: ml_collections.ConfigDict, *, steps_per_epoch: int):
+    def __init__(self, config: ml_collections.ConfigDict):
         """Defines the networks, without weights, and checks that they are compatible.
 
         Raises:
@@ -70,7 +72,6 @@ class DiffusionStage(SingleNetworkStage):
         super().__init__(
             config,
             lambda rngs: UNet(self.unet_config, dtype=dtype, remat=config.remat, rngs=rngs),
-            steps_per_epoch,
         )
         self._folders = _folders(config)
         self.conditioner = self._open_conditioner()
@@ -157,35 +158,48 @@ class DiffusionStage(SingleNetworkStage):
         drop = jax.random.bernoulli(key_drop, self.config.uncond_probability, (len(z), 1, 1))
         unconditional = self.conditioner.encode(frozen["text"], frozen["unconditional"])
         context = jnp.where(drop, unconditional, context)
+        noise = jax.random.normal(key_noise, z.shape)
         unet = self.merge(params, extra)
-        return self._errors(unet, z, context, timesteps, key_noise).mean(), ({}, {})
+        return self._errors(unet, z, context, timesteps, noise).mean(), ({}, {})
 
     def _examples(
         self, extra: Tree, frozen: Tree, batch: Tree, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns the scaled latents [b, h, w, c] and the contexts [b, n, width] of a batch."""
+        """Returns the scaled latents [b, h, w, c] and the contexts [b, n, width] of a batch.
+
+        `key` is one PRNG key, or one for each example.
+        """
         scale = extra["latents"]["scale"]
         z = self.codec.encode(frozen["vae"], batch["audio"], key, scale=scale)
         return z, self.conditioner.encode(frozen["text"], batch["text"])
 
     def _errors(
-        self, unet: UNet, z: jax.Array, context: jax.Array, timesteps: jax.Array, key: jax.Array
+        self, unet: UNet, z: jax.Array, context: jax.Array, timesteps: jax.Array, noise: jax.Array
     ) -> jax.Array:
         """Returns the mean squared error of the prediction from noisy latents, [b]."""
-        noise = jax.random.normal(key, z.shape)
         noisy = self.schedule.add_noise(z, noise, timesteps)
         predicted = unet(noisy, timesteps, context).astype(jnp.float32)
         error = predicted - self.schedule.target(z, noise, timesteps)
         return jnp.mean(jnp.square(error), axis=(1, 2, 3))
 
     def eval_step(self, train: TrainState, frozen: Tree, batch: Tree, key: jax.Array) -> Scalars:
-        """Returns each example's loss [b], at timesteps evenly spaced over the batch."""
-        key_z, key_noise = jax.random.split(key)
-        size, total = len(batch["audio"]), self.schedule.num_train_timesteps
-        timesteps = ((jnp.arange(size) + 0.5) * total / size).astype(jnp.int32)
-        z, context = self._examples(train.extra, frozen, batch, key_z)
-        unet = self.merge(train.weights(), train.extra)
-        return {"loss": self._errors(unet, z, context, timesteps, key_noise)}
+        """Returns each example's loss [b], the mean of `config.eval_draws` draws.
+
+        Latent, timesteps and noise depend on the recording's index alone, and not on its batch or
+        its place there.
+        """
+        draws, steps = self.config.eval_draws, self.schedule.num_train_timesteps
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+        z, context = self._examples(train.extra, frozen, batch, keys)
+
+        def losses(draw: jax.Array) -> jax.Array:
+            key_noise = jax.vmap(jax.random.fold_in, (0, None))(keys, 1 + draw)
+            noise = jax.vmap(lambda key: jax.random.normal(key, z.shape[1:]))(key_noise)
+            timesteps = spread_timesteps(batch["index"] * draws + draw, steps)
+            unet = self.merge(train.weights(), train.extra)
+            return self._errors(unet, z, context, timesteps, noise)
+
+        return {"loss": jax.lax.map(losses, jnp.arange(draws)).mean(0)}
 
     def summarize(
         self, train: TrainState, frozen: Tree, batch: Tree, key: jax.Array
@@ -284,6 +298,20 @@ class DiffusionStage(SingleNetworkStage):
             data={"dataset": self.config.data.dataset, "split": self.config.data.split},
             training=json.loads(self.config.to_json_best_effort()),
         )
+
+
+def spread_timesteps(index: jax.Array, total: int) -> jax.Array:
+    """Returns timesteps, 0 to total - 1, that any run of consecutive indices spreads evenly.
+
+    They follow the multiples of the golden ratio modulo 1 (a Kronecker sequence), computed in
+    whole numbers: the fraction times 2^32.
+
+    Args:
+      index: whole numbers from 0.
+      total: number of timesteps.
+    """
+    fraction = index.astype(jnp.uint32) * jnp.uint32(2654435769) + jnp.uint32(2**31)
+    return ((fraction >> 8).astype(jnp.float32) / 2**24 * total).astype(jnp.int32)
 
 
 def _folders(config: ml_collections.ConfigDict) -> dict[str, pathlib.Path]:

@@ -34,21 +34,19 @@ class GanStage(Stage):
         self,
         config: ml_collections.ConfigDict,
         makes: dict[str, Callable[[Any], nnx.Module]],
-        steps_per_epoch: int,
     ):
         """Defines the networks, without weights.
 
         Args:
           config: config of the run.
           makes: constructors by name, the generator's first.
-          steps_per_epoch: optimizer steps in an epoch, for the learning rate's schedule.
         """
         self.config = config
         self.generator, *discriminators = makes
         self.discriminators = tuple(discriminators)
         self._makes = makes
         self._graphs = {name: state.define(make) for name, make in makes.items()}
-        self._tx = optim.make_optimizer(config.optimizer, config.batch_size, steps_per_epoch)
+        self._tx = optim.make_optimizer(config.optimizer, config.batch_size)
 
     def init(self, key: jax.Array) -> state.TrainState:
         """Returns the state of step 0, with random weights."""

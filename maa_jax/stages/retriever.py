@@ -50,7 +50,6 @@ class RetrieverStage(SingleNetworkStage):
         self,
         config: ml_collections.ConfigDict,
         *,
-        steps_per_epoch: int,
         tokenizer: Tokenizer | None = None,
     ):
         """Defines the network, without weights, and opens or builds the tokenizer.
@@ -81,7 +80,6 @@ class RetrieverStage(SingleNetworkStage):
         super().__init__(
             config,
             lambda rngs: Retriever(self.retriever_config, dtype=dtype, rngs=rngs),
-            steps_per_epoch,
         )
 
     def start_weights(self) -> dict[str, Tree]:
@@ -146,7 +144,8 @@ def ranking_losses(
 ) -> jax.Array:
     """Returns the bidirectional max-margin ranking loss [b] of each pair, as in MMT.
 
-    It is the sum of margin violations over the negatives of the caption and of the recording.
+    It is the mean of margin violations over the negatives of the caption and of the recording, so
+    that a batch has the mean over its 2 b (b - 1) comparisons; of the hardest two it is the sum.
 
     Args:
       cosines: cosines [captions, recordings], matching pairs on the diagonal.
@@ -156,5 +155,8 @@ def ranking_losses(
     """
     pair = jnp.diagonal(cosines)
     cost = lambda pair: jnp.where(same, 0, jnp.maximum(0, margin + cosines - pair))
-    reduce = jnp.sum if negatives == "all" else jnp.max
-    return reduce(cost(pair[:, None]), axis=1) + reduce(cost(pair[None]), axis=0)
+    captions, recordings = cost(pair[None]), cost(pair[:, None])
+    if negatives == "hardest":
+        return recordings.max(axis=1) + captions.max(axis=0)
+    count = (~same).sum(axis=1) + (~same).sum(axis=0)
+    return (recordings.sum(axis=1) + captions.sum(axis=0)) / jnp.maximum(count, 1)

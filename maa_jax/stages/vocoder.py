@@ -7,6 +7,7 @@ multi-resolution discriminator in place of the multi-scale one.
 
 import dataclasses
 import functools
+import math
 import pathlib
 from typing import Any
 
@@ -52,11 +53,12 @@ class VocoderStage(gan.GanStage):
         fields of its config; mel bands, sample rate and logarithm come from `config.mel`.
       discriminator: blocks `period`, `scale` (HiFi-GAN) and `resolution` (BigVGAN) with the fields
         of their configs; `start`, the first step at which they are trained and used.
-      mel_weight: weight of the mels' L1 distance.
+      mel_weight: weight of the mels' L1 distance, in natural logarithm whatever `config.mel.log`,
+        as in HiFi-GAN.
       feature_weight: weight of feature matching.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, *, steps_per_epoch: int):
+    def __init__(self, config: ml_collections.ConfigDict):
         """Defines the networks, without weights.
 
         Raises:
@@ -88,7 +90,7 @@ class VocoderStage(gan.GanStage):
             )
         }
         makes |= {name: functools.partial(make_discriminator, name) for name in names}
-        super().__init__(config, makes, steps_per_epoch)
+        super().__init__(config, makes)
         self._check_sizes()
         self.vocoder_config = dataclasses.replace(self.vocoder_config, mel=self.mel)
 
@@ -129,7 +131,7 @@ class VocoderStage(gan.GanStage):
         audio = batch["audio"]
         mel = log_mel(audio, self.mel)
         fake = merge(self._graphs["vocoder"], params["vocoder"])(mel)
-        distance = jnp.abs(log_mel(fake, self.mel) - mel).mean()
+        distance = self.mel_distances(fake, mel).mean()
         disc_params = {name: params[name] for name in self.discriminators}
         disc_extra = {name: extra[name] for name in self.discriminators}
         inputs = jax.lax.stop_gradient((disc_params, fake))
@@ -138,6 +140,16 @@ class VocoderStage(gan.GanStage):
         loss = loss + scores["generator_loss"] + scores["feature_loss"]
         loss = gan.add_gradients(loss, {"fake": fake, "disc_params": disc_params}, grads)
         return loss, ({"mel_l1": distance, **scores}, disc_extra)
+
+    def mel_distances(self, wav: jax.Array, mel: jax.Array) -> jax.Array:
+        """Returns the L1 distances [b], in natural logarithm, of waveforms from log mels.
+
+        Args:
+          wav: waveforms [b, samples].
+          mel: log mels [b, frames, n_mels] of `config.mel`.
+        """
+        unit = math.log(10) if self.mel.log == "log10" else 1.0
+        return unit * jnp.abs(log_mel(wav, self.mel) - mel).mean((1, 2))
 
     def gan_losses(
         self,
@@ -205,10 +217,10 @@ class VocoderStage(gan.GanStage):
         return mel, merge(self._graphs["vocoder"], train.weights()["vocoder"])(mel)
 
     def eval_step(self, train: TrainState, frozen: Tree, batch: Tree, key: jax.Array) -> Scalars:
-        """Returns each example's L1 distance of mels [b]."""
+        """Returns each example's L1 distance of mels [b], in natural logarithm."""
         del frozen, key
         mel, fake = self._reconstruct(train, batch["audio"])
-        return {"loss": jnp.abs(log_mel(fake, self.mel) - mel).mean((1, 2))}
+        return {"loss": self.mel_distances(fake, mel)}
 
     def summarize(
         self, train: TrainState, frozen: Tree, batch: Tree, key: jax.Array

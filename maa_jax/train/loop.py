@@ -80,7 +80,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         total_steps = _total_steps(config, steps_per_epoch)
         if first >= total_steps:
             return _nothing_to_do(first)
-        stage = make_stage(config, steps_per_epoch, read_tokenizer(workdir))
+        stage = make_stage(config, read_tokenizer(workdir))
         evaluate_sounds = _evaluators(config, stage, mesh)
         train_batches, eval_batches = _batches(config, stage)
         iterator = train_batches()
@@ -111,7 +111,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         train_step = _jit_step(stage, shardings, mesh)
         score = _jit_score(stage, mesh)
         summarize = jax.jit(stage.summarize, out_shardings=replicated(mesh))
-        rate = optim.learning_rate(config.optimizer, config.batch_size, steps_per_epoch)
+        rate = optim.learning_rate(config.optimizer, config.batch_size)
         metrics = Metrics(
             workdir, first_step=first, total_steps=total_steps, batch_size=config.batch_size
         )
@@ -243,6 +243,7 @@ def _jit_step(stage: Stage, shardings: Tree, mesh: Mesh) -> Callable[..., Any]:
 
     def step(state, halted, frozen, batch, key):
         new, scalars = stage.train_step(state, frozen, batch, jax.random.fold_in(key, state.step))
+        _check_shapes(scalars, ())
         # The state too: a loss may be finite where its gradient is not, or where Adam's second
         # moment overflows.
         parts = {name: [x] for name, x in scalars.items()} | new.parts()
@@ -264,13 +265,22 @@ def _jit_step(stage: Stage, shardings: Tree, mesh: Mesh) -> Callable[..., Any]:
     )
 
 
+def _check_shapes(scores: Mapping[str, jax.Array], shape: tuple[int, ...]) -> None:
+    """Raises a TypeError for a stage whose scores would be broadcast, and so averaged wrongly."""
+    for name, score in scores.items():
+        if score.shape != shape:
+            raise TypeError(f"score {name!r} has the shape {score.shape}, not {shape}")
+
+
 def _jit_score(stage: Stage, mesh: Mesh) -> Callable[..., Any]:
     """Compiles the sums of the stage's scores over the real examples of a batch."""
 
     def score(state, frozen, batch, key):
         valid = batch["valid"]
         examples = {name: x for name, x in batch.items() if name != "valid"}
-        scores = stage.eval_step(state, frozen, examples, key)
+        with jax.default_matmul_precision("highest"):
+            scores = stage.eval_step(state, frozen, examples, key)
+        _check_shapes(scores, valid.shape)
         sums = {name: jnp.sum(jnp.where(valid, x, 0)) for name, x in scores.items()}
         return sums, valid.sum()
 
@@ -288,9 +298,9 @@ def _evaluate(
     """Returns the means of the stage's scores over the validation split."""
     sums: dict[str, float] = {}
     count = 0
-    for i, batch in enumerate(batches):
-        batch = sharding.put_batch(batch, mesh)
-        part, valid = jax.device_get(score(state, frozen, batch, jax.random.fold_in(key, i)))
+    for batch in batches:
+        # One key: what a stage draws for an example depends on its index and not on its batch.
+        part, valid = jax.device_get(score(state, frozen, sharding.put_batch(batch, mesh), key))
         sums = {name: sums.get(name, 0.0) + float(total) for name, total in part.items()}
         count += int(valid)
     return {f"validation/{name}": total / count for name, total in sums.items()}

@@ -11,28 +11,25 @@ import optax
 Tree = Any
 
 
-def learning_rate(
-    config: ml_collections.ConfigDict, batch_size: int, steps_per_epoch: int = 1
-) -> optax.Schedule:
+def learning_rate(config: ml_collections.ConfigDict, batch_size: int) -> optax.Schedule:
     """Returns the learning rate schedule of a `config.optimizer` block.
 
     The rate is `base_lr`, multiplied by the global batch size if `scale_lr` is set: latent
     diffusion's rule, base x devices x batch size on each (paper section 5.2). It rises linearly
-    over `warmup_steps`, is multiplied by `decay_per_epoch` after every epoch, and, if
+    over `warmup_steps`, is multiplied by `decay_rate` every `decay_steps` steps, and, if
     `cosine_steps` is set, falls along a cosine to 0 at that step.
 
     Args:
       config: block of the optimizer's settings; see `make_optimizer`.
       batch_size: global batch size, for `scale_lr`.
-      steps_per_epoch: optimizer steps in an epoch, for `decay_per_epoch`.
     """
     rate = config.base_lr * (batch_size if config.get("scale_lr", False) else 1)
     warmup = config.get("warmup_steps", 0)
-    decay = config.get("decay_per_epoch", 1.0)
+    decay, decay_steps = config.get("decay_rate", 1.0), config.get("decay_steps", 1)
     cosine = config.get("cosine_steps", 0)
 
     def schedule(count):
-        factor = decay ** (count // steps_per_epoch) if decay != 1.0 else 1.0
+        factor = decay ** (count // decay_steps) if decay != 1.0 else 1.0
         if cosine:
             factor *= 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(count / cosine, 0, 1)))
         if warmup:
@@ -43,18 +40,17 @@ def learning_rate(
 
 
 def make_optimizer(
-    config: ml_collections.ConfigDict, batch_size: int, steps_per_epoch: int = 1
+    config: ml_collections.ConfigDict, batch_size: int
 ) -> optax.GradientTransformation:
     """Returns AdamW with the settings of a `config.optimizer` block.
 
     Args:
       config: block of the optimizer's settings: base_lr, and optionally scale_lr, warmup_steps,
-        decay_per_epoch, cosine_steps, b1, b2, weight_decay, clip_norm (0: no clipping).
+        decay_rate, decay_steps, cosine_steps, b1, b2, weight_decay, clip_norm (0: no clipping).
       batch_size: global batch size, for `scale_lr`.
-      steps_per_epoch: optimizer steps in an epoch, for `decay_per_epoch`.
     """
     adam = optax.adamw(
-        learning_rate(config, batch_size, steps_per_epoch),
+        learning_rate(config, batch_size),
         b1=config.get("b1", 0.9),
         b2=config.get("b2", 0.999),
         weight_decay=config.get("weight_decay", 0.0),

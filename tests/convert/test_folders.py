@@ -40,7 +40,7 @@ def run(tiny_model, tmp_path_factory):
     rng = np.random.default_rng(0)  # faster than compiling the initialisation
     state = jax.tree.map(
         lambda x: (0.1 * rng.standard_normal(x.shape)).astype(x.dtype),
-        jax.eval_shape(make_stage(config, 1).init, jax.random.key(0)),
+        jax.eval_shape(make_stage(config).init, jax.random.key(0)),
     )
     latents = state.extra["latents"] | {"scale": np.float32(0.25)}
     state = state.replace(extra=state.extra | {"latents": latents})

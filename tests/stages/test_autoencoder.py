@@ -11,6 +11,7 @@ from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import load_index
 from maa_jax.models.layers import conv2d
 from maa_jax.stages import gan, make_stage
+from maa_jax.training.state import merge
 
 START = 20  # the step at which the discriminators begin
 
@@ -46,7 +47,7 @@ def batch():
 
 def run(config, batch, steps):
     """Returns the states and the scalars of some steps from a fresh start."""
-    stage = make_stage(config, 1)
+    stage = make_stage(config)
     state = jax.jit(stage.init)(jax.random.key(0))
     step, states, scalars = jax.jit(stage.train_step), [state], []
     for i in range(steps):
@@ -102,7 +103,7 @@ def test_the_patch_discriminator_and_microbatches(batch):
 def test_the_step_follows_the_gradients_of_the_written_out_losses(batch):
     """The linear terms in the loss agree with direct differentiation of the losses."""
     config = make_config("patch")
-    stage = make_stage(config, 1)
+    stage = make_stage(config)
     state = jax.jit(stage.init)(jax.random.key(0))
     image = stage.codec.image(batch["audio"])
     key = jax.random.key(3)
@@ -149,6 +150,29 @@ def test_the_step_follows_the_gradients_of_the_written_out_losses(batch):
     )
 
 
+def test_the_gradient_penalty_of_a_window_is_the_mean_over_its_own_pixels(batch):
+    """As for a whole image: the frames that a window leaves out do not dilute it."""
+    config = make_config("multi_window")
+    config.discriminator.multi_window.update(windows=(8, 64), dropout=0.0)
+    stage = make_stage(config)
+    state = jax.jit(stage.init)(jax.random.key(0))
+    image = stage.codec.image(batch["audio"])
+    extra, features = state.extra["discriminator"], jnp.ones((*image.shape[:3], 8))
+    scores, _, _ = jax.jit(stage.gan_losses)(
+        True, state.params, extra, image, image, features, jax.random.key(1)
+    )
+    short, long = merge(
+        stage._graphs["discriminator"], state.params["discriminator"]
+    ).discriminators
+
+    def penalty(net, crop):
+        return jnp.square(jax.grad(lambda crop: net(crop, None)[0].sum())(crop)).mean()
+
+    crops = [image[:, :, start : start + 8] for start in range(9)]
+    expected = [(penalty(short, crop) + penalty(long, image)) / 2 for crop in crops]
+    assert min(abs(scores["r1"] / value - 1) for value in expected) < 1e-3  # one of the crops
+
+
 def test_evaluation_summary_and_export(tmp_path, trained, batch):
     stage, states, _ = trained
     state = states[-1]
@@ -172,9 +196,9 @@ def test_evaluation_summary_and_export(tmp_path, trained, batch):
 def test_bad_configs_are_named():
     config = make_config("windows")
     with pytest.raises(ValueError, match=r"config\.discriminator\.name='windows'"):
-        make_stage(config, 1)
+        make_stage(config)
     config = make_config()
     config.autoencoder.block_out_channels = (8, 8)
     config.data.samples = 33 * 256
     with pytest.raises(ValueError, match=r"config\.data\.samples=8448 are 33 frames"):
-        make_stage(config, 1)
+        make_stage(config)

@@ -83,7 +83,7 @@ def run(stage, train, steps):
 @pytest.fixture(scope="module")
 def trained(tokenizer):
     """A stage, its state when half-way to memorising one batch, and its losses."""
-    stage = CaptionerStage(make_config(tokenizer), steps_per_epoch=1)
+    stage = CaptionerStage(make_config(tokenizer))
     return stage, *run(stage, jax.jit(stage.init)(jax.random.key(0)), 30)
 
 
@@ -97,7 +97,7 @@ def test_the_loss_falls_on_a_fixed_batch(trained):
 def test_a_self_critical_step_makes_captions_above_a_recordings_others_likelier(trained, tokenizer):
     _, train, _ = trained
     config = make_config(tokenizer, loss="self_critical", **{"optimizer.base_lr": 1e-5})
-    stage = CaptionerStage(config, steps_per_epoch=1)
+    stage = CaptionerStage(config)
     step, batch, frozen = jax.jit(stage.train_step), make_batch(stage), {"train": tables(stage)}
     # The same draw twice: the captions stay, as the step is small, and their likelihoods move.
     train, before = step(train, frozen, batch, jax.random.key(0))
@@ -137,13 +137,13 @@ def test_a_model_folder_gives_the_trained_captioner(trained, tokenizer, tmp_path
         read, jax.jit(lambda t: caption(stage.merge(t.weights(), t.extra)))(train)
     )
     config = make_config(tokenizer, **{"init_from.captioner": str(tmp_path)})
-    weights = CaptionerStage(config, steps_per_epoch=1).start_weights()
+    weights = CaptionerStage(config).start_weights()
     jax.tree.map(np.testing.assert_array_equal, weights, {"captioner": params})
 
 
 def test_training_can_begin_with_an_encoder_of_panns(tokenizer, tmp_path):
     key = {"init_from.audio_encoder": str(tmp_path / "cnn10")}
-    stage = CaptionerStage(make_config(tokenizer, **key), steps_per_epoch=1)
+    stage = CaptionerStage(make_config(tokenizer, **key))
     config = stage.captioner_config.encoder
     given = random_network(lambda rngs: Cnn10(config, rngs=rngs), 0)
     classifier = {"kernel": np.ones((16, 16), "f")}  # PANNs' files have one too
@@ -175,7 +175,7 @@ def test_losses_are_means_over_the_words_and_blind_to_padding():
 def test_microbatches_keep_the_state_as_it_is(tokenizer):
     for loss in ("cross_entropy", "self_critical"):
         config = make_config(tokenizer, accumulate=2, loss=loss)
-        stage = CaptionerStage(config, steps_per_epoch=1)
+        stage = CaptionerStage(config)
         train = jax.eval_shape(stage.init, jax.random.key(0))
         arguments = ({"train": tables(stage)}, make_batch(stage), jax.random.key(0))
         new, scalars = jax.eval_shape(stage.train_step, train, *arguments)
@@ -189,14 +189,14 @@ def test_references_are_those_of_the_split(tokenizer, monkeypatch):
     splits = {"train": [["a low hum", "a click"], ["silence"]], "validation": [["a bell rings"]]}
     metadata = lambda data, split: [{"captions": captions} for captions in splits[split]]
     monkeypatch.setattr(datasets, "metadata", metadata)
-    stage = CaptionerStage(make_config(tokenizer, loss="self_critical"), steps_per_epoch=1)
+    stage = CaptionerStage(make_config(tokenizer, loss="self_critical"))
     frozen = stage.load_frozen()
     references = frozen["train"]["references"]
     assert references.shape == (2, 2, LENGTH)
     assert stage.tokenizer.decode(references[0]) == splits["train"][0]
     assert np.all(references[1, 1] == stage.tokenizer.pad_id)
     assert frozen["validation"]["references"].shape == (1, 1, LENGTH)
-    plain = CaptionerStage(make_config(tokenizer), steps_per_epoch=1)
+    plain = CaptionerStage(make_config(tokenizer))
     assert plain.load_frozen().keys() == {"validation"}
 
 
@@ -212,11 +212,11 @@ def test_references_are_those_of_the_split(tokenizer, monkeypatch):
 )
 def test_settings_that_do_not_fit_are_refused(tokenizer, key, value, message):
     with pytest.raises(ValueError, match=message):
-        CaptionerStage(make_config(tokenizer, **{key: value}), steps_per_epoch=1)
+        CaptionerStage(make_config(tokenizer, **{key: value}))
 
 
 def test_special_ids_are_those_of_the_tokenizer(tokenizer):
-    stage = CaptionerStage(make_config(tokenizer), steps_per_epoch=1)
+    stage = CaptionerStage(make_config(tokenizer))
     ids = stage.tokenizer(["a click"])[0]
     sizes = stage.captioner_config
     assert (sizes.bos_token_id, sizes.eos_token_id) == (ids[0], ids[3])

@@ -85,7 +85,7 @@ def make_batch(tokenizer):
 @pytest.fixture(scope="module")
 def trained(tokenizer):
     """A stage, its state after a few steps on one batch, their losses and the compiled step."""
-    stage = ClapStage(make_config(tokenizer), steps_per_epoch=1)
+    stage = ClapStage(make_config(tokenizer))
     batch, key = make_batch(tokenizer), jax.random.key(1)
     train = jax.jit(stage.init)(jax.random.key(0))
     step = jax.jit(stage.train_step)
@@ -172,7 +172,7 @@ def test_duplicates_are_not_negatives():
 
 
 def test_microbatches_keep_the_state_as_it_is(tokenizer):
-    stage = ClapStage(make_config(tokenizer, accumulate=2), steps_per_epoch=1)
+    stage = ClapStage(make_config(tokenizer, accumulate=2))
     train = jax.eval_shape(stage.init, jax.random.key(0))
     batch = make_batch(tokenizer)
     new, scalars = jax.eval_shape(stage.train_step, train, {}, batch, jax.random.key(0))
@@ -192,7 +192,7 @@ def write_text_encoder(folder, config):
 def test_training_can_begin_with_given_weights(tokenizer, tmp_path):
     config = make_config(tokenizer, **{"init_from.text_encoder": str(tmp_path / "text_encoder")})
     given = write_text_encoder(tmp_path, BertConfig(**config.clap.text_encoder))
-    stage = ClapStage(config, steps_per_epoch=1)
+    stage = ClapStage(config)
     train = jax.jit(stage.init)(jax.random.key(0))
     ready = state.load_pretrained(train, stage.start_weights())
     assert jax.tree.structure(ready) == jax.tree.structure(train)
@@ -206,13 +206,13 @@ def test_weights_of_another_size_are_refused(tokenizer, tmp_path):
     other = dict(config.clap.text_encoder) | {"num_hidden_layers": 2}
     write_text_encoder(tmp_path, BertConfig(**other))
     with pytest.raises(ValueError, match="num_hidden_layers=2 there, 1 here"):
-        ClapStage(config, steps_per_epoch=1).start_weights()
+        ClapStage(config).start_weights()
 
 
 def test_a_missing_start_is_named(tokenizer, tmp_path):
     config = make_config(tokenizer, **{"init_from.audio_encoder": str(tmp_path / "no")})
     with pytest.raises(ValueError, match=r"init_from\.audio_encoder: .*no folder"):
-        ClapStage(config, steps_per_epoch=1).start_weights()
+        ClapStage(config).start_weights()
 
 
 @pytest.mark.parametrize(
@@ -226,13 +226,13 @@ def test_a_missing_start_is_named(tokenizer, tmp_path):
 )
 def test_settings_that_do_not_fit_are_refused(tokenizer, key, value, message):
     with pytest.raises(ValueError, match=message):
-        ClapStage(make_config(tokenizer, **{key: value}), steps_per_epoch=1)
+        ClapStage(make_config(tokenizer, **{key: value}))
 
 
 def test_a_vocabulary_can_come_from_the_training_captions(tokenizer, tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "captions", lambda data, split: CAPTIONS)
-    stage = ClapStage(make_config("captions"), steps_per_epoch=1)
+    stage = ClapStage(make_config("captions"))
     np.testing.assert_array_equal(stage.tokenizer(CAPTIONS), make_batch(tokenizer)["text"])
     assert stage.clap_config.text_encoder.vocab_size == stage.tokenizer.vocab_size <= 128
     assert json.dumps(stage.clap_config.text_encoder.to_hf())

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from maa_jax.configs import t2a
+from maa_jax.data.input_pipeline import eval_batches
 from maa_jax.diffusion.schedule import Schedule
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import load_index
 from maa_jax.models.autoencoder import Autoencoder, AutoencoderConfig
-from maa_jax.stages import make_stage
+from maa_jax.stages import diffusion, make_stage
+from maa_jax.train import loop
+from maa_jax.training import sharding
 from tests.conftest import random_network
 
 
@@ -39,7 +42,8 @@ def frozen(stage):
 def batch(stage):
     rng = np.random.default_rng(0)
     audio = 0.1 * rng.normal(size=(8, 8192)).astype("f")
-    return {"audio": audio, "text": stage.prepare_text(["a crow caws"] * 8)}
+    text = stage.prepare_text(["a crow caws"] * 8)
+    return {"audio": audio, "text": text, "index": np.arange(8)}
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +156,33 @@ def test_the_exported_folder_is_whole_and_holds_the_scale(stage, state, frozen, 
     _, params = networks.load_network(tmp_path, "unet")
     expected = state.ema["unet"]["conv_in"]["kernel"]
     np.testing.assert_array_equal(params["conv_in"]["kernel"], expected)
+
+
+def test_a_validation_loss_does_not_depend_on_the_batch(stage, state, frozen, data_dir):
+    """Neither on its size, nor on the rows that fill up the last one."""
+    config = stage.config.data.copy_and_resolve_references()
+    config.data_dir = data_dir
+    state = state.replace(params=jax.tree.map(lambda x: x + 0.05, state.params))
+    mesh = sharding.create_mesh(stage.config.mesh)
+    score = loop._jit_score(stage, mesh)
+    losses = []
+    for size in (6, 8, 13, 32):
+        batches = eval_batches(config, batch_size=size, prepare_text=stage.prepare_text)
+        result = loop._evaluate(score, state, frozen, batches, mesh, jax.random.key(0))
+        losses.append(result["validation/loss"])
+    assert losses[0] > 0
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("start", [0, 13 * 4, 10**6, 2**31 - 200])
+def test_consecutive_indices_have_timesteps_spread_over_all(start):
+    index = jnp.arange(100) + start
+    for count in (13, 52, 100):
+        timesteps = np.sort(diffusion.spread_timesteps(index[:count], 1000))
+        assert timesteps[0] >= 0 and timesteps[-1] < 1000
+        gaps = np.diff(np.concatenate([[timesteps[-1] - 1000], timesteps]))
+        assert gaps.max() < 2.7 * 1000 / count  # of random ones, about 5
+        assert timesteps.mean() == pytest.approx(500, abs=1000 / count)
 
 
 def lora(params, key):

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from maa_jax.audio.mel import log_mel
+from maa_jax.audio.mel import MelConfig, log_mel
 from maa_jax.configs import common
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import load_index
@@ -63,7 +63,7 @@ def largest_change(before, after):
 @pytest.fixture(scope="module")
 def train():
     """The state of step 0."""
-    return jax.jit(make_stage(tiny_config(), 1).init)(jax.random.key(0))
+    return jax.jit(make_stage(tiny_config()).init)(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def trained(batch):
     config.discriminator.start = START
     config.optimizer.base_lr = 2e-3
     config.ema_decay = 0.9
-    stage = make_stage(config, 1)
+    stage = make_stage(config)
     states, scores = [jax.jit(stage.init)(jax.random.key(0))], []
     step = jax.jit(stage.train_step)
     for i in range(START + 1):
@@ -105,8 +105,21 @@ def test_the_mel_distance_falls_and_the_average_follows(trained):
     assert 0 < largest_change(states[-1].params["vocoder"], states[-1].ema["vocoder"]) < 1
 
 
+def test_the_mel_distance_is_in_natural_logarithm_whatever_the_front_end_has(batch, train):
+    config = tiny_config()
+    config.mel.log = "log"
+    distances = [
+        make_stage(c).mel_distances(
+            0.1 * batch["audio"], log_mel(batch["audio"], MelConfig(**c.mel))
+        )
+        for c in (config, tiny_config())
+    ]
+    np.testing.assert_allclose(*distances, rtol=1e-5)
+    assert np.all(distances[0] > 0.5)  # louder by ln 10 where nothing is at the floor
+
+
 def test_bigvgan_trains_against_its_discriminators(batch):
-    stage = make_stage(tiny_config("bigvgan"), 1)
+    stage = make_stage(tiny_config("bigvgan"))
     before = jax.jit(stage.init)(jax.random.key(0))
     after, scores = jax.jit(stage.train_step)(before, {}, batch, jax.random.key(1))
     assert all(np.isfinite(x) for x in scores.values())
@@ -117,7 +130,7 @@ def test_bigvgan_trains_against_its_discriminators(batch):
 
 def test_gradients_are_those_of_the_written_out_losses(batch, train):
     """The step composes them from parts; here each loss is differentiated as a whole."""
-    stage = make_stage(tiny_config(), 1)
+    stage = make_stage(tiny_config())
     stage._tx = optax.sgd(1.0)  # moves weights by their gradients
     train = train.replace(
         opt={name: stage._tx.init(params) for name, params in train.params.items()}
@@ -135,7 +148,7 @@ def test_gradients_are_those_of_the_written_out_losses(batch, train):
 
     def generator(params):
         fake, real, false = outputs(params, disc_params)
-        distance = jnp.abs(log_mel(fake, stage.mel) - mel).mean()
+        distance = np.log(10) * jnp.abs(log_mel(fake, stage.mel) - mel).mean()
         features = vocoder.feature_distance(real, false)
         return 45 * distance + vocoder.generator_loss(false) + 2 * features
 
@@ -152,7 +165,7 @@ def test_gradients_are_those_of_the_written_out_losses(batch, train):
 def test_microbatches_make_one_step(batch, train):
     config = tiny_config()
     config.accumulate = 2
-    stage = make_stage(config, 1)
+    stage = make_stage(config)
     after, scores = jax.jit(stage.train_step)(train, {}, batch, jax.random.key(0))
     assert all(np.isfinite(x) for x in scores.values()) and int(after.step) == 1
     for network in train.params:
@@ -160,7 +173,7 @@ def test_microbatches_make_one_step(batch, train):
 
 
 def test_scores_summaries_and_the_exported_folder(batch, train, tmp_path):
-    stage = make_stage(tiny_config(), 1)
+    stage = make_stage(tiny_config())
     score = jax.jit(stage.eval_step)(train, {}, batch, jax.random.key(0))["loss"]
     assert score.shape == (2,)
     summary = jax.jit(stage.summarize)(train, {}, batch, jax.random.key(0))
@@ -179,26 +192,26 @@ def test_refuses_what_does_not_fit():
     config = tiny_config()
     config.generator.name = "wavenet"
     with pytest.raises(ValueError, match="hifigan, bigvgan"):
-        make_stage(config, 1)
+        make_stage(config)
     config = tiny_config()
     config.generator.hifigan.upsample_rates = (16, 8)
     config.generator.hifigan.upsample_kernel_sizes = (32, 16)
     with pytest.raises(ValueError, match=r"hop_length is 256"):
-        make_stage(config, 1)
+        make_stage(config)
     config = tiny_config()
     config.data.samples = 1000
     with pytest.raises(ValueError, match=r"config\.data\.samples=1000"):
-        make_stage(config, 1)
+        make_stage(config)
 
 
 def test_training_can_start_from_a_model_folder(tmp_path):
     config = tiny_config()
     config.ema_decay = 0.9
-    stage = make_stage(config, 1)
+    stage = make_stage(config)
     train = jax.jit(stage.init)(jax.random.key(0))
     stage.export(train.weights(), train.extra, tmp_path)
     config.init_from = str(tmp_path)
-    stage = make_stage(config, 1)
+    stage = make_stage(config)
     ready = state.load_pretrained(jax.jit(stage.init)(jax.random.key(1)), stage.start_weights())
     for weights in (ready.params, ready.ema):
         # The length and direction of a kernel are split anew, within rounding.
@@ -207,7 +220,7 @@ def test_training_can_start_from_a_model_folder(tmp_path):
 
     config.generator.hifigan.upsample_initial_channel = 64
     with pytest.raises(ValueError, match=r"config\.init_from.*upsample_initial_channel=32 there"):
-        make_stage(config, 1).start_weights()
+        make_stage(config).start_weights()
     config.init_from = "nowhere"
     with pytest.raises(ValueError, match=r"config\.init_from: .*nowhere"):
-        make_stage(config, 1).start_weights()
+        make_stage(config).start_weights()

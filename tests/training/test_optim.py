@@ -18,8 +18,8 @@ def test_learning_rate_follows_ldms_rule_and_warms_up():
     np.testing.assert_allclose(rate(5000), 16e-3, rtol=1e-6)
 
 
-def test_learning_rate_decays_once_an_epoch():
-    rate = optim.learning_rate(_config(decay_per_epoch=0.5), batch_size=1, steps_per_epoch=4)
+def test_learning_rate_decays_every_so_many_steps():
+    rate = optim.learning_rate(_config(decay_rate=0.5, decay_steps=4), batch_size=1)
     np.testing.assert_allclose([float(rate(i)) for i in (0, 3, 4, 8)], [1e-3, 1e-3, 5e-4, 2.5e-4])
 
 
