@@ -6,52 +6,18 @@ settings of the model inside the package.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import ml_collections
 
-from maa_jax.audio.mel import MelConfig
-from maa_jax.data.config import DataConfig
+from maa_jax.training.config import RunConfig
 
 
 def base(stage: str) -> ml_collections.ConfigDict:
-    """Returns the keys that the training loop reads, at their full-size values."""
-    config = ml_collections.ConfigDict()
-    config.stage = stage
-    config.seed = 0
-    config.batch_size = 32  # over all devices
-    config.accumulate = 1  # microbatches per step
-    config.total_steps = 1_000_000
-    config.total_epochs = 0  # length of the run in place of total_steps, unless 0
-    config.dtype = "bfloat16"  # type of the computation; parameters are float32
-    config.remat = False  # recompute activations in the backward pass instead of keeping them
-    config.ema_decay = 0.0  # 0 keeps no average
-    config.init_from = ""  # a model folder, or "bundled", with pretrained weights
-    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1})
-
-    config.data = fields_of(DataConfig)
-    config.mel = fields_of(MelConfig)
-
-    config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.base_lr = 1e-4
-    config.optimizer.scale_lr = False  # multiplies it by the batch size, LDM's rule
-    config.optimizer.warmup_steps = 0
-    config.optimizer.cosine_steps = 0
-    config.optimizer.decay_rate = 1.0  # multiplies it every decay_steps steps
-    config.optimizer.decay_steps = 1
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
-    config.optimizer.weight_decay = 0.0
-    config.optimizer.clip_norm = 0.0
-
-    config.log_every = 100
-    config.eval_every = 5_000
-    config.summary_every = 5_000
-    config.checkpoint_every = 5_000
-    config.keep = 2
-    config.best = "validation/loss"  # the checkpoint with its lowest value is kept too
-    config.evaluators = block()  # scores of generated sounds: {name: {every, num_prompts, clap}}
-    config.profile = ()  # (first step, number of steps) to trace for TensorBoard
-    return config
+    """Returns the keys of every stage, at the values of `RunConfig`."""
+    return fields_of(functools.partial(RunConfig, stage=stage))
 
 
 def block(**keys) -> ml_collections.ConfigDict:
@@ -59,12 +25,19 @@ def block(**keys) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(keys)
 
 
-def fields_of(settings: type) -> ml_collections.ConfigDict:
+def fields_of(settings: Callable[[], Any]) -> ml_collections.ConfigDict:
     """Returns the fields of a dataclass, with their defaults, as a block of a config."""
+    return _block_of(dataclasses.asdict(settings()))
+
+
+def _block_of(values: dict[str, Any]) -> ml_collections.ConfigDict:
     found = ml_collections.ConfigDict()
-    for name, value in dataclasses.asdict(settings()).items():
-        # A placeholder is None until it is set; all fields without a default are strings.
-        found[name] = ml_collections.config_dict.placeholder(str) if value is None else value
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found[name] = _block_of(value)
+        else:
+            # A placeholder is None until it is set; all fields without a default are strings.
+            found[name] = ml_collections.config_dict.placeholder(str) if value is None else value
     return found
 
 

@@ -265,6 +265,16 @@ def replace_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def temporary_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a new folder inside `folder`, which is removed at the end."""
+    new = pathlib.Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
+    try:
+        yield new
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
 def remove_part_files(folder: pathlib.Path) -> None:
     """Removes the files of a part of a model folder, and no others."""
     for path in folder.iterdir():

@@ -1,10 +1,26 @@
 """Model folders from runs and from released files, and released files from model folders."""
 
+import contextlib
 import dataclasses
+import os
 import pathlib
-from typing import Any
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from maa_jax.files import make_folder, user_path
+from maa_jax.files import (
+    lock,
+    make_folder,
+    replace_file,
+    replace_folder,
+    temporary_folder,
+    user_path,
+)
+
+if TYPE_CHECKING:
+    from maa_jax.convert import released
+    from maa_jax.diffusion.schedule import Schedule
+    from maa_jax.text.tokenizer import Tokenizer
 
 
 def workdir_to_folder(
@@ -32,9 +48,12 @@ def workdir_to_folder(
     from maa_jax.model_folder import networks
     from maa_jax.model_folder.index import networks_in
     from maa_jax.stages import make_stage
+    from maa_jax.training import config as run_config
     from maa_jax.training.checkpoint import Checkpoints, read_config, read_tokenizer
 
-    stage = make_stage(read_config(workdir), tokenizer=read_tokenizer(workdir))
+    config = read_config(workdir)
+    run_config.check(config)
+    stage = make_stage(config, tokenizer=read_tokenizer(workdir))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
@@ -49,14 +68,39 @@ def workdir_to_folder(
         step = steps[-1] if step is None else step
         if step not in steps:
             raise ValueError(f"--step={step}: --workdir={workdir} holds {steps}")
-        folder = make_folder(user_path(out))
         state = checkpoints.restore(step, shapes)
-    stage.export(state.weights() if ema else state.params, state.extra, folder)
-    if dtype != "float32":
-        for name in networks_in(folder):
-            _, params = networks.load_network(folder, name)
-            networks.save_network(folder, name, networks.load_config(folder, name), params, dtype)
-    return folder
+    with _model_folder(out) as folder:
+        stage.export(state.weights() if ema else state.params, state.extra, folder)
+        if dtype != "float32":
+            for name in networks_in(folder):
+                _, params = networks.load_network(folder, name)
+                kind = networks.load_config(folder, name)
+                networks.save_network(folder, name, kind, params, dtype)
+    return pathlib.Path(user_path(out))
+
+
+@contextlib.contextmanager
+def _model_folder(out: str) -> Iterator[pathlib.Path]:
+    """Yields an empty folder whose parts become those of the model folder `out`, all or none.
+
+    Parts that it does not hold, and the user's files, stay. `out` is held by this process alone.
+
+    Raises:
+      ValueError: `out` cannot be written, or another process converts into it.
+    """
+    from maa_jax.model_folder.index import merge_folder
+
+    new = not os.path.exists(user_path(out))
+    folder = make_folder(user_path(out))
+    try:
+        with lock(folder), temporary_folder(folder) as parts:
+            yield parts
+            merge_folder(parts, folder)
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # which is empty, unless parts were merged
+        raise
 
 
 def released_to_folder(
@@ -90,60 +134,94 @@ def released_to_folder(
       ValueError: a file is missing, refused or of another layout.
     """
     from maa_jax.audio.mel import MelConfig
-    from maa_jax.convert import clap as clap_names
-    from maa_jax.convert import released, vocoders
-    from maa_jax.model_folder import hub, networks, torch_layout
+    from maa_jax.convert import vocoders
+    from maa_jax.model_folder import networks, torch_layout
     from maa_jax.model_folder.index import save_index, save_scheduler
-    from maa_jax.models.clap import ClapConfig
-    from maa_jax.text.tokenizer import Tokenizer
 
     if not checkpoint and not vocoder:
         raise ValueError("nothing to convert: give --checkpoint, --vocoder or both")
-    folder, mel = pathlib.Path(user_path(out)), MelConfig(log=vocoder_log)
+    if clap and not checkpoint:
+        raise ValueError("--clap: it goes with --checkpoint, whose text encoder it belongs to")
+    mel = MelConfig(log=vocoder_log)
     if checkpoint and vocoder and vocoder_log != MelConfig().log:
         raise ValueError(
             f"--vocoder_log={vocoder_log}: the checkpoint's mels are base-10, which a vocoder of "
             "natural logarithms cannot take. Convert it separately, without --checkpoint"
         )
-    tokenizer_found = None
+    # All files are read and checked before anything is written.
+    parts: dict[str, released.Network] = {}
+    schedule = words = None
     if checkpoint:
-        tokenizer_found = Tokenizer.from_folder(hub.fetch(tokenizer, ("tokenizer.json",)))
-
-    def save(name: str, config: Any, tensors: dict) -> None:
-        params = torch_layout.from_torch(networks.abstract(config), tensors)
-        networks.save_network(folder, name, config, params, dtype)
-        print(f"Wrote {folder / name}", flush=True)
-
-    if checkpoint and tokenizer_found:
-        content = released.read_pickle(user_path(checkpoint))
-        state = released.numpy_tensors(content.get("state_dict", content))
-        parts = released.from_checkpoint(state)
-        scale = float(state.get("scale_factor", 1.0))
-        text, projection = released.text_configs(parts["text_encoder"], parts["text_projection"])
-        towers = clap and clap_names.from_released(
-            released.numpy_tensors(released.read_pickle(user_path(clap))["model"])
-        )
-        save("unet", released.unet_config(parts["unet"]), parts.pop("unet"))
-        save("vae", released.autoencoder_config(parts["vae"], scale), parts.pop("vae"))
-        save("text_encoder", text, parts["text_encoder"])
-        save("text_projection", projection, parts["text_projection"])
-        tokenizer_found.save(folder / "tokenizer")
-        save_scheduler(folder, released.schedule_of(state))
-        if towers:
-            config = dataclasses.replace(
-                ClapConfig.microsoft_2022(), embedding_size=projection.out_size
-            )
-            save("audio_encoder", config.audio_encoder, towers["audio_encoder"])
-            save("audio_projection", config.audio_projection, towers["audio_projection"])
-            print(_compared(parts, towers), flush=True)
+        parts, schedule = _read_checkpoint(checkpoint)
+        words = _read_tokenizer(tokenizer, parts["text_encoder"][0])
+        if clap:
+            parts |= _read_clap(clap, parts)
     if vocoder:
-        config, tensors = vocoders.read_vocoder(user_path(vocoder), log=vocoder_log)
-        params = vocoders.folded(networks.abstract(config), tensors)
-        networks.save_network(folder, "vocoder", config, params, dtype)
-        print(f"Wrote {folder / 'vocoder'}", flush=True)
-    whole = dict(max_duration=624 * mel.hop_length / mel.sample_rate) if checkpoint else {}
-    save_index(folder, mel=dataclasses.asdict(mel), sample_rate=mel.sample_rate, **whole)
-    return folder
+        parts["vocoder"] = vocoders.read_vocoder(user_path(vocoder), mel)
+
+    with _model_folder(out) as folder:
+        for name in [*parts]:
+            config, tensors = parts.pop(name)
+            params = torch_layout.from_torch(networks.abstract(config), tensors)
+            networks.save_network(folder, name, config, params, dtype)
+            print(f"Converted {name}", flush=True)
+        if words and schedule:
+            words.save(folder / "tokenizer")
+            save_scheduler(folder, schedule)
+        whole = dict(max_duration=624 * mel.hop_length / mel.sample_rate) if checkpoint else {}
+        save_index(folder, mel=dataclasses.asdict(mel), sample_rate=mel.sample_rate, **whole)
+    return pathlib.Path(user_path(out))
+
+
+def _read_checkpoint(path: str) -> "tuple[dict[str, released.Network], Schedule]":
+    """Returns the networks and the schedule of a released checkpoint."""
+    from maa_jax.convert import released, torch_files
+
+    state = torch_files.read_tensors(user_path(path))
+    try:
+        return released.from_checkpoint(state), released.schedule_of(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read_tokenizer(name: str, text: Any) -> "Tokenizer":
+    """Returns the tokenizer of a text encoder."""
+    from maa_jax.model_folder import hub
+    from maa_jax.text.tokenizer import Tokenizer
+
+    found = Tokenizer.from_folder(hub.fetch(name, ("tokenizer.json",)))
+    if found.vocab_size > text.vocab_size:
+        raise ValueError(
+            f"--tokenizer={name}: it has {found.vocab_size} entries, but the checkpoint's text "
+            f"encoder {text.vocab_size}; give the tokenizer that it was trained with"
+        )
+    return found
+
+
+def _read_clap(path: str, parts: "dict[str, released.Network]") -> "dict[str, released.Network]":
+    """Returns the audio tower of a released CLAP, and prints how its text tower differs."""
+    from maa_jax.convert import clap, released, torch_files
+    from maa_jax.models.clap import ClapConfig
+
+    size = parts["text_projection"][0].out_size
+    config = dataclasses.replace(ClapConfig.microsoft_2022(), embedding_size=size)
+    try:
+        towers = clap.from_released(torch_files.read_tensors(user_path(path), "model"))
+        audio = {
+            name: (getattr(config, name), towers.get(name, {}))
+            for name in ("audio_encoder", "audio_projection")
+        }
+        problems = [
+            problem
+            for name, (sizes, tensors) in audio.items()
+            for problem in released.misfits(sizes, tensors, clap.PREFIXES[name])
+        ]
+        if problems:
+            raise ValueError(f"not a CLAP of 2022: {torch_files.listed(problems)}")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    print(_compared({name: tensors for name, (_, tensors) in parts.items()}, towers), flush=True)
+    return audio
 
 
 def _compared(parts: dict, towers: dict) -> str:
@@ -154,7 +232,7 @@ def _compared(parts: dict, towers: dict) -> str:
         f"{network}.{name}"
         for network in ("text_encoder", "text_projection")
         for name, value in parts[network].items()
-        if not np.array_equal(value, towers[network].get(name))
+        if not np.array_equal(value, towers.get(network, {}).get(name))
     ]
     if not different:
         return "The checkpoint's text encoder is that of the CLAP file."
@@ -170,24 +248,25 @@ def folder_to_released(model: str, out: str) -> pathlib.Path:
     Args:
       model: path of the model folder, or "bundled".
       out: path of the checkpoint to write; the vocoder is written into the folder `bigvgan` or
-        `hifigan` beside it.
+        `hifigan` beside it, and the tokenizer into `tokenizer`.
 
     Returns:
       The path of the checkpoint.
 
     Raises:
-      ValueError: there is no such folder, or its text encoder is not a CLAP's.
+      ValueError: there is no such folder, its text encoder is not a CLAP's, or it has sizes or
+        settings that the release's layout cannot hold.
     """
     import numpy as np
     import torch
 
+    from maa_jax.audio.mel import MelConfig
     from maa_jax.convert import released, vocoders
-    from maa_jax.files import replace_file
     from maa_jax.model_folder import hub, networks, torch_layout
-    from maa_jax.model_folder.index import load_scheduler
+    from maa_jax.model_folder.index import front_end, load_scheduler
     from maa_jax.models.bigvgan import BigVGANConfig
 
-    folder, out = hub.resolve(model), pathlib.Path(user_path(out))
+    folder, path = hub.resolve(model), pathlib.Path(user_path(out))
     names = ("unet", "vae", "text_encoder", "text_projection")
     missing = [name for name in names if not (folder / name).is_dir()]
     if missing:
@@ -195,18 +274,28 @@ def folder_to_released(model: str, out: str) -> pathlib.Path:
             f"--model={model}: no {', '.join(missing)}; the release's layout holds a denoiser "
             "conditioned by a CLAP"
         )
-    scale = networks.load_config(folder, "vae").scaling_factor
-    schedule = load_scheduler(folder)
-    parts = {n: torch_layout.to_torch(networks.load_network(folder, n)[1]) for n in names}
-    tensors = released.to_checkpoint(parts, schedule, scale)
+    try:
+        released.check_same("mel", front_end(folder, "vae"), MelConfig())
+        configs = {name: networks.load_config(folder, name) for name in names}
+        parts = {n: torch_layout.to_torch(networks.load_network(folder, n)[1]) for n in names}
+        for name in names:
+            released.check_same(name, configs[name], released.sizes_of(name, parts[name]))
+        scale = configs["vae"].scaling_factor
+        tensors = released.to_checkpoint(parts, load_scheduler(folder), scale)
+    except ValueError as error:
+        raise ValueError(f"--model={model}: {error}") from error
     state = {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(out) as new:
-        torch.save({"state_dict": state}, new)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if (folder / "vocoder").is_dir():
         config = networks.load_config(folder, "vocoder")
         kind = "bigvgan" if isinstance(config, BigVGANConfig) else "hifigan"
         params = networks.load_network(folder, "vocoder")[1]
-        vocoders.write_vocoder(out.parent / kind, config, params)
-        print(f"Wrote {out.parent / kind}", flush=True)
-    return out
+        vocoders.write_vocoder(path.parent / kind, config, params)
+        print(f"Wrote {path.parent / kind}", flush=True)
+    if (folder / "tokenizer").is_dir():
+        with replace_folder(path.parent / "tokenizer") as new:
+            shutil.copytree(folder / "tokenizer", new, dirs_exist_ok=True)
+        print(f"Wrote {path.parent / 'tokenizer'}", flush=True)
+    with replace_file(path) as new:
+        torch.save({"state_dict": state}, new)
+    return path

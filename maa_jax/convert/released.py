@@ -6,22 +6,27 @@ here take names without the prefix. Names of neither network are passed on uncha
 strict loader (`torch_layout.from_torch`) reports them.
 """
 
-import os
-import pickle
+import contextlib
+import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from maa_jax.convert import clap
+from maa_jax.checks import differences
+from maa_jax.convert import clap, torch_files
+from maa_jax.convert.torch_files import Tensors
+from maa_jax.diffusion import BETA_SCHEDULES
 from maa_jax.diffusion.schedule import Schedule
+from maa_jax.model_folder import networks, torch_layout
 from maa_jax.models.autoencoder import AutoencoderConfig
-from maa_jax.models.bert import BertConfig
+from maa_jax.models.bert import Bert, BertConfig
 from maa_jax.models.clap import ProjectionConfig
 from maa_jax.models.unet import UNetConfig
 
-Tensors = dict[str, np.ndarray]
+Network = tuple[Any, Tensors]  # configuration, and tensors under PyTorch's names
 Pairs = Iterator[tuple[str, str]]  # (module in latent diffusion, module in diffusers)
 
 
@@ -163,101 +168,132 @@ def _attention(ldm: str, theirs: str) -> Pairs:
 
 
 # Entries of the released checkpoint that sampling does not need: the schedule's buffers, the losses
-# and their networks, and Lightning's moving average of the U-Net.
-_BUFFERS = re.compile(
+# and their networks, Lightning's moving average of the U-Net, and the rest of CLAP.
+_UNUSED = re.compile(
     r"(betas|(sqrt_|log_)?(one_minus_)?alphas_cumprod(_prev)?|sqrt_recip(m1)?_alphas_cumprod"
     r"|posterior_.*|lvlb_weights|logvar|scale_factor)|first_stage_model\.loss\..*|model_ema\..*"
+    rf"|cond_stage_model\.(logit_scale|caption_encoder\.base\.({Bert.UNUSED.pattern}))"
 )
-_UNET, _VAE, _TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+_PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": f"cond_stage_model.{clap.PREFIXES['text_encoder']}",
+    "text_projection": f"cond_stage_model.{clap.PREFIXES['text_projection']}",
+}
 
 
-def read_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Returns the content of a PyTorch file, its tensors memory-mapped; needs the extra `torch`.
-
-    Raises:
-      ValueError: the file is missing, broken, or holds more than tensors and plain values, which
-        could run code when opened.
-    """
-    import torch
-
-    if not os.path.isfile(path):
-        raise ValueError(f"{path}: no such file")
-    try:
-        with open(path, "rb") as f:
-            zipped = f.read(2) == b"PK"  # older files cannot be mapped
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as e:
-        found = re.search(r"Unsupported global: GLOBAL (\S+)", str(e))
-        reason = found[1] if found else str(e).split("\n")[0]
-        raise ValueError(
-            f"{path}: refused, it holds more than tensors and plain values ({reason}). If you "
-            "trust it, open it with torch.load and save only its state_dict"
-        ) from e
-    except (RuntimeError, EOFError) as e:
-        raise ValueError(f"{path}: broken or truncated ({e})") from e
-
-
-def numpy_tensors(tensors: Mapping[str, Any]) -> Tensors:
-    """Returns PyTorch tensors as numpy arrays that share their memory; halves become float32."""
-    return {
-        name: (value.float() if value.is_floating_point() else value).numpy()
-        for name, value in tensors.items()
-    }
-
-
-def from_checkpoint(state_dict: Mapping[str, np.ndarray]) -> dict[str, Tensors]:
+def from_checkpoint(state_dict: Mapping[str, np.ndarray]) -> dict[str, Network]:
     """Splits the state of `maa1_full.ckpt` into a model folder's networks.
 
     Returns:
-      {"unet", "vae", "text_encoder", "text_projection": {name there: array}}.
+      {"unet", "vae", "text_encoder", "text_projection": (configuration, {name there: array})}.
 
     Raises:
-      ValueError: a network is missing, or names belong to none; all are listed.
+      ValueError: tensors are missing, belong to no network, or have other types or shapes; all are
+        listed under their names in the file.
     """
-    parts: dict[str, Tensors] = {_UNET: {}, _VAE: {}, _TEXT: {}}
-    unknown = []
+    factor = np.asarray(state_dict.get("scale_factor", 1.0), np.float32).ravel()
+    if len(factor) != 1 or not 0 < float(factor[0]) < np.inf:
+        raise ValueError(f"scale_factor={factor[:9].tolist()}: expected one number above 0")
+    given: dict[str, Tensors] = {prefix: {} for prefix in _PREFIXES.values()}
+    problems = []
     for name, value in state_dict.items():
-        prefix = next((p for p in parts if name.startswith(p)), None)
-        if _BUFFERS.fullmatch(name):
+        prefix = next((p for p in given if name.startswith(p)), None)
+        if _UNUSED.fullmatch(name):
             continue
         if prefix is None:
-            unknown.append(name)
+            problems.append(f"no place for: {name}")
         else:
-            parts[prefix][name.removeprefix(prefix)] = value
-    missing = [f"{prefix}*" for prefix, part in parts.items() if not part]
-    if missing or unknown:
+            given[prefix][name.removeprefix(prefix)] = value
+    problems += [f"missing: all of {prefix}*" for prefix, part in given.items() if not part]
+    parts = {}
+    for network, prefix in _PREFIXES.items():
+        tensors = given[prefix]
+        if not tensors:
+            continue
+        sizes, rename, back = _NETWORKS[network]
+        try:
+            config = sizes(tensors)
+            problems += misfits(config, tensors, prefix, back)
+            parts[network] = config, rename(tensors)
+        except ValueError as error:
+            problems += [f"{prefix}*: {error}"]
+    if problems:
         raise ValueError(
-            f"not a released checkpoint: missing {', '.join(missing) or 'nothing'}; "
-            f"unknown {', '.join(unknown) or 'nothing'}"
+            f"not a released checkpoint, {len(problems)} faults: {torch_files.listed(problems)}"
         )
-    text = clap.from_released(parts[_TEXT])
-    return {
-        "unet": unet_from_ldm(parts[_UNET]),
-        "vae": autoencoder_from_ldm(parts[_VAE]),
-        "text_encoder": text["text_encoder"],
-        "text_projection": text["text_projection"],
-    }
+    vae, tensors = parts["vae"]
+    vae = dataclasses.replace(vae, scaling_factor=float(factor[0]))
+    return parts | {"vae": (vae, tensors)}
 
 
-def to_checkpoint(networks: Mapping[str, Tensors], schedule: Schedule, scale: float) -> Tensors:
+def misfits(
+    config: Any,
+    tensors: Mapping[str, np.ndarray],
+    prefix: str = "",
+    back: Callable[[Tensors], Tensors] = dict,
+) -> list[str]:
+    """Returns in words how tensors differ from those of a network.
+
+    Args:
+      config: configuration of the network.
+      tensors: its tensors under their names in a released file, without the prefix.
+      prefix: prefix of the names there.
+      back: function from tensors under PyTorch's names of our network to those names.
+    """
+    shapes = torch_layout.shapes(networks.abstract(config))
+    expected = back({name: np.broadcast_to(np.float32(0), s) for name, s in shapes.items()})
+    problems = [f"missing: {prefix}{name}" for name in expected if name not in tensors]
+    for name, value in tensors.items():
+        if name not in expected:
+            if not torch_layout.is_ignored(name):
+                problems.append(f"no place for: {prefix}{name}")
+        elif value.shape != expected[name].shape:
+            problems.append(
+                f"shape of {prefix}{name}: {value.shape}, expected {expected[name].shape}"
+            )
+        elif value.dtype.kind != "f":
+            problems.append(f"type of {prefix}{name}: {value.dtype}, expected numbers with a point")
+    return problems
+
+
+def to_checkpoint(parts: Mapping[str, Tensors], schedule: Schedule, scale: float) -> Tensors:
     """Inverts `from_checkpoint`, and adds the schedule's buffers of latent diffusion.
 
     Raises:
-      ValueError: the denoiser does not predict noise, and the layout cannot state anything else.
+      ValueError: the layout cannot hold the schedule, which is read back otherwise.
     """
-    if schedule.prediction_type != "epsilon":
+    tensors: Tensors = {"scale_factor": np.array(scale, np.float32)}
+    if not schedule.rescale_betas_zero_snr:  # whose buffers are not finite
+        tensors |= _schedule_buffers(schedule)
+    check_same("scheduler", schedule, schedule_of(tensors))
+    for network, prefix in _PREFIXES.items():
+        back = _NETWORKS[network][2]
+        tensors |= {prefix + name: value for name, value in back(dict(parts[network])).items()}
+    return tensors
+
+
+def check_same(what: str, config: Any, read: Any) -> None:
+    """Raises a ValueError unless a released layout gives back the configuration that it was given.
+
+    Sizes that no tensor shows, such as the number of heads, are not in a released file: its readers
+    take the release's.
+
+    Args:
+      what: what is configured, for the error.
+      config: the configuration.
+      read: what is read back.
+    """
+    hidden = [
+        line
+        for line in differences(vars(config), vars(read))
+        if "dropout" not in line and not line.startswith("scaling_factor")
+    ]
+    if hidden:
         raise ValueError(
-            f"scheduler: prediction_type={schedule.prediction_type!r}, but released checkpoints "
-            "predict only noise ('epsilon')"
+            f"{what}: the released layout cannot hold {torch_files.listed(hidden)}: 'there' is "
+            "this model, 'here' what every reader of the file would take"
         )
-    text = {name: networks[name] for name in ("text_encoder", "text_projection")}
-    parts = {
-        _UNET: unet_to_ldm(networks["unet"]),
-        _VAE: autoencoder_to_ldm(networks["vae"]),
-        _TEXT: clap.to_released(text),
-    }
-    tensors = _schedule_buffers(schedule) | {"scale_factor": np.array(scale, np.float32)}
-    return tensors | {p + name: v for p, part in parts.items() for name, v in part.items()}
 
 
 def _schedule_buffers(schedule: Schedule) -> Tensors:
@@ -285,62 +321,127 @@ def _schedule_buffers(schedule: Schedule) -> Tensors:
 def schedule_of(state_dict: Mapping[str, np.ndarray]) -> Schedule:
     """Returns the schedule with a checkpoint's `betas`, or latent diffusion's default.
 
+    The betas may be rounded to half precision: of the schedules that agree with all of them, it is
+    the one whose ends have the fewest digits.
+
     Raises:
-      ValueError: the betas are not linear in their square root.
+      ValueError: the betas belong to no schedule that is supported here.
     """
     if "betas" not in state_dict:
         return Schedule()
     betas = np.asarray(state_dict["betas"], np.float64)
-    ends = [float(f"{x:.6g}") for x in (betas[0], betas[-1])]  # float32 of 0.00085 and 0.0120
-    schedule = Schedule(len(betas), ends[0], ends[1])
-    if not np.allclose(_schedule_buffers(schedule)["betas"], betas, rtol=1e-4, atol=0):
-        raise ValueError("betas: not linear in their square root, the only supported schedule")
-    return schedule
+    if betas.ndim != 1 or not 2 <= len(betas) <= 100_000 or not ((betas > 0) & (betas < 1)).all():
+        raise ValueError("betas: expected 2 to 100000 numbers between 0 and 1 in a row")
+    # float32's own error is smaller, but betas are computed in several steps.
+    error = 1e-5
+    for kind in (jnp.float16, jnp.bfloat16):
+        if (betas.astype(kind) == betas).all():
+            error = float(jnp.finfo(kind).eps)
+    for digits in range(1, 8):
+        first, last = (float(f"{x:.{digits}g}") for x in (betas[0], betas[-1]))
+        for kind in BETA_SCHEDULES:
+            with contextlib.suppress(ValueError):  # ends in an order that is not supported
+                schedule = Schedule(len(betas), first, last, kind)
+                if np.allclose(schedule.betas, betas, rtol=error, atol=0):
+                    return schedule
+    raise ValueError(
+        "betas: linear neither themselves nor in their square root, the schedules supported here"
+    )
 
 
-def unet_config(tensors: Mapping[str, np.ndarray]) -> UNetConfig:
-    """Returns the configuration of a U-Net under diffusers' names, with the paper's 8 heads."""
-    levels = len(_numbers(r"down_blocks\.(\d+)\.", tensors))
-    first = tensors["conv_in.weight"]
-    key = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+def _unet_sizes(tensors: Mapping[str, np.ndarray]) -> UNetConfig:
+    """Returns the configuration of latent diffusion's U-Net, with the paper's 8 heads."""
+    blocks = len(_numbers(r"input_blocks\.(\d+)\.", tensors))
+    levels = 1 + len(_numbers(r"input_blocks\.(\d+)\.0\.op\.", tensors))
+    if blocks % levels or blocks < 2 * levels:
+        raise ValueError(f"{blocks} input_blocks cannot be divided into {levels} equal levels")
+    layers = blocks // levels - 1
+    first = {i: f"input_blocks.{1 + i * (layers + 1)}" for i in range(levels)}
+    key = f"{first[0]}.1.transformer_blocks.0.attn2.to_k.weight"
+    widths = [f"{block}.0.in_layers.2.bias" for block in first.values()]
+    axes = {"input_blocks.0.0.weight": 4, "out.2.weight": 4, key: 2} | dict.fromkeys(widths, 1)
+    shapes = _shapes(tensors, axes)
     return UNetConfig(
-        in_channels=first.shape[1],
-        out_channels=tensors["conv_out.weight"].shape[0],
-        block_out_channels=tuple(
-            len(tensors[f"down_blocks.{i}.resnets.0.conv1.bias"]) for i in range(levels)
-        ),
-        layers_per_block=len(_numbers(r"down_blocks\.0\.resnets\.(\d+)\.", tensors)),
-        cross_attention_dim=tensors[key].shape[1],
+        in_channels=shapes["input_blocks.0.0.weight"][1],
+        out_channels=shapes["out.2.weight"][0],
+        block_out_channels=tuple(shapes[name][0] for name in widths),
+        layers_per_block=layers,
+        cross_attention_dim=shapes[key][1],
     )
 
 
-def autoencoder_config(tensors: Mapping[str, np.ndarray], scale: float) -> AutoencoderConfig:
-    """Returns the configuration of an autoencoder under diffusers' names."""
-    levels = len(_numbers(r"encoder\.down_blocks\.(\d+)\.", tensors))
+def _autoencoder_sizes(tensors: Mapping[str, np.ndarray]) -> AutoencoderConfig:
+    """Returns the configuration of latent diffusion's autoencoder."""
+    levels = len(_numbers(r"encoder\.down\.(\d+)\.", tensors))
+    widths = [f"encoder.down.{i}.block.0.conv1.bias" for i in range(levels)]
+    ends = ("encoder.conv_in.weight", "decoder.conv_out.weight", "post_quant_conv.weight")
+    shapes = _shapes(tensors, dict.fromkeys(ends, 4) | dict.fromkeys(widths, 1))
     return AutoencoderConfig(
-        in_channels=tensors["encoder.conv_in.weight"].shape[1],
-        out_channels=tensors["decoder.conv_out.weight"].shape[0],
-        latent_channels=tensors["post_quant_conv.weight"].shape[0],
-        block_out_channels=tuple(
-            len(tensors[f"encoder.down_blocks.{i}.resnets.0.conv1.bias"]) for i in range(levels)
-        ),
-        layers_per_block=len(_numbers(r"encoder\.down_blocks\.0\.resnets\.(\d+)\.", tensors)),
-        scaling_factor=scale,
+        in_channels=shapes[ends[0]][1],
+        out_channels=shapes[ends[1]][0],
+        latent_channels=shapes[ends[2]][0],
+        block_out_channels=tuple(shapes[name][0] for name in widths),
+        layers_per_block=len(_numbers(r"encoder\.down\.0\.block\.(\d+)\.", tensors)),
     )
 
 
-def text_configs(
-    encoder: Mapping[str, np.ndarray], projection: Mapping[str, np.ndarray]
-) -> tuple[BertConfig, ProjectionConfig]:
-    """Returns the configurations of CLAP's text tower, with BERT's 64 channels per head."""
-    words = encoder["embeddings.word_embeddings.weight"]
-    config = BertConfig(
-        vocab_size=words.shape[0],
-        hidden_size=words.shape[1],
-        num_hidden_layers=len(_numbers(r"encoder\.layer\.(\d+)\.", encoder)),
-        num_attention_heads=max(1, words.shape[1] // 64),
-        intermediate_size=len(encoder["encoder.layer.0.intermediate.dense.bias"]),
-        max_position_embeddings=len(encoder["embeddings.position_embeddings.weight"]),
+def _text_sizes(tensors: Mapping[str, np.ndarray]) -> BertConfig:
+    """Returns the configuration of CLAP's BERT, with 64 channels per head."""
+    words = "embeddings.word_embeddings.weight"
+    places = "embeddings.position_embeddings.weight"
+    inner = "encoder.layer.0.intermediate.dense.bias"
+    shapes = _shapes(tensors, {words: 2, places: 2, inner: 1})
+    return BertConfig(
+        vocab_size=shapes[words][0],
+        hidden_size=shapes[words][1],
+        num_hidden_layers=len(_numbers(r"encoder\.layer\.(\d+)\.", tensors)),
+        num_attention_heads=max(1, shapes[words][1] // 64),
+        intermediate_size=shapes[inner][0],
+        max_position_embeddings=shapes[places][0],
     )
-    out_size, in_size = projection["linear1.weight"].shape
-    return config, ProjectionConfig(in_size, out_size)
+
+
+def _projection_sizes(tensors: Mapping[str, np.ndarray]) -> ProjectionConfig:
+    """Returns the configuration of CLAP's projection."""
+    out_size, in_size = _shapes(tensors, {"linear1.weight": 2})["linear1.weight"]
+    return ProjectionConfig(in_size, out_size)
+
+
+def _shapes(
+    tensors: Mapping[str, np.ndarray], axes: Mapping[str, int]
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the tensors that tell a network's sizes.
+
+    Raises:
+      ValueError: tensors are missing or have another number of axes; all are listed.
+    """
+    problems = [f"missing: {name}" for name in axes if name not in tensors]
+    shapes = {name: tensors[name].shape for name in axes if name in tensors}
+    problems += [
+        f"shape of {name}: {shape}, expected {axes[name]} axes"
+        for name, shape in shapes.items()
+        if len(shape) != axes[name]
+    ]
+    if problems:
+        raise ValueError(torch_files.listed(problems))
+    return shapes
+
+
+# {network: (its configuration from its tensors there, names there to ours, and back)}.
+_NETWORKS: dict[str, Any] = {
+    "unet": (_unet_sizes, unet_from_ldm, unet_to_ldm),
+    "vae": (_autoencoder_sizes, autoencoder_from_ldm, autoencoder_to_ldm),
+    "text_encoder": (_text_sizes, dict, dict),
+    "text_projection": (_projection_sizes, dict, dict),
+}
+
+
+def sizes_of(network: str, tensors: Mapping[str, np.ndarray]) -> Any:
+    """Returns the configuration that a reader of a released file gives to one of its networks.
+
+    Args:
+      network: name of the network, such as "unet".
+      tensors: its tensors under PyTorch's names of our network.
+    """
+    sizes, _, back = _NETWORKS[network]
+    return sizes(back(dict(tensors)))

@@ -15,14 +15,17 @@ import numpy as np
 import yaml
 
 from maa_jax import schema
-from maa_jax.convert import released
+from maa_jax.audio.mel import MelConfig
+from maa_jax.convert import released, torch_files
+from maa_jax.files import check_regular, read_json, replace_file
 from maa_jax.model_folder import torch_layout
 from maa_jax.models.bigvgan import BigVGANConfig
 from maa_jax.models.hifigan import HifiGanConfig
-from maa_jax.models.layers1d import fold_weight_norm, split_weight_norm
+from maa_jax.models.layers1d import split_weight_norm, weight_norm
 
 # Files with a released vocoder's sizes: that of Make-An-Audio's BigVGAN, then both projects' own.
 _SIZES = ("args.yml", "config.json")
+_MOST_SIZES = 2**20  # bytes of such a file
 _WEIGHTS = ("best_netG.pt", "generator*", "g_*")
 _SHARED = (
     "upsample_initial_channel",
@@ -31,6 +34,25 @@ _SHARED = (
     "resblock_kernel_sizes",
     "resblock_dilation_sizes",
 )
+# {setting: the values that the networks here have, the default first}.
+_FIXED = {
+    "resblock": ("1", 1),
+    "snake_logscale": (True,),
+    "use_tanh_at_final": (True,),
+    "use_bias_at_final": (True,),
+}
+# {field of MelConfig: its names in the files of HiFi-GAN, BigVGAN and their relatives}.
+_FRONT_END = {
+    "sample_rate": ("sampling_rate", "sample_rate"),
+    "n_fft": ("n_fft", "fft_size", "filter_length"),
+    "win_length": ("win_size", "win_length"),
+    "hop_length": ("hop_size", "hop_length"),
+    "n_mels": ("num_mels", "n_mels", "n_mel_channels"),
+    "fmin": ("fmin", "mel_fmin"),
+    "fmax": ("fmax", "mel_fmax"),
+}
+# Newer names of a pair of weight norm.
+_PARAMETRIZED = re.compile(r"\.parametrizations\.weight\.original([01])$")
 
 
 def hifigan_name(released: str) -> str:
@@ -63,75 +85,143 @@ def released_mpd_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def read_vocoder(
-    folder: str | os.PathLike[str], *, log: str = "log10"
+    folder: str | os.PathLike[str], mel: MelConfig = MelConfig()
 ) -> tuple[HifiGanConfig | BigVGANConfig, dict[str, np.ndarray]]:
     """Reads a released vocoder: sizes in args.yml or config.json, and a generator's weights.
 
     Args:
-      folder: folder of both files.
-      log: logarithm of the vocoder's training mels, which the files do not state.
+      folder: folder of both files; of several numbered weights, the last are read.
+      mel: front end that the vocoder must have been trained with; the files do not state its
+        logarithm.
 
     Returns:
-      The configuration, and {name here: array in PyTorch's layout}, with weight norm.
+      The configuration, and {name here: array in PyTorch's layout}, without weight norm.
 
     Raises:
-      ValueError: files or sizes are missing, or the generator is of another kind.
+      ValueError: files or sizes are missing, the weights are not those of the sizes, or the vocoder
+        has another front end or is of another kind.
     """
     folder = pathlib.Path(folder)
-    sizes_files = [folder / name for name in _SIZES if (folder / name).is_file()]
-    weights = [path for pattern in _WEIGHTS for path in sorted(folder.glob(pattern))]
+    sizes_files = [folder / name for name in _SIZES if (folder / name).exists()]
+    weights = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
     if not sizes_files or not weights:
         raise ValueError(
             f"{folder}: no released vocoder; expected {' or '.join(_SIZES)}, and "
             f"{' or '.join(_WEIGHTS)}"
         )
-    sizes = yaml.safe_load(sizes_files[0].read_text())  # JSON is YAML too
-    sizes = sizes if isinstance(sizes, Mapping) else {}
-    tensors = released.read_pickle(weights[0])
-    tensors = released.numpy_tensors(tensors.get("generator", tensors))
-    missing = [name for name in _SHARED if name not in sizes]
-    if missing:
-        raise ValueError(f"{sizes_files[0]}: {', '.join(missing)} missing")
-    shared: dict[str, Any] = {name: sizes[name] for name in _SHARED}
-    for ours, theirs in (("model_in_dim", "num_mels"), ("sampling_rate", "sampling_rate")):
-        if theirs in sizes:
-            shared[ours] = sizes[theirs]
-    shared["log"] = log
-    if any(name.endswith(".act.beta") for name in tensors):
-        if not sizes.get("snake_logscale", True):
-            raise ValueError(f"{sizes_files[0]}: snake_logscale=False is not supported, only True")
-        config = schema.build(BigVGANConfig, shared, str(sizes_files[0]))
-        return config, bigvgan_tensors(tensors)
-    if any(name.startswith("activation_post") for name in tensors):
-        raise ValueError(f"{weights[0]}: BigVGAN with plain snake; only snakebeta is supported")
-    config = schema.build(HifiGanConfig, shared, str(sizes_files[0]))
-    return config, {hifigan_name(k): v for k, v in tensors.items()}
+    sizes, where, file = _read_sizes(sizes_files[0]), sizes_files[0], _newest(folder, weights)
+    _check_front_end(where, sizes, mel)
+    tensors = torch_files.read_tensors(file, "generator")
+    big = any(name.endswith(".act.beta") for name in tensors)
+    if not big and any(name.startswith("activation_post") for name in tensors):
+        raise ValueError(f"{file}: BigVGAN with plain snake; only snakebeta is supported")
+    problems = [f"{name} is missing" for name in _SHARED if name not in sizes]
+    for name, values in _FIXED.items():
+        if sizes.get(name, values[0]) not in values:
+            problems.append(f"{name}={sizes[name]!r} is not supported, only {values[0]!r}")
+    if problems:
+        raise ValueError(f"{where}: {'; '.join(problems)}")
+    kind: Any = BigVGANConfig if big else HifiGanConfig
+    given = {"model_in_dim": mel.n_mels, "sampling_rate": mel.sample_rate, "log": mel.log}
+    config = schema.build(kind, given | {name: sizes[name] for name in _SHARED}, str(where))
+    if config.hop_length != mel.hop_length:
+        raise ValueError(
+            f"{where}: upsample_rates={config.upsample_rates} make {config.hop_length} samples per "
+            f"frame, but the front end here has {mel.hop_length}"
+        )
+    tensors = bigvgan_tensors(tensors) if big else tensors
+    tensors, problems = _folded(tensors)
+    back = dict if big else _to_released_hifigan
+    if problems := problems + released.misfits(config, tensors, back=back):
+        raise ValueError(f"{file}: not the weights of its sizes: {torch_files.listed(problems)}")
+    return config, tensors if big else {hifigan_name(k): v for k, v in tensors.items()}
 
 
-def folded(network: Any, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns parameters without weight norm for `network`, an abstract module without it.
+def _read_sizes(path: pathlib.Path) -> Mapping[str, Any]:
+    """Returns the content of args.yml or config.json."""
+    if path.suffix == ".json":
+        return read_json(path)
+    try:
+        check_regular(path)
+        if path.stat().st_size > _MOST_SIZES:
+            raise ValueError(f"more than {_MOST_SIZES >> 20} MiB")
+        sizes = yaml.safe_load(path.read_bytes())
+    except Exception as error:  # any at all, of a parser
+        cause = str(error).split("\n")[0]
+        raise ValueError(f"{path}: not YAML ({cause})") from error
+    if not isinstance(sizes, dict):
+        raise ValueError(f"{path}: expected keys and values, such as upsample_rates")
+    return sizes
 
-    Args:
-      network: abstract module of the parameters, made with weight_norm=False.
-      tensors: parameters in PyTorch's names and layouts, with weight norm or without.
-    """
-    kernels: dict[str, np.ndarray] = {}
-    for name, value in tensors.items():
-        if name.endswith(".weight_v"):
-            stem = name.removesuffix("_v")
-            pair = {"weight_v": value, "weight_g": tensors[f"{stem}_g"]}
+
+def _newest(folder: pathlib.Path, files: list[pathlib.Path]) -> pathlib.Path:
+    """Returns the only file of weights, or of several numbered ones that of the last step."""
+    if len(files) == 1:
+        return files[0]
+    steps = {int(m[1]): path for path in files if (m := re.fullmatch(r"g_(\d{1,18})", path.name))}
+    if len(steps) < len(files):
+        raise ValueError(
+            f"{folder}: several files of weights, {', '.join(path.name for path in files)}: leave "
+            "the one to convert"
+        )
+    print(f"Reading {steps[max(steps)].name}, the last of {len(steps)}", flush=True)
+    return steps[max(steps)]
+
+
+def _check_front_end(path: pathlib.Path, sizes: Mapping[str, Any], mel: MelConfig) -> None:
+    """Raises a ValueError if the file states another front end than `mel`."""
+    wanted = vars(mel) | {"win_length": mel.n_fft}
+    different = []
+    for field, names in _FRONT_END.items():
+        for name in names:
+            value = sizes.get(name)
+            # Without an upper edge, filters reach half of the sample rate.
+            if value is None and (name not in sizes or wanted[field] == mel.sample_rate / 2):
+                continue
+            if value != wanted[field]:
+                different.append(f"{name}={value!r} there, {wanted[field]!r} here")
+    if different:
+        raise ValueError(
+            f"{path}: a vocoder of another front end, {', '.join(different)}: it would turn the "
+            "mels here into wrong sounds; train or find one for this front end"
+        )
+
+
+def _to_released_hifigan(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {released_hifigan_name(name): value for name, value in tensors.items()}
+
+
+def _folded(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Returns tensors whose weight norm has become plain weights, and what is wrong with it."""
+    named = {_PARAMETRIZED.sub(_plain_name, name): value for name, value in tensors.items()}
+    plain, problems = {}, []
+    for name, value in named.items():
+        stem = name.removesuffix("_v").removesuffix("_g")
+        if not name.endswith((".weight_v", ".weight_g")):
+            plain[name] = value
+            continue
+        v, g = named.get(f"{stem}_v"), named.get(f"{stem}_g")
+        if v is None or g is None:
+            problems.append(f"missing: {stem}_{'v' if v is None else 'g'}")
+            plain[stem] = value  # of the shape expected, if only the norms are missing
+        elif g.shape != (*v.shape[:1], *(1,) * (v.ndim - 1)):
+            problems.append(f"shape of {stem}_g: {g.shape} beside {v.shape} of {stem}_v")
+        else:
             # The norm is over all axes but the last here, and all but the first in PyTorch.
-            pair = {k: np.moveaxis(v, 0, -1) for k, v in pair.items()}
-            kernels[stem] = np.moveaxis(np.asarray(fold_weight_norm(pair)["kernel"]), -1, 0)
-        elif not name.endswith(".weight_g"):
-            kernels[name] = value
-    return torch_layout.from_torch(network, kernels)
+            kernel = weight_norm(np.moveaxis(v, 0, -1), np.moveaxis(g, 0, -1))
+            plain[stem] = np.moveaxis(np.asarray(kernel), -1, 0)
+    return plain, problems
+
+
+def _plain_name(match: re.Match) -> str:
+    return ".weight_g" if match[1] == "0" else ".weight_v"
 
 
 def write_vocoder(
     folder: str | os.PathLike[str],
     config: HifiGanConfig | BigVGANConfig,
     params: dict[str, Any],
+    mel: MelConfig = MelConfig(),
 ) -> None:
     """Writes a vocoder as it was released: sizes, and `generator` with weight norm.
 
@@ -139,22 +229,28 @@ def write_vocoder(
       folder: folder of the vocoder, made if it does not exist.
       config: configuration of the vocoder.
       params: parameters of the vocoder, without weight norm.
+      mel: front end that the vocoder was trained with.
+
+    Raises:
+      ValueError: the files cannot hold all of the configuration.
     """
     import torch
 
+    shared = {name: getattr(config, name) for name in _SHARED}
+    front_end = {"model_in_dim": mel.n_mels, "sampling_rate": mel.sample_rate, "log": mel.log}
+    released.check_same("vocoder", config, type(config)(**shared, **front_end))
     tensors = torch_layout.to_torch(split_weight_norm(params))
-    sizes = {name: getattr(config, name) for name in _SHARED}
-    sizes |= {
-        "num_mels": config.model_in_dim,
-        "sampling_rate": config.sampling_rate,
-        "resblock": "1",
-    }
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    wanted = vars(mel) | {"win_length": mel.n_fft}
+    sizes = shared | {names[0]: wanted[field] for field, names in _FRONT_END.items()}
+    sizes |= {"resblock": "1"}
     if isinstance(config, BigVGANConfig):
         sizes |= {"activation": "snakebeta", "snake_logscale": True}
     else:
-        tensors = {released_hifigan_name(k): v for k, v in tensors.items()}
+        tensors = _to_released_hifigan(tensors)
     generator = {k: torch.from_numpy(np.array(v)) for k, v in tensors.items()}
-    torch.save({"generator": generator}, folder / "best_netG.pt")
-    (folder / "args.yml").write_text(yaml.safe_dump(json.loads(json.dumps(sizes))))
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replace_file(folder / "best_netG.pt") as new:
+        torch.save({"generator": generator}, new)
+    with replace_file(folder / "args.yml") as new:
+        new.write_text(yaml.safe_dump(json.loads(json.dumps(sizes))))

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from maa_jax.checks import nearest
+from maa_jax import schema
 from maa_jax.data import mixtures
 from maa_jax.data.reprogram import ReprogramConfig
 from maa_jax.files import user_path
@@ -44,29 +44,23 @@ class DataConfig:
     split: str = "train"
     eval_split: str = "validation"
     eval_dataset: str | None = None
-    samples: int = 624 * 256
-    workers: int = 0
-    prefetch: int = 4
+    samples: int = schema.field(624 * 256, least=1, most=10**9)
+    workers: int = schema.field(0, least=0, most=1024)
+    prefetch: int = schema.field(4, least=1, most=1024)
     reprogram: ReprogramConfig = dataclasses.field(default_factory=ReprogramConfig)
 
     def __post_init__(self):
-        for key, least in (("samples", 1), ("workers", 0), ("prefetch", 1)):
-            if getattr(self, key) < least:
-                raise ValueError(f"data.{key} is {getattr(self, key)}; use {least} or more")
+        schema.check(self)
         for key in ("data_dir", "folder", "captions_file", "soundfont"):
             if getattr(self, key):
                 object.__setattr__(self, key, user_path(getattr(self, key)))
 
     @classmethod
     def of(cls, config: "DataConfig | Mapping[str, Any]") -> "DataConfig":
-        """Reads a ConfigDict; for an unknown key, the error names the nearest known one."""
-        if isinstance(config, DataConfig):
-            return config
-        config = _known("data", cls, config)
-        reprogram = config.get("reprogram", ReprogramConfig())
-        if not isinstance(reprogram, ReprogramConfig):
-            reprogram = ReprogramConfig(**_known("data.reprogram", ReprogramConfig, reprogram))
-        return cls(**{**config, "reprogram": reprogram})
+        """Reads a ConfigDict or a mapping, as `schema.build` does."""
+        return (
+            config if isinstance(config, DataConfig) else schema.build(cls, config, "config.data")
+        )
 
     def parts(self) -> tuple[mixtures.Part, ...]:
         """Returns the parts of the training data."""
@@ -84,12 +78,3 @@ class DataConfig:
         """Returns the datasets that events are drawn from; empty without reprogramming."""
         events = self.reprogram.events
         return mixtures.parse("data.reprogram.events", events, self.split) if events else ()
-
-
-def _known(where: str, cls: type, config: Mapping[str, Any]) -> dict[str, Any]:
-    known = [field.name for field in dataclasses.fields(cls)]
-    for key in config.keys():
-        if key not in known:
-            near = nearest(key, known)
-            raise ValueError(f"{where}.{key} is not a key of the data config; nearest: {near}")
-    return {key: config[key] for key in config.keys()}

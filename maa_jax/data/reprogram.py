@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from maa_jax import schema
 from maa_jax.audio.io import SAMPLE_RATE, SILENCE
 
 # The templates of Appendix F, each with whether the pair's sound comes first. `x` is the pair's
@@ -52,25 +53,18 @@ class ReprogramConfig:
     """
 
     events: str = ""
-    n_events: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    gain_db: tuple[float, float] = (-6.0, 6.0)
-    crossfade: float = 0.05
+    n_events: tuple[float, float, float] = schema.field((1.0, 1.0, 1.0), least=0, most=1e9)
+    gain_db: tuple[float, float] = schema.field((-6.0, 6.0), least=-120, most=120)
+    crossfade: float = schema.field(0.05, least=0, most=60)
 
     def __post_init__(self):
-        weights, gains = np.array(self.n_events, float), np.array(self.gain_db, float)
-        if weights.shape != (3,) or not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
+        schema.check(self)
+        if not any(self.n_events):
+            raise ValueError(f"n_events={self.n_events}: one of the weights must be above 0")
+        low, high = self.gain_db
+        if low > high:
             raise ValueError(
-                f"data.reprogram.n_events is {self.n_events}; give the weights of 0, 1 and 2"
-                " events, as (1, 1, 1)"
-            )
-        if gains.shape != (2,) or not np.isfinite(gains).all() or gains[0] > gains[1]:
-            raise ValueError(
-                f"data.reprogram.gain_db is {self.gain_db}; give the lowest and the highest, as"
-                " (-6, 6)"
-            )
-        if not 0 <= self.crossfade < np.inf:
-            raise ValueError(
-                f"data.reprogram.crossfade is {self.crossfade}; give seconds, 0 or more"
+                f"gain_db={self.gain_db}: give the lowest and the highest, as {high, low}"
             )
 
 

@@ -144,6 +144,25 @@ def _copy_file(source: pathlib.Path, target: pathlib.Path) -> None:
     shutil.copyfile(source, target)
 
 
+def merge_folder(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Moves the parts of a model folder into another, whose other parts and files stay.
+
+    Args:
+      source: path of the model folder, which is empty afterwards.
+      target: an existing folder.
+    """
+    entries = _meta(read_json(source / INDEX))
+    if (target / INDEX).exists():
+        entries = _meta(read_json(target / INDEX)) | entries
+        # A kill from here on leaves a folder that is refused, not one that mixes two models.
+        (target / INDEX).unlink()
+    for part in sorted(path for path in source.iterdir() if path.is_dir()):
+        with replace_folder(target / part.name) as new:
+            for path in part.iterdir():
+                shutil.move(path, new)
+    save_index(target, **entries)
+
+
 def _is_part(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
 

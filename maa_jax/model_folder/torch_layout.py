@@ -43,6 +43,20 @@ def torch_name(path: tuple) -> str:
     return ".".join([*parents, _LEAVES.get(leaf, leaf)])
 
 
+def is_ignored(name: str) -> bool:
+    """Whether an entry of PyTorch's file is a counter or constant that no network here reads."""
+    return name.rsplit(".", 1)[-1] in _IGNORED
+
+
+def shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
+    """Returns {PyTorch name: shape in PyTorch's layout} of a module's arrays."""
+    found = {}
+    for path, value in _walk(nnx.to_pure_dict(nnx.state(module))):
+        axes = _torch_axes(path, len(value.shape))
+        found[torch_name(path)] = tuple(value.shape[axis] for axis in axes)
+    return found
+
+
 def _torch_axes(path: tuple, ndim: int) -> tuple[int, ...]:
     """Returns the permutation of axes from our layout to PyTorch's."""
     if path[-1] not in _KERNELS or ndim < 2:
@@ -86,7 +100,7 @@ def from_torch(
     origin: dict[str, str] = {}
     problems = []
     for name, value in tensors.items():
-        if name.rsplit(".", 1)[-1] in _IGNORED:
+        if is_ignored(name):
             continue
         new = rename(name) if rename else name
         if new in given:

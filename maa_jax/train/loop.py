@@ -18,6 +18,7 @@ from clu import parameter_overview
 from etils import epath
 from jax.sharding import Mesh
 
+from maa_jax import evaluators
 from maa_jax.data import datasets, input_pipeline
 from maa_jax.data.config import DataConfig
 from maa_jax.devices import batch_sharding, replicated
@@ -25,6 +26,7 @@ from maa_jax.evaluators.periodic import PeriodicEvaluators
 from maa_jax.files import user_path
 from maa_jax.stages import make_stage
 from maa_jax.stages.base import Stage
+from maa_jax.training import config as run_config
 from maa_jax.training import optim, sharding
 from maa_jax.training.checkpoint import (
     Checkpoints,
@@ -60,6 +62,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
       FloatingPointError: a loss or gradient is not finite. The state before that step and its batch
         are then in `workdir/failure`.
     """
+    run_config.check(config)
+    for name in config.evaluators:
+        evaluators.find(name)
     workdir = user_path(workdir)
     mesh = sharding.create_mesh(config.mesh)
     sharding.check_batch(config.batch_size, config.accumulate, mesh)
@@ -69,7 +74,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
     with Checkpoints(workdir, keep=config.keep, best=config.best) as checkpoints:
         first = checkpoints.latest_step() or 0
-        if not config.total_epochs and 1 <= config.total_steps <= first:
+        if not config.total_epochs and config.total_steps <= first:
             return _nothing_to_do(first)  # before looking for the dataset, which may be gone
 
         # Data and stage.
@@ -180,8 +185,6 @@ def _total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int
     """Returns the run's length in steps; the config gives it in steps or epochs."""
     if config.total_epochs:
         return int(config.total_epochs * steps_per_epoch)
-    if config.total_steps < 1:
-        raise ValueError(f"config.total_steps={config.total_steps}: give at least 1.")
     return config.total_steps
 
 
@@ -323,11 +326,7 @@ def _evaluators(
     if not used:
         return None
     generate = stage.sound_generator()
-    if generate is None or stage.prepare_text is None:
-        raise ValueError(
-            f"config.evaluators.{next(iter(used))}.every={next(iter(used.values())).every}: it "
-            "scores generated sounds; set config.vocoder, and use the diffusion stage."
-        )
+    assert generate is not None and stage.prepare_text is not None  # by the config's check
     data, rate = DataConfig.of(config.data), config.mel.sample_rate
     return PeriodicEvaluators(used, data, rate, generate, stage.prepare_text, mesh)
 

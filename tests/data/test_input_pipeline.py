@@ -198,9 +198,9 @@ def test_captions_of_a_split(data):
 
 
 def test_bad_settings_are_named(data):
-    with pytest.raises(ValueError, match=r"data\.sample is not a key.*nearest: samples"):
+    with pytest.raises(ValueError, match=r"data\.sample is not a key.*mean 'samples'"):
         DataConfig.of(ml_collections.ConfigDict({"sample": 3}))
-    with pytest.raises(ValueError, match=r"data\.samples is 0; use 1"):
+    with pytest.raises(ValueError, match=r"data\.samples=0: give a whole number from 1"):
         DataConfig.of({"samples": 0})
     with pytest.raises(ValueError, match=r"batch_size is 7.*2 processes"):
         train_iterator(data, batch_size=7, seed=0, process_count=2)

@@ -174,14 +174,14 @@ def test_pairs_that_cannot_be_joined_stay_as_they_are():
 
 def test_bad_settings_are_named():
     for change, fault in (
-        ({"n_events": (1, 1)}, "n_events is"),
-        ({"n_events": (0, 0, 0)}, "n_events is"),
-        ({"gain_db": (3, -3)}, "gain_db is"),
-        ({"crossfade": -1}, "crossfade is -1"),
+        ({"n_events": (1, 1)}, "n_events="),
+        ({"n_events": (0, 0, 0)}, "n_events="),
+        ({"gain_db": (3, -3)}, "gain_db="),
+        ({"crossfade": -1}, "crossfade=-1: give a number from 0"),
     ):
-        with pytest.raises(ValueError, match=rf"data\.reprogram\.{fault}"):
-            ReprogramConfig(**change)
-    with pytest.raises(ValueError, match=r"data\.reprogram\.event is not a key.*nearest: events"):
+        with pytest.raises(ValueError, match=rf"data\.reprogram.*{fault}"):
+            DataConfig.of({"reprogram": change})
+    with pytest.raises(ValueError, match=r"data\.reprogram\.event is not a key.*mean 'events'"):
         DataConfig.of({"reprogram": {"event": "x"}})
 
 
