@@ -30,18 +30,19 @@ _TABLES = flags.DEFINE_string(
 
 
 def records(name: str) -> dict[str, dict]:
-    """Returns an enhanced dataset's records without their audio, by source."""
+    """Returns an enhanced dataset's records without their audio, by source, one window of each."""
     folders = sorted((pathlib.Path(_DATA_DIR.value) / "enhanced" / name).glob("[0-9]*.[0-9]*[0-9]"))
     builder = tfds.builder_from_directory(folders[-1])
     found = {}
     for split in builder.info.splits:
         for example in builder.as_data_source(split):
-            found[example["source"].decode()] = {
+            record = {
                 "accepted": split == "train",
                 "captions": [caption.decode() for caption in example["candidates"]],
                 "experts": [expert.decode() for expert in example["candidate_experts"]],
                 "scores": np.asarray(example["candidate_scores"]),
             }
+            found.setdefault(example["source"].decode(), record)
     return found
 
 

@@ -4,7 +4,8 @@
     python -m maa_jax.train --config=configs/t2a.py:t5 --config.text_embeddings=embeddings/t5 ...
 
 The captions are those of the config's splits for training and evaluation, its fixed prompts and
-the empty one. Several processes divide them; a context of T5-Large takes 158 KB.
+the empty one. Several processes divide them; a context of T5-Large takes 315 KB, computed
+and stored in float32, or half of it with --dtype=float16.
 
 With a retriever it writes a bank of captions instead, in which that retriever finds captions for
 recordings:
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from maa_jax import command, options
-from maa_jax.files import make_folder
+from maa_jax.files import held_folder
 from maa_jax.options import REQUIRED, Options, option
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ class Embedding(Options):
 
     out: str = option(REQUIRED, "Folder for the contexts or the bank.", path=True)
     retriever: str | None = option(None, "Model folder of a retriever; writes a bank of captions.")
+    dtype: str = option(
+        "float32",
+        "Type of contexts on disk; float16 takes half the room, and rounds to 5e-4 of a value.",
+        choices=("float32", "float16"),
+    )
     batch_size: int = option(32, "Captions encoded at a time, over all devices.", least=1)
 
 
@@ -56,16 +62,18 @@ def embed(config: "ml_collections.ConfigDict", request: Embedding) -> int:
     Raises:
       ValueError: training would make captions that cannot be known before it runs.
     """
-    make_folder(request.out)
-    if request.retriever:
-        from maa_jax.data import datasets
-        from maa_jax.enhancement import retrieval
+    import jax
 
-        captions = datasets.captions(config.data, config.data.split)
-        return retrieval.write_bank(
-            request.retriever, captions, request.out, batch_size=request.batch_size
-        )
-    return _embed_contexts(config, request)
+    with held_folder(request.out, held=jax.process_index() == 0):
+        if request.retriever:
+            from maa_jax.data import datasets
+            from maa_jax.enhancement import retrieval
+
+            captions = datasets.captions(config.data, config.data.split)
+            return retrieval.write_bank(
+                request.retriever, captions, request.out, batch_size=request.batch_size
+            )
+        return _embed_contexts(config, request)
 
 
 def _embed_contexts(config: "ml_collections.ConfigDict", request: Embedding) -> int:
@@ -79,7 +87,7 @@ def _embed_contexts(config: "ml_collections.ConfigDict", request: Embedding) -> 
 
     from maa_jax.data import datasets, text_embeddings
     from maa_jax.encoders.batching import Batches
-    from maa_jax.encoders.text import TextConditioner, find
+    from maa_jax.encoders.text import TextConditioner, digest, find
 
     folder = find(config.text_encoder)
     # In float32, whatever the denoiser's dtype: as in training without stored contexts.
@@ -97,7 +105,9 @@ def _embed_contexts(config: "ml_collections.ConfigDict", request: Embedding) -> 
         request.out,
         captions,
         contexts,
-        text_encoder=config.text_encoder,
+        text_encoder=str(config.text_encoder),
+        text_encoder_sha256=digest(folder),
+        dtype=request.dtype,
         batch_size=batches.batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -12,8 +12,10 @@ beam) writes the dataset, and its workers must have access to OUT too:
     --beam_options="--runner=DirectRunner"                              # this machine
     --beam_options="--runner=FlinkRunner --flink_master=HOST:8081"      # or Spark, Dataflow
 
-Experts and CLAP get one clip of each recording: its middle if it is longer than the clip, padded
-with zeros at the end if it is shorter. The dataset holds the whole recordings, unchanged.
+A recording is heard in windows of --clip_seconds, and an example of the dataset is a window, cut
+out without loss, with the captions that were made for it; --max_windows bounds their number in very
+long recordings. A shorter recording is one window, which experts and CLAP hear padded with zeros at
+the end.
 """
 
 from maa_jax import command, options

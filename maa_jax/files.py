@@ -11,10 +11,8 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
-
-import numpy as np
 
 # A local path, or a path in a bucket.
 Path = TypeVar("Path", bound=pathlib.Path)
@@ -297,36 +295,6 @@ def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
         new.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def write_array(
-    path: pathlib.Path,
-    texts: Sequence[str],
-    encode: Callable[[Sequence[str]], np.ndarray],
-    *,
-    batch_size: int,
-    dtype: Any = np.float16,
-) -> None:
-    """Writes the encodings of texts as one array, one row per text, whole or not at all.
-
-    Args:
-      path: path of the .npy file; rows are written to disk as they are computed.
-      texts: texts to encode, at least one.
-      encode: function from up to `batch_size` texts to rows [n, ...].
-      batch_size: number of texts encoded at a time.
-      dtype: dtype of the rows on disk.
-    """
-    with replace_file(path) as new:
-        rows: np.memmap | None = None
-        for start in range(0, len(texts), batch_size):
-            batch = list(texts[start : start + batch_size])
-            got = np.asarray(encode(batch))
-            if rows is None:
-                shape = (len(texts), *got.shape[1:])
-                rows = np.lib.format.open_memmap(new, "w+", dtype, shape)
-            rows[start : start + len(batch)] = got
-        if rows is not None:
-            rows.flush()
-
-
 _SLUG_LENGTH = 48  # characters of the prompt in a file's name, which may have up to 255 bytes
 
 
@@ -376,3 +344,25 @@ def make_folder(path: str) -> pathlib.Path:
     except OSError as e:
         raise ValueError(f"--out={path}: cannot be written ({e}); give another folder") from e
     return folder
+
+
+@contextlib.contextmanager
+def held_folder(path: str, *, held: bool = True) -> Iterator[pathlib.Path]:
+    """Makes a folder for a program's output and holds it; if nothing is written, it is removed.
+
+    Args:
+      path: path of the folder.
+      held: whether this process locks it, which one of several that work together does.
+
+    Raises:
+      ValueError: it cannot be made or written to, or another process holds it; see `lock`.
+    """
+    new = [p for p in (pathlib.Path(path), *pathlib.Path(path).parents) if not p.exists()]
+    folder = make_folder(path)
+    try:
+        with lock(folder) if held else contextlib.nullcontext():
+            yield folder
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            for made in new:
+                made.rmdir()

@@ -1,22 +1,29 @@
+import dataclasses
+import errno
+import io
 import json
+import os
 import re
+import shutil
 import time
 
 import jax
 import numpy as np
 import pytest
+import soundfile
 import tensorflow_datasets as tfds
 
-from maa_jax.data import datasets, input_pipeline
-from maa_jax.data.config import DataConfig
+from maa_jax.data import datasets, input_pipeline, stored
 from maa_jax.enhancement.request import Enhancement
-from maa_jax.enhancement.run import enhance, middle_clip
+from maa_jax.enhancement.run import enhance, read_captions
+from maa_jax.enhancement.shards import Source, Windows
+from maa_jax.files import lock
 from tests.conftest import CAPTIONS
 from tests.enhancement.test_captioning import folder as captioner  # noqa: F401
 from tests.enhancement.test_retrieval import model as retriever  # noqa: F401
 from tests.subprocesses import start_python, start_two
 
-SETTINGS = ["--experts=tests.test_enhance:Words,labels", "--clip_seconds=0.5"]
+SETTINGS = ["--experts=tests.test_enhance:Words,labels", "--clip_seconds=0.5", "--max_windows=1"]
 SETTINGS += ["--batch_size=8", "--shard_size=16"]
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compilation is most of what processes do
 
@@ -61,10 +68,10 @@ def built(out, tiny_model):
     process = start_python(*command, KILLED_AT_CALL="5")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == -9, output
-    work = out / "enhanced" / "killed" / "1.0.0-work"
+    work = out / "enhanced" / "killed" / "2.0.0-work"
     assert sorted(p.name for p in work.glob("*.jsonl")) == ["000000.jsonl", "000001.jsonl"]
     before = {path: path.stat().st_mtime_ns for path in work.glob("*.jsonl")}
-    assert not (work.parent / "1.0.0").exists()
+    assert not (work.parent / "2.0.0").exists()
     Words.calls = 0
     summary = run(out, tiny_model)
     assert Words.calls == 1  # the third shard is 8 recordings: one batch
@@ -81,6 +88,7 @@ def run(out, clap, **changes):
         "clap": str(clap),
         "threshold": 0.0,
         "clip_seconds": 0.5,
+        "max_windows": 1,
         "batch_size": 8,
         "shard_size": 16,
     }
@@ -88,7 +96,7 @@ def run(out, clap, **changes):
 
 
 def examples(work, split):
-    return list(tfds.builder_from_directory(work.parent / "1.0.0").as_data_source(split))
+    return list(tfds.builder_from_directory(work.parent / "2.0.0").as_data_source(split))
 
 
 def test_a_killed_build_is_resumed_and_every_recording_is_in_one_split(built):
@@ -112,24 +120,87 @@ def test_a_killed_build_is_resumed_and_every_recording_is_in_one_split(built):
     assert all(e["score"] < 0 and len(e["captions"]) == 0 for e in rejected)
 
 
-def test_the_sound_is_that_of_the_source(built):
-    work, _ = built
-    import tensorflow_datasets as tfds
+def pcm(audio):
+    return soundfile.read(io.BytesIO(audio), dtype="int16")[0]
 
-    data = DataConfig(data_dir=str(work.parents[2]))
-    source = tfds.builder_from_directory(datasets.prepare(data))
-    audio = {e["id"]: e["audio"] for e in source.as_data_source("train")}
-    assert all(e["audio"] == audio[e["id"]] for e in examples(work, "train"))
+
+def test_the_sound_is_the_middle_of_a_recording_of_one_window(built):
+    work, _ = built
+    source = tfds.builder_from_directory(work.parents[2] / "sonic_sounds" / "1.1.0")
+    sounds = {e["id"]: pcm(e["audio"]) for e in source.as_data_source("train")}
+    for example in examples(work, "train"):
+        whole, start = sounds[example["id"]], example["start"]
+        np.testing.assert_array_equal(pcm(example["audio"]), whole[start : start + 8000])
+        if len(whole) <= 8000:
+            assert start == 0
+        elif len(whole) < 12_000:
+            assert start == (len(whole) - 8000) // 2
+        assert example["seconds"] == np.float32(min(len(whole), 8000) / 16_000)
+
+
+def test_a_caption_is_of_the_window_that_training_hears(out, tiny_model):
+    """A recording whose halves differ gives captions that differ, with the sounds they are of."""
+    rng, folder = np.random.default_rng(0), out / "halves"
+    folder.mkdir()
+    for i in range(3):
+        halves = (0.4 + 0.1 * i) * rng.uniform(-1, 1, 24_000)
+        halves[:8000] *= 0.05
+        halves[16_000:] = 0
+        soundfile.write(folder / f"{i}.wav", halves, 16_000)
+    source = {"dataset": "audio_folder/halves:train", "folder": str(folder), "name": "halves"}
+    summary = run(out, tiny_model, max_windows=None, threshold=-1.0, **source)
+    assert summary["windows"] % 3 == 0 and summary["accepted"] >= 2
+    work = out / "enhanced" / "halves" / "2.0.0-work"
+    found = {(e["id"], int(e["start"])): e for e in examples(work, "train")}
+    ids = {id for id, _ in found}
+    assert set(found) == {(id, start) for id in ids for start in (0, 8000)}
+    for (_, start), example in found.items():
+        assert (b"a quiet sound" in example["candidates"]) == (start == 0)
+    silent = examples(work, "rejected")  # nothing is said of silence
+    assert [int(e["start"]) for e in silent] == [16_000] * len(ids)
+    assert all(len(e["candidates"]) == 0 for e in silent)
+    data = {"dataset": "enhanced/halves", "data_dir": str(out), "samples": 8000}
+    data["eval_dataset"] = "sonic_sounds"
+    size = 2 * len(ids)
+    batch = next(
+        input_pipeline.train_iterator(
+            data, batch_size=size, seed=0, prepare_text=lambda x: np.array(x)
+        )
+    )
+    assert sorted(batch["index"]) == list(range(size)) and datasets.num_examples(data) == size
+    by_text = {t: a.std() for t, a in zip(batch["text"], batch["audio"], strict=True)}
+    assert by_text.keys() <= {"a quiet sound", "a loud sound", "a crow caws"}
+    assert by_text["a quiet sound"] < 0.05 < min(v for k, v in by_text.items() if "q" not in k)
+
+
+def test_the_windows_of_a_long_recording_are_taken_at_equal_distances(out):
+    source = Source("sonic_sounds", str(out / "sonic_sounds" / "1.1.0"), "train", 800)
+    all_of, few = Windows(source), Windows(dataclasses.replace(source, most=3))
+    lengths = [len(pcm(e["audio"])) for e in stored.Recordings(source.folder, "train")]
+    windows = np.maximum(1, np.rint(np.array(lengths) / 800)).astype(int)
+    assert len(all_of) == windows.sum() and len(few) == np.minimum(windows, 3).sum()
+    longest = int(np.argmax(lengths))
+    for taken, counts in ((all_of, windows), (few, np.minimum(windows, 3))):
+        first = counts[:longest].sum()
+        starts = [taken[int(i)]["start"] for i in range(first, first + counts[longest])]
+        assert len({taken[int(first)]["id"], taken[int(first + counts[longest]) - 1]["id"]}) == 1
+        steps = np.diff(starts)
+        assert steps.min() > 0 and steps.max() - steps.min() <= 800
+    assert all_of[int(windows[:longest].sum())]["start"] == 0
+    assert starts[0] > 0 and starts[-1] < lengths[longest] - 800
+    assert sum(all_of[i]["seconds"] for i in range(len(all_of))) == pytest.approx(
+        np.minimum(lengths, windows * 800).sum() / 16_000, rel=0.01
+    )
 
 
 def test_the_result_is_read_by_its_name(built):
     work, summary = built
-    data = {"dataset": "enhanced/killed", "data_dir": str(work.parents[2]), "samples": 4000}
+    data = {"dataset": "enhanced/killed", "data_dir": str(work.parents[2]), "samples": 8000}
     data["eval_dataset"] = "sonic_sounds"
     batch = next(input_pipeline.train_iterator(data, batch_size=4, seed=0))
     accepted = {e["captions"][0].decode() for e in examples(work, "train")}
     assert set(datasets.captions(data)) == accepted
-    assert batch["audio"].shape == (4, 4000) and batch["audio"].any()
+    assert batch["audio"].shape == (4, 8000) and batch["audio"].any()
     assert datasets.num_examples(data) == summary["accepted"]
     with pytest.raises(ValueError, match="did you mean 'enhanced/killed'"):
         datasets.prepare(data | {"dataset": "enhanced/none"})
@@ -137,12 +208,12 @@ def test_the_result_is_read_by_its_name(built):
 
 def test_the_report_has_the_scores_and_sounds(built):
     work, summary = built
-    page = (work.parent / "1.0.0-report.html").read_text()
+    page = (work.parent / "2.0.0-report.html").read_text()
     assert len(re.findall('<audio [^>]*src="data:audio/flac;base64,[^"]{99}', page)) == 40
     assert 48 <= page.count("<rect") <= 50 and page.count(":train[:40]") > 40
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert sum(e["chosen"] for e in summary["experts"].values()) == summary["accepted"]
-    assert summary["recordings"] == 40 and set(summary["experts"]) == {"words", "labels"}
+    assert summary["windows"] == 40 and set(summary["experts"]) == {"words", "labels"}
 
 
 def test_another_threshold_needs_another_name_and_the_same_one_is_not_built_again(
@@ -157,23 +228,84 @@ def test_another_threshold_needs_another_name_and_the_same_one_is_not_built_agai
         run(out, tiny_model, clip_seconds=1.0)
 
 
-def test_withheld_labels_are_neither_read_nor_written_and_none_may_pass(out, tiny_model, capsys):
+def test_withheld_labels_are_neither_read_nor_written(out, tiny_model):
     summary = run(
         out, tiny_model, dataset="sonic_sounds:test[:8] + sonic_sounds:validation[:8]",
-        name="withheld", experts=("tests.test_enhance:Words",), withhold_labels=True, threshold=1.0,
+        name="withheld", experts=("tests.test_enhance:Words",), withhold_labels=True, threshold=-1,
     )  # fmt: skip
-    assert summary["accepted"] == 0 and len(summary["sources"]) == 2
-    rejected = examples(out / "enhanced" / "withheld" / "1.0.0-work", "rejected")
-    assert len(rejected) == 16 and not any(len(e["labels"]) for e in rejected)
-    assert "the highest score is" in capsys.readouterr().out
-    metadata = json.loads((out / "enhanced" / "withheld" / "1.0.0" / "metadata.json").read_text())
+    assert summary["accepted"] == 16 and len(summary["sources"]) == 2
+    accepted = examples(out / "enhanced" / "withheld" / "2.0.0-work", "train")
+    assert len(accepted) == 16 and not any(len(e["labels"]) for e in accepted)
+    metadata = json.loads((out / "enhanced" / "withheld" / "2.0.0" / "metadata.json").read_text())
     assert metadata["withhold_labels"] and metadata["clap_sha256"]
+
+
+def test_a_run_without_an_accepted_caption_writes_no_dataset_and_says_what_to_do(out, tiny_model):
+    few = {"dataset": "sonic_sounds:test[:3]", "name": "none"}
+    with pytest.raises(ValueError, match=r"0 of 3 windows.*the highest score is .*lower --thresh"):
+        run(out, tiny_model, threshold=1.0, **few)
+    assert {path.name for path in (out / "enhanced" / "none").iterdir()} == {"2.0.0-work"}
+    Words.calls = 0
+    assert run(out, tiny_model, threshold=-1.0, **few)["accepted"] == 3
+    assert Words.calls == 0  # the candidates were kept
+
+
+def test_two_runs_of_one_name_are_refused(built, out, tiny_model):
+    work, _ = built
+    with lock(work), pytest.raises(ValueError, match=f"{work} is in use by process"):
+        run(out, tiny_model)
+
+
+def test_a_run_that_fails_before_its_first_record_leaves_nothing(out, tiny_model, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Words, "propose", fails)
+    with pytest.raises(OSError, match="No space left"):
+        run(out, tiny_model, name="failing")
+    assert not (out / "enhanced" / "failing").exists()
+    monkeypatch.undo()
+    killed = out / "enhanced" / "failing" / "2.0.0-work"  # as a kill leaves it: settings alone
+    killed.mkdir(parents=True)
+    (killed / "settings.json").write_text('{"shard_size": 1}')
+    (killed / ".tmp-1-000000.jsonl").touch()
+    run(out, tiny_model, name="failing", dataset="sonic_sounds:test[:3]", threshold=-1.0)
+    assert not list(killed.glob(".*"))
+
+
+def test_a_run_goes_on_only_with_the_recordings_that_it_began_with(
+    built, out, tiny_model, tmp_path
+):
+    shutil.copytree(out / "enhanced" / "killed", tmp_path / "enhanced" / "killed")
+    config = {"data_dir": str(tmp_path)}
+    datasets.prepare(config)
+    run(tmp_path, tiny_model)
+    folder = tmp_path / "sonic_sounds" / "1.1.0"
+    for path in folder.iterdir():  # other recordings in the place of those heard
+        if "train" in path.name:
+            path.unlink()
+    for path in folder.glob("*-test.*"):
+        shutil.copy(path, path.with_name(path.name.replace("-test.", "-train.")))
+    info = json.loads((folder / "dataset_info.json").read_text())
+    splits = {split["name"]: split for split in info["splits"]}
+    splits["train"] |= {k: splits["test"][k] for k in ("shardLengths", "numBytes")}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=r"2.0.0-work was made .*of other recordings.*content="):
+        run(tmp_path, tiny_model, dataset="sonic_sounds:train[:13]")
+
+
+def test_a_text_of_captions_that_is_not_utf_8_is_named_with_its_line(tmp_path):
+    (tmp_path / "bank.txt").write_bytes("rain\ncaf\xe9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"bank.txt', line 2: not UTF-8"):
+        read_captions(str(tmp_path / "bank.txt"), str(tmp_path))
+    (tmp_path / "bank.txt").write_bytes("\ufeffrain\r\ncaf\xe9\n".encode())
+    assert read_captions(str(tmp_path / "bank.txt"), "") == ["rain", "caf\xe9"]
 
 
 def test_beam_writes_the_same_recordings(built, out, tiny_model):
     pytest.importorskip("apache_beam", reason="needs the extra beam")
     run(out, tiny_model, name="beam", beam_options="--runner=DirectRunner")
-    both = [tfds.builder_from_directory(out / "enhanced" / n / "1.0.0") for n in ("killed", "beam")]
+    both = [tfds.builder_from_directory(out / "enhanced" / n / "2.0.0") for n in ("killed", "beam")]
     assert both[0].info.splits.keys() == both[1].info.splits.keys()
     for split in both[0].info.splits:
         wanted, found = (list(builder.as_data_source(split)) for builder in both)
@@ -194,6 +326,7 @@ def flags_of_all_experts(out, tiny_model, captioner, retriever):  # noqa: F811
     flags += ["--experts=captioning,retrieval,tests.test_enhance:WordsOnAllDevices"]
     flags += [f"--captioner={captioner}", f"--retriever={retriever}", f"--bank_captions={bank}"]
     flags += [f"--clap={tiny_model}", "--threshold=0.0323", "--clip_seconds=0.5"]
+    flags += ["--max_windows=1"]
     return [*flags, "--batch_size=6", "--shard_size=8"]  # 6: no multiple of 8 devices
 
 
@@ -217,7 +350,7 @@ def assert_ends_well(*processes):
 
 def records(folder):
     """Returns ids, captions with their experts, and scores of a build, in its order."""
-    files = sorted((folder / "1.0.0-work").glob("*.jsonl"))
+    files = sorted((folder / "2.0.0-work").glob("*.jsonl"))
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     found = [[id, [candidate[:2] for candidate in candidates]] for id, candidates in rows]
     return found, [candidate[2] for _, candidates in rows for candidate in candidates]
@@ -229,14 +362,14 @@ def assert_same_dataset(folder, alone):
     assert len(found) == 40 and found == alone[0]
     np.testing.assert_allclose(scores, alone[1], atol=1e-4)
     builds = (folder.parent / "alone", folder)
-    one, other = (tfds.builder_from_directory(build / "1.0.0") for build in builds)
+    one, other = (tfds.builder_from_directory(build / "2.0.0") for build in builds)
     for split in ("train", "rejected"):
         wanted, got = (builder.as_data_source(split) for builder in (one, other))
         assert len(wanted) == len(got) > 0
         for key in ("id", "audio", "captions", "candidates"):
             for a, b in zip(wanted, got, strict=True):
                 np.testing.assert_array_equal(a[key], b[key])
-    page = (folder / "1.0.0-report.html").read_text()
+    page = (folder / "2.0.0-report.html").read_text()
     assert len(re.findall('<audio [^>]*src="data:audio/flac;base64,[^"]{99}', page)) == 40
 
 
@@ -282,13 +415,3 @@ def test_mistakes_are_named_before_any_work(out, tiny_model, changes, message):
     with pytest.raises(ValueError, match=message):
         run(out, tiny_model, **{"name": "wrong"} | changes)
     assert not (out / "enhanced" / "wrong").exists()
-
-
-def test_recordings_are_cropped_to_their_middle_or_padded_at_the_end(tones):
-    from maa_jax.audio.io import encode_flac
-
-    data = encode_flac(tones[0])
-    middle = middle_clip(data, 8000)
-    assert abs(middle - tones[0][4000:12000]).max() < 1e-4
-    padded = middle_clip(data, 20000)
-    assert abs(padded[:16000] - tones[0]).max() < 1e-4 and not padded[16000:].any()

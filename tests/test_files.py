@@ -3,12 +3,11 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from etils import epath
 
 from maa_jax import files
-from maa_jax.files import replace_file, write_array, write_json
+from maa_jax.files import replace_file, write_json
 
 
 @pytest.mark.parametrize("kind", [lambda path: path, epath.Path], ids=["pathlib", "epath"])
@@ -38,19 +37,6 @@ def test_others_may_read_what_is_written(tmp_path):
     mask = os.umask(0)
     os.umask(mask)
     assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o666 & ~mask
-
-
-def test_arrays_are_written_in_batches(tmp_path):
-    texts, sizes = [str(i) for i in range(7)], set()
-
-    def encode(batch):
-        sizes.add(len(batch))
-        return np.array([[int(text), 1] for text in batch])
-
-    write_array(tmp_path / "a.npy", texts, encode, batch_size=3)
-    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), [[i, 1] for i in range(7)])
-    assert sizes == {3, 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
 
 
 def test_a_locked_folder_is_refused_by_name_of_its_holder_until_it_is_free(tmp_path):

@@ -205,11 +205,9 @@ def contents(config: Config, process_index: int = 0) -> dict[str, str]:
     found = {}
     for part in (*c.parts(), *c.eval_parts(), *c.event_parts()):
         folder = datasets.folders[part.dataset]
-        for _, name in mixtures.pieces(part):
-            if name in stored.split_names(folder):
-                found[f"{part.dataset}:{name}"] = stored.digest(
-                    part.dataset, name, folder, process_index
-                )
+        for split in {name for _, name in mixtures.pieces(part)} & set(stored.split_names(folder)):
+            whole = mixtures.Part(part.dataset, split)
+            found[str(whole)] = stored.digest(whole, folder, process_index)
     return found
 
 

@@ -14,7 +14,7 @@ from absl import flags
 
 from maa_jax.data import transforms
 from maa_jax.data.config import DataConfig
-from maa_jax.data.datasets import Datasets, Drawn, open_for_training
+from maa_jax.data.datasets import Datasets, Drawn, captions, open_for_training
 from maa_jax.data.reprogram import Reprogram
 from maa_jax.data.stored import describe
 from maa_jax.data.text_embeddings import Contexts
@@ -70,6 +70,9 @@ def train_iterator(
         )
     datasets = open_for_training(config, process_index)
     datasets.open(config.eval_parts())  # raises its errors before training begins
+    if isinstance(prepare_text, Contexts):
+        for split in (config.split, config.eval_split):
+            prepare_text.require(captions(config, split))
     drawn = datasets.training()
     load = functools.partial(
         _load, drawn.source, config.samples, seed, prepare_text, _reprogram(datasets)

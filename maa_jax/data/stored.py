@@ -211,16 +211,20 @@ def index_of(part: Part, folder: epath.Path, process_index: int = 0) -> Index:
 
 def descriptions(part: Part, folder: epath.Path, process_index: int = 0) -> list[dict[str, Any]]:
     """Returns the examples of a part without their audio; see `describe`, `index_of`."""
-    found = []
+    found: list[dict[str, Any]] = []
     for split, begin, end in spans(part, folder):
         texts = _index(part.dataset, split, folder, process_index, ["texts"])["texts"]
         found += map(json.loads, texts.tobytes().splitlines()[begin:end])
     return found
 
 
-def digest(dataset: str, split: str, folder: epath.Path, process_index: int = 0) -> str:
-    """Returns a digest of all recordings of a split, their order and texts; see `index_of`."""
-    return str(_index(dataset, split, folder, process_index, ["digest"])["digest"])
+def digest(part: Part, folder: epath.Path, process_index: int = 0) -> str:
+    """Returns a digest of a part's recordings, their order and texts; see `index_of`."""
+    pieces = [
+        (str(_index(part.dataset, split, folder, process_index, ["digest"])["digest"]), begin, end)
+        for split, begin, end in spans(part, folder)
+    ]
+    return hashlib.sha256(json.dumps(pieces).encode()).hexdigest()
 
 
 def _index(

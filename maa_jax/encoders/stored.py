@@ -4,7 +4,6 @@ import os
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from maa_jax.data.text_embeddings import Contexts
@@ -22,7 +21,7 @@ class StoredContexts:
     Attributes:
       width: channels of the context.
       params: empty tree.
-      prepare: function from captions to their contexts, float16 [n, length, width].
+      prepare: function from captions to their contexts, float32 [n, length, width].
     """
 
     params: Tree
@@ -34,13 +33,13 @@ class StoredContexts:
         self._text_encoder = text_encoder
 
     def unconditional(self) -> np.ndarray:
-        """Returns the context of the empty caption, float16 [1, length, width]."""
+        """Returns the context of the empty caption, float32 [1, length, width]."""
         return self.prepare([""])
 
     def encode(self, params: Tree, condition: jax.Array) -> jax.Array:
-        """Returns the contexts in float32."""
+        """Returns the contexts as they are."""
         del params
-        return condition.astype(jnp.float32)
+        return condition
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the text encoder and its tokenizer into a model folder."""

@@ -14,6 +14,7 @@ Of Hugging Face's libraries only `tokenizers` is needed, so that sampling never 
 TensorFlow.
 """
 
+import hashlib
 import os
 import pathlib
 from typing import Any, Self
@@ -25,6 +26,7 @@ from maa_jax.checks import nearest
 from maa_jax.encoders.base import Tree
 from maa_jax.files import FolderError, read_json, user_path
 from maa_jax.model_folder import hub, networks
+from maa_jax.model_folder.index import content_hash
 from maa_jax.model_folder.registry import class_of
 from maa_jax.text.tokenizer import Tokenizer
 
@@ -68,6 +70,13 @@ def find(text_encoder: str | os.PathLike[str]) -> pathlib.Path:
                 f"{', '.join(ENCODERS)}"
             )
     return hub.fetch(name, ("tokenizer.json",))
+
+
+def digest(folder: pathlib.Path) -> str:
+    """Returns the SHA-256 of the files of a text encoder and its tokenizer; see `find`."""
+    parts = [folder / name for name in ("text_encoder", "text_projection", "tokenizer")]
+    found = [content_hash(part) for part in parts if part.is_dir()] or [content_hash(folder)]
+    return hashlib.sha256("".join(found).encode()).hexdigest()
 
 
 class TextConditioner:

@@ -1,14 +1,7 @@
-"""A bank of captions: embedded once, kept on disk, searched exactly on the devices.
-
-A bank is a folder with `index.json` and a pair of files for each process that wrote it:
-`embeddings-i-of-n.npy` ([captions, width], rows of unit length) and `captions-i-of-n.txt` (one
-caption per line).
-"""
+"""A bank of captions: embedded once, kept on disk, searched exactly on the devices."""
 
 import functools
-import json
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,11 +11,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from maa_jax.devices import share
+from maa_jax.data import encoded
 from maa_jax.encoders.batching import in_batches
-from maa_jax.files import write_array
 
-INDEX = "index.json"
+_REMEDY = "write the bank with python -m maa_jax.embed --retriever"
 
 
 def build(
@@ -32,7 +24,7 @@ def build(
     *,
     retriever: str,
     batch_size: int = 64,
-    dtype: type[np.floating] = np.float16,
+    dtype: str = "float16",
     process_index: int = 0,
     process_count: int = 1,
 ) -> int:
@@ -56,21 +48,22 @@ def build(
       ValueError: there are fewer captions than processes.
     """
     unique = {" ".join(caption.split()) for caption in captions} - {""}
-    mine = share(sorted(unique), process_index, process_count)
-    if not mine:
-        raise ValueError(
-            f"the bank has {len(unique)} captions for {process_count} processes: give more "
-            "captions or use fewer processes"
-        )
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    vectors, texts = _names(process_index, process_count)
-    write_array(folder / vectors, mine, encode, batch_size=batch_size, dtype=dtype)
-    (folder / texts).write_text("".join(f"{caption}\n" for caption in mine), "utf-8")
-    if process_index == 0:
-        content = {"retriever": retriever, "shards": process_count}
-        (folder / INDEX).write_text(json.dumps(content, indent=2) + "\n")
-    return len(mine)
+    return encoded.write(
+        folder,
+        sorted(unique),
+        encode,
+        facts={"retriever": retriever},
+        line=str,
+        dtype=dtype,
+        batch_size=batch_size,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def digest(folder: str | os.PathLike[str]) -> str:
+    """Returns a digest of the captions of a bank and the network that embedded them."""
+    return encoded.read_index(folder, _REMEDY)["run"]
 
 
 class Bank:
@@ -99,28 +92,14 @@ class Bank:
           batch_size: number of queries at a time; each takes 4 bytes of memory per caption.
 
         Raises:
-          ValueError: the folder is not a bank, or lacks files, all of which are named.
+          ValueError: the folder is not a bank, lacks files, all of which are named, or is broken.
         """
-        folder = pathlib.Path(folder)
-        if not (folder / INDEX).is_file():
-            raise ValueError(f"{folder / INDEX} is missing; write the bank first (bank.build)")
-        index = json.loads((folder / INDEX).read_text())
-        self.retriever: str = index["retriever"]
-        names = [_names(i, index["shards"]) for i in range(index["shards"])]
-        missing = [file for pair in names for file in pair if not (folder / file).is_file()]
-        if missing:
-            raise ValueError(f"{folder} lacks {', '.join(missing)}; write the whole bank again")
-        parts = [np.load(folder / vectors, mmap_mode="r") for vectors, _ in names]
-        self._captions = [
-            caption
-            for _, texts in names
-            for caption in (folder / texts).read_text("utf-8").split("\n")[:-1]
-        ]
-        if len(self._captions) != sum(map(len, parts)):
-            raise ValueError(
-                f"{folder} has {sum(map(len, parts))} embeddings and {len(self._captions)} "
-                "captions; write the bank again"
-            )
+        stored = encoded.Encoded(folder, _REMEDY)
+        if "retriever" not in stored.facts:
+            raise ValueError(f"{folder} holds no bank of captions: {_REMEDY}")
+        self.retriever: str = stored.facts["retriever"]
+        parts = stored.rows
+        self._captions = [caption for captions in stored.lines for caption in captions]
         self.width: int = parts[0].shape[1]
         self._batch_size = batch_size
         mesh = Mesh(np.array(devices or jax.local_devices()), ("bank",))

@@ -1,8 +1,9 @@
 """Datasets of recordings with captions that experts proposed and CLAP chose.
 
-`maa_jax.enhance` writes them, and they are read by name, "enhanced/NAME". The split `train` holds
-the recordings with an accepted caption; `rejected` holds the others, without a caption, and
-training refuses it. Both hold all candidates.
+`maa_jax.enhance` writes them, and they are read by name, "enhanced/NAME". An example is a window of
+a recording, so that a caption belongs to all that training hears of it. The split `train` holds the
+windows with an accepted caption; `rejected` holds the others, without a caption, and training
+refuses it. Both hold all candidates.
 """
 
 import functools
@@ -14,16 +15,17 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from maa_jax.data import stored
 from maa_jax.data.builders.base import BuildsOnce
 from maa_jax.data.mixtures import REJECTED
 from maa_jax.enhancement.distill import best
-from maa_jax.enhancement.shards import Shard, open_split, read_record
+from maa_jax.enhancement.shards import Shard, open_windows, read_record
 
 ACCEPTED = "train"
 
 
 class Enhanced(BuildsOnce, tfds.core.ShardBasedBuilder, skip_registration=True):
-    """Joins unchanged recordings with the captions that were found for them.
+    """Joins windows of recordings with the captions that were found for them.
 
     Each shard becomes a file in either split, written by this process or by Beam.
 
@@ -36,7 +38,7 @@ class Enhanced(BuildsOnce, tfds.core.ShardBasedBuilder, skip_registration=True):
       settings: options that the content depends on, kept in the dataset's metadata.json.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
 
     def __init__(
         self,
@@ -58,13 +60,14 @@ class Enhanced(BuildsOnce, tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
-        source = tfds.builder_from_directory(self._shards[0].folder).info.features
+        source = stored.open_builder(self._shards[0].source.folder).info.features
         return tfds.core.DatasetInfo(
             builder=self,
             description="Recordings with captions that experts proposed and CLAP chose.",
             features=tfds.features.FeaturesDict(
                 {
                     **source,
+                    "start": np.int64,  # first sample of the window in the recording, at 16 kHz
                     "dataset": text,  # the recording's original dataset, in which `id` is its name
                     "score": np.float32,  # score of the best candidate; -1 without any
                     "candidates": tfds.features.Sequence(text),
@@ -95,24 +98,24 @@ def _examples(
     shard: Shard, work: str, threshold: float, withhold_labels: bool, accepted: bool
 ) -> Iterator[tuple[str, dict]]:
     """Yields either the accepted or the rejected examples of a shard."""
-    source = open_split(shard.folder, shard.split)
+    windows, label = open_windows(shard.source), shard.source.label
     for index, (id, candidates) in enumerate(read_record(work, shard), shard.start):
         chosen = best(candidates, threshold)
         if (chosen is not None) != accepted:
             continue
-        example = source[index]
+        example = windows[index]
         if example["id"].decode() != id:
             raise ValueError(
-                f"{shard.dataset}: recording {index} is {example['id'].decode()!r} and was {id!r}"
-                f" when candidates were found; the dataset was rebuilt: remove {work}"
+                f"{label}: window {index} is of {example['id'].decode()!r} and was of {id!r} when"
+                f" candidates were found; the dataset was rebuilt: remove {work}"
             )
         yield (
-            f"{shard.dataset}/{index}",
+            f"{label}/{index}",
             {
                 **example,
                 "captions": [chosen.caption] if chosen else [],
                 "labels": [] if withhold_labels else list(example["labels"]),
-                "dataset": shard.dataset,
+                "dataset": label,
                 "score": max((c.score for c in candidates), default=-1.0),
                 "candidates": [c.caption for c in candidates],
                 "candidate_experts": [c.expert for c in candidates],

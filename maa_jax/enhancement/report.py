@@ -8,8 +8,9 @@ import numpy as np
 from etils import epath
 
 from maa_jax import pages
+from maa_jax.audio.io import SAMPLE_RATE
 from maa_jax.enhancement.distill import best
-from maa_jax.enhancement.shards import Shard, open_split, read_record
+from maa_jax.enhancement.shards import Shard, open_windows, read_record
 
 EXAMPLES = 50
 _BINS = 48
@@ -24,19 +25,19 @@ def summarize(shards: Sequence[Shard], work: epath.PathLike, threshold: float) -
       threshold: lowest score of an accepted caption.
 
     Returns:
-      `recordings`, `accepted`, `threshold`; `sources`: {dataset: recordings, accepted and the
-      mean of the best scores}; `experts`: {name: number of candidates, and, for each recording's
-      best candidate of the expert, the mean score, how many pass and how many were chosen};
-      `scores`: float32 [recordings with candidates], the best of each; `examples`: shard, index
-      and candidates of up to 50 recordings, evenly spread over the scores, highest first.
+      `windows`, `accepted`, `threshold`; `sources`: {dataset: windows, accepted and the mean of
+      the best scores}; `experts`: {name: number of candidates, and, for each window's best
+      candidate of the expert, the mean score, how many pass and how many were chosen}; `scores`:
+      float32 [windows with candidates], the best of each; `examples`: shard, index and candidates
+      of up to 50 windows, evenly spread over the scores, highest first.
     """
     sources: dict[str, Any] = {}
     experts: dict[str, Any] = {}
     scores, places = [], []
     for shard in shards:
-        source = sources.setdefault(shard.dataset, collections.Counter())
+        source = sources.setdefault(shard.source.label, collections.Counter())
         for row, (_, candidates) in enumerate(read_record(work, shard)):
-            source["recordings"] += 1
+            source["windows"] += 1
             chosen = best(candidates, -1)
             accepted = best(candidates, threshold)
             source["accepted"] += accepted is not None
@@ -51,7 +52,7 @@ def summarize(shards: Sequence[Shard], work: epath.PathLike, threshold: float) -
             for name, values in own.items():
                 expert = experts.setdefault(name, collections.Counter())
                 expert["candidates"] += len(values)
-                expert["recordings"] += 1
+                expert["windows"] += 1
                 expert["score"] += max(values)
                 expert["passes"] += max(values) >= threshold
                 expert["chosen"] += accepted is not None and accepted.expert == name
@@ -68,10 +69,10 @@ def summarize(shards: Sequence[Shard], work: epath.PathLike, threshold: float) -
         for row in rows
     }
     for counts in (*sources.values(), *experts.values()):
-        scored = counts.pop("scored", counts["recordings"])
+        scored = counts.pop("scored", counts["windows"])
         counts["mean_score"] = counts.pop("score", 0.0) / max(1, scored)
     return {
-        "recordings": sum(source["recordings"] for source in sources.values()),
+        "windows": sum(source["windows"] for source in sources.values()),
         "accepted": sum(source["accepted"] for source in sources.values()),
         "threshold": threshold,
         "sources": {name: dict(source) for name, source in sources.items()},
@@ -86,16 +87,16 @@ def summarize(shards: Sequence[Shard], work: epath.PathLike, threshold: float) -
 
 def tables(summary: Mapping[str, Any]) -> list[list[tuple[str, ...]]]:
     """Returns a table of sources and one of experts; the first row of each is its header."""
-    sources: list[tuple[str, ...]] = [("source", "recordings", "accepted", "", "mean score")]
+    sources: list[tuple[str, ...]] = [("source", "windows", "accepted", "", "mean score")]
     for name, s in summary["sources"].items():
-        share = f"{s['accepted'] / s['recordings']:.1%}"
+        share = f"{s['accepted'] / s['windows']:.1%}"
         score = f"{s['mean_score']:.3f}"
-        sources.append((name, f"{s['recordings']:,}", f"{s['accepted']:,}", share, score))
+        sources.append((name, f"{s['windows']:,}", f"{s['accepted']:,}", share, score))
     experts: list[tuple[str, ...]] = [
         ("expert", "candidates", "would be accepted", "", "mean score", "chosen")
     ]
     for name, e in summary["experts"].items():
-        share = f"{e['passes'] / summary['recordings']:.1%}"
+        share = f"{e['passes'] / summary['windows']:.1%}"
         score = f"{e['mean_score']:.3f}"
         row = (name, f"{e['candidates']:,}", f"{e['passes']:,}", share, score, f"{e['chosen']:,}")
         experts.append(row)
@@ -104,7 +105,7 @@ def tables(summary: Mapping[str, Any]) -> list[list[tuple[str, ...]]]:
 
 def text(name: str, summary: Mapping[str, Any]) -> str:
     """Returns the summary as lines to print."""
-    lines = [_headline(name, summary)]
+    lines = [headline(name, summary)]
     for rows in tables(summary):
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
@@ -113,9 +114,10 @@ def text(name: str, summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _headline(name: str, summary: Mapping[str, Any]) -> str:
-    accepted, count = summary["accepted"], summary["recordings"]
-    line = f"{name}: {accepted:,} of {count:,} recordings accepted ({accepted / count:.1%})"
+def headline(name: str, summary: Mapping[str, Any]) -> str:
+    """Returns how many windows have an accepted caption."""
+    accepted, count = summary["accepted"], summary["windows"]
+    line = f"{name}: {accepted:,} of {count:,} windows accepted ({accepted / count:.1%})"
     line += f" at threshold {summary['threshold']:g}"
     if not accepted and len(summary["scores"]):
         line += f"; the highest score is {summary['scores'].max():.3f}"
@@ -141,11 +143,12 @@ def histogram(
 
 
 def _example(shard: Shard, index: int, candidates: Sequence, threshold: float) -> dict[str, Any]:
-    """Returns a recording and its candidates, highest score first."""
-    example = open_split(shard.folder, shard.split)[index]
+    """Returns a window and its candidates, highest score first."""
+    example = open_windows(shard.source)[index]
     ranked = sorted(candidates, key=lambda candidate: -candidate.score)
     labels = ", ".join(label.decode() for label in example["labels"])
-    facts = (shard.dataset, example["id"].decode(), example["license"].decode())
+    at = f"from {example['start'] / SAMPLE_RATE:.1f} s" if example["start"] else ""
+    facts = (shard.source.label, example["id"].decode(), at, example["license"].decode())
     return {
         "caption": ranked[0].caption,
         "score": f"{ranked[0].score:.3f}",
@@ -169,7 +172,7 @@ def page(name: str, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> 
     return pages.render(
         "enhancement.html",
         name=name,
-        headline=_headline(name, summary),
+        headline=headline(name, summary),
         bins=bins,
         ticks=ticks,
         threshold=threshold,

@@ -42,11 +42,16 @@ class Enhancement(Options):
     )
     threshold: float = option(0.3, "Lowest CLAP score of an accepted caption.", least=-1)
     clip_seconds: float = option(
-        10.0, "Seconds of each recording that are used, as in the networks' training.", least=0.1
+        10.0,
+        "Seconds of a window: the clip's length of the networks, and of training on the result.",
+        least=0.1,
     )
-    batch_size: int = option(32, "Recordings at a time, over this process's devices.", least=1)
+    max_windows: int | None = option(
+        None, "Most windows of a recording, at equal distances; by default all.", least=1
+    )
+    batch_size: int = option(32, "Windows at a time, over this process's devices.", least=1)
     shard_size: int = option(
-        512, "Recordings in a shard; a killed run repeats its current shard.", least=1
+        512, "Windows in a shard; a killed run repeats its current shard.", least=1
     )
     withhold_labels: bool = option(False, "Withhold labels from the experts and from the result.")
     beam_options: str | None = option(

@@ -1,10 +1,12 @@
-"""A run of prompt enhancement: shards of recordings, candidates for each, a dataset, a report."""
+"""A run of prompt enhancement: shards of windows, candidates for each, a dataset, a report."""
 
+import contextlib
+import hashlib
 import io
 import json
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -17,18 +19,27 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 import maa_jax
-from maa_jax.audio.io import SAMPLE_RATE
+from maa_jax.audio.io import SAMPLE_RATE, is_silent
 from maa_jax.checks import differences
-from maa_jax.data import datasets, mixtures
+from maa_jax.data import datasets, mixtures, stored
 from maa_jax.data.config import DataConfig
 from maa_jax.devices import share
 from maa_jax.encoders.clap import LAION_FILES, ClapScore, check_folder
 from maa_jax.enhancement import report
+from maa_jax.enhancement.bank import digest as bank_digest
 from maa_jax.enhancement.dataset import Enhanced
 from maa_jax.enhancement.distill import Candidate, Expert, best, distill, find_experts
 from maa_jax.enhancement.request import Enhancement
-from maa_jax.enhancement.shards import Shard, has_record, open_split, read_record, write_record
-from maa_jax.files import write_json
+from maa_jax.enhancement.shards import (
+    Shard,
+    Source,
+    has_record,
+    has_records,
+    open_windows,
+    read_record,
+    write_record,
+)
+from maa_jax.files import lock, replace_file, write_json
 from maa_jax.model_folder import hub
 from maa_jax.model_folder.index import content_hash
 
@@ -40,7 +51,8 @@ def enhance(request: Enhancement) -> dict[str, Any]:
       The summary: see `enhancement.report.summarize`.
 
     Raises:
-      ValueError: an option is invalid; raised before any long work, with the remedy.
+      ValueError: an option is invalid, or another process enhances under the same name; raised
+        before any long work, with the remedy. Or no caption is accepted.
     """
     classes = find_experts(request.experts)
     beam = _beam(request.beam_options)
@@ -49,17 +61,55 @@ def enhance(request: Enhancement) -> dict[str, Any]:
     settings = _settings(request, models, shards)
     final = epath.Path(request.out) / request.result / str(Enhanced.VERSION)
     work = final.parent / f"{final.name}-work"
-    check_same(work / "settings.json", settings)
+    if has_records(work):
+        check_same(work / "settings.json", settings)
     check_same(final / "metadata.json", settings | {"threshold": request.threshold})
-    first = jax.process_index() == 0
-    if first and not (work / "settings.json").exists():
-        work.mkdir(parents=True, exist_ok=True)
-        write_json(work / "settings.json", settings)
-
     start = time.perf_counter()
+    with _held(work) if jax.process_index() == 0 else contextlib.nullcontext():
+        summary = _enhance(request, classes, models, shards, settings, work, final, beam)
+    if jax.process_index() == 0:
+        page = final.parent / f"{final.name}-report.html"
+        with replace_file(page) as new:
+            new.write_text(report.page(request.result, settings, summary))
+        seconds = time.perf_counter() - start
+        print(report.text(request.result, summary))
+        print(f"{seconds:.0f} s; dataset: {final}; report with examples: {page}")
+    return summary
+
+
+@contextlib.contextmanager
+def _held(work: epath.Path) -> Iterator[None]:
+    """Holds the folder of the records; a run that fails before the first of them leaves nothing."""
+    work.mkdir(parents=True, exist_ok=True)
+    with lock(work):
+        try:
+            yield
+        except BaseException:
+            if not has_records(work):
+                work.rmtree()
+                for folder in (work.parent, work.parent.parent):
+                    if not list(folder.iterdir()):
+                        folder.rmdir()
+            raise
+
+
+def _enhance(
+    request: Enhancement,
+    classes: Sequence[type[Expert]],
+    models: Mapping[str, Any],
+    shards: Sequence[Shard],
+    settings: Mapping[str, Any],
+    work: epath.Path,
+    final: epath.Path,
+    beam: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes the records that are missing, then the dataset; returns the summary."""
+    first = jax.process_index() == 0
     # Checks all shards, not only this process's: processes that write a bank together synchronise
     # and must agree on it, and one that has nothing left to do takes part for the others.
     if not all(has_record(work, shard) for shard in shards):
+        if first:
+            write_json(work / "settings.json", settings)
         bank = _bank(request, models, work)
         arguments: dict[str, dict[str, Any]] = {
             "captioning": {"folder": models.get("captioner"), "batch_size": request.batch_size},
@@ -76,8 +126,15 @@ def enhance(request: Enhancement) -> dict[str, Any]:
         clap = ClapScore(models["clap"], batch_size=request.batch_size, devices=jax.local_devices())
         find_captions(share(shards), work, experts, clap, request)
     # Files, not a barrier: the other processes may need hours more.
-    while not (all(has_record(work, s) for s in shards) if first else is_built(final)):
+    while not all(has_record(work, shard) for shard in shards):
         time.sleep(1)
+    summary = report.summarize(shards, work, request.threshold)
+    if not summary["accepted"]:
+        raise ValueError(
+            f"{report.headline(request.result, summary)}; no dataset is written. Give a lower"
+            f" --threshold: the candidates are kept in {work}, so that the same command ends soon;"
+            " or other experts and another --name"
+        )
     if first:
         Enhanced(
             data_dir=request.out,
@@ -86,15 +143,10 @@ def enhance(request: Enhancement) -> dict[str, Any]:
             work=str(work),
             threshold=request.threshold,
             withhold_labels=request.withhold_labels,
-            settings=settings | {"threshold": request.threshold, "maa_jax": maa_jax.__version__},
+            settings={**settings, "threshold": request.threshold, "maa_jax": maa_jax.__version__},
         ).download_and_prepare(download_config=tfds.download.DownloadConfig(**beam))
-    summary = report.summarize(shards, work, request.threshold)
-    if first:
-        page = final.parent / f"{final.name}-report.html"
-        page.write_text(report.page(request.result, settings, summary))
-        seconds = time.perf_counter() - start
-        print(report.text(request.result, summary))
-        print(f"{seconds:.0f} s; dataset: {final}; report with examples: {page}")
+    while not is_built(final):
+        time.sleep(1)
     return summary
 
 
@@ -126,17 +178,38 @@ def _settings(
     request: Enhancement, models: Mapping[str, Any], shards: Sequence[Shard]
 ) -> dict[str, Any]:
     """Returns the settings that the candidates depend on, as JSON values."""
+    sources = list(dict.fromkeys(shard.source for shard in shards))
     return {
-        "datasets": list(dict.fromkeys(shard.dataset for shard in shards)),
-        "recordings": sum(map(len, shards)),
+        "datasets": [source.label for source in sources],
+        "recordings": sum(open_windows(source).recordings for source in sources),
+        "windows": sum(map(len, shards)),
+        "content": [_content(source) for source in sources],
         "experts": list(request.experts),
         **{f"{key}_sha256": content_hash(folder) for key, folder in models.items()},
         **{key: getattr(request, key) for key in models},
         "bank": request.bank or request.bank_captions or "",
+        "bank_sha256": _bank_hash(request),
         "clip_seconds": request.clip_seconds,
+        "max_windows": request.max_windows,
         "shard_size": request.shard_size,
         "withhold_labels": request.withhold_labels,
     }
+
+
+def _content(source: Source) -> str:
+    """Returns a digest of the recordings of a source and their texts."""
+    part = mixtures.Part(source.dataset, source.split)
+    return stored.digest(part, epath.Path(source.folder))[:16]
+
+
+def _bank_hash(request: Enhancement) -> str:
+    """Returns a digest of the bank's captions; "" without a bank."""
+    if request.bank:
+        return bank_digest(request.bank)
+    if request.bank_captions:
+        text = "\n".join(read_captions(request.bank_captions, request.out))
+        return hashlib.sha256(text.encode()).hexdigest()
+    return ""
 
 
 def _bank(request: Enhancement, models: Mapping[str, Any], work: epath.Path) -> str | None:
@@ -167,39 +240,40 @@ def make_shards(request: Enhancement) -> list[Shard]:
         # Evaluation splits may be enhanced too; only training on them is refused.
         config = DataConfig(part.dataset, data_dir=request.out, folder=request.folder)
         folder = datasets.prepare(config, jax.process_index())
-        splits = tfds.builder_from_directory(folder).info.splits
-        try:
-            count = splits[part.split].num_examples
-        except (KeyError, ValueError) as e:
-            raise ValueError(
-                f"dataset={expression!r}: {part.dataset} has no split {part.split!r}; use one of "
-                f"{list(splits)}"
-            ) from e
-        label = f"{part.dataset}/{folder.name}:{part.split}"
+        samples = round(request.clip_seconds * SAMPLE_RATE)
+        source = Source(part.dataset, str(folder), part.split, samples, request.max_windows)
+        count = len(open_windows(source))
         for start in range(0, count, size):
-            stop = min(start + size, count)
-            shards.append(Shard(len(shards), label, str(folder), part.split, start, stop))
-    if not shards:
-        raise ValueError(f"dataset={expression!r} holds no recording; take a larger part")
+            shards.append(Shard(len(shards), source, start, min(start + size, count)))
     return shards
 
 
 def read_captions(source: str, out: str) -> list[str]:
     """Returns the captions of a text file, one per line, or of datasets."""
-    if epath.Path(source).is_file():
-        return epath.Path(source).read_text().splitlines()
-    return datasets.captions({"dataset": source, "data_dir": out})
+    path = epath.Path(source)
+    if not path.is_file():
+        return datasets.captions({"dataset": source, "data_dir": out})
+    try:
+        return path.read_bytes().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"bank_captions={source!r}, line {line}: not UTF-8; save the file as UTF-8"
+        ) from error
 
 
-def check_same(path: epath.Path, settings: dict[str, Any]) -> None:
+def check_same(path: epath.Path, settings: Mapping[str, Any]) -> None:
     """Raises a ValueError if a run with other settings was begun or built under the same name."""
     if not path.exists():
         return
-    different = differences(json.loads(path.read_text()), settings)
+    try:
+        different = differences(json.loads(path.read_text()), settings)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is broken ({error}): remove {path.parent}") from error
     if different:
         raise ValueError(
-            f"{path.parent} has other settings ({'; '.join(different)}): give another name, or "
-            "remove that folder"
+            f"{path.parent} was made with other settings or of other recordings"
+            f" ({'; '.join(different)}): give another name, or remove that folder"
         )
 
 
@@ -233,9 +307,12 @@ def find_captions(
     seen, kept = sum(map(len, done)), sum(accepted(read_record(work, shard)) for shard in done)
     rows: list[tuple[str, list[Candidate]]] = []
     total = sum(map(len, shards))
-    with tqdm.tqdm(total=total, initial=seen, desc="Enhancing", unit="recording") as bar:
+    with tqdm.tqdm(total=total, initial=seen, desc="Enhancing", unit="window") as bar:
         for shard, ids, wavs, labels in _batches(todo, request):
-            new = list(zip(ids, distill(wavs, labels, experts, clap), strict=True))
+            found = distill(wavs, labels, experts, clap)
+            # Nothing is heard in a silent stretch of a recording, so nothing is said of it.
+            found = [[] if is_silent(wav) else x for wav, x in zip(wavs, found, strict=True)]
+            new = list(zip(ids, found, strict=True))
             rows += new
             seen, kept = seen + len(new), kept + accepted(new)
             if len(rows) == len(shard):
@@ -251,13 +328,13 @@ def _batches(shards: Sequence[Shard], request: Enhancement) -> grain.IterDataset
     Returns:
       Iterable of (shard, ids, waveforms [b, samples], labels), each batch from one shard.
     """
-    size, samples = request.batch_size, round(request.clip_seconds * SAMPLE_RATE)
+    size = request.batch_size
 
     def load(place: tuple[Shard, int]) -> tuple[Shard, list[str], np.ndarray, list[list[str]]]:
         shard, start = place
-        source = open_split(shard.folder, shard.split)
-        examples = [source[i] for i in range(start, min(start + size, shard.stop))]
-        wavs = np.stack([middle_clip(example["audio"], samples) for example in examples])
+        windows = open_windows(shard.source)
+        examples = [windows[i] for i in range(start, min(start + size, shard.stop))]
+        wavs = np.stack([clip(example["audio"], shard.source.samples) for example in examples])
         labels = [
             [] if request.withhold_labels else [label.decode() for label in example["labels"]]
             for example in examples
@@ -269,11 +346,7 @@ def _batches(shards: Sequence[Shard], request: Enhancement) -> grain.IterDataset
     return grain.MapDataset.source(places).map(load).to_iter_dataset(grain.ReadOptions(4, 4))
 
 
-def middle_clip(data: bytes, samples: int) -> np.ndarray:
-    """Decodes the middle of a recording (FLAC bytes), float32 [samples], zero-padded at the end.
-
-    Only that part is decoded.
-    """
+def clip(data: bytes, samples: int) -> np.ndarray:
+    """Decodes a window (FLAC bytes), float32 [samples], zero-padded at the end."""
     with soundfile.SoundFile(io.BytesIO(data)) as file:
-        file.seek(max(0, file.frames - samples) // 2)
         return file.read(samples, dtype="float32", fill_value=0.0)

@@ -93,11 +93,12 @@ class DiffusionStage(SingleNetworkStage):
             except FolderError as error:
                 raise ValueError(f"config.text_encoder={config.text_encoder!r}: {error}") from error
         contexts = Contexts(user_path(config.text_embeddings))
-        if contexts.text_encoder != str(config.text_encoder):
+        if contexts.text_encoder_sha256 != text.digest(folder):
             raise ValueError(
-                f"config.text_embeddings={config.text_embeddings!r} holds the contexts of "
-                f"{contexts.text_encoder!r}, but config.text_encoder={config.text_encoder!r}: make "
-                "them agree."
+                f"config.text_embeddings={config.text_embeddings!r} holds the contexts of another "
+                f"text encoder ({contexts.text_encoder!r}) than "
+                f"config.text_encoder={config.text_encoder!r}: make them agree, or write it again "
+                "with python -m maa_jax.embed."
             )
         return StoredContexts(contexts, folder)
 

@@ -249,7 +249,8 @@ def test_captions_hold_every_word_that_training_will_see(data):
 
 def test_stored_contexts_cannot_hold_new_captions(data, tmp_path):
     contexts = np.zeros((1, 77, 4), np.float16)
-    text_embeddings.write(tmp_path, ["x"], lambda batch: contexts, text_encoder="t", batch_size=1)
+    encoder = {"text_encoder": "t", "text_encoder_sha256": "0"}
+    text_embeddings.write(tmp_path, ["x"], lambda batch: contexts, **encoder)
     with pytest.raises(ValueError, match=r"data\.reprogram\.events makes captions"):
         kept = text_embeddings.Contexts(tmp_path)
         train_iterator(data, batch_size=8, seed=0, prepare_text=kept)

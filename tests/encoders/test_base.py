@@ -22,7 +22,7 @@ def text(tiny_model):
 def stored(tiny_model, text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("contexts")
     encode = lambda captions: text.encode(text.params, text.prepare(captions))
-    write(folder, CAPTIONS, encode, text_encoder=str(tiny_model))
+    write(folder, CAPTIONS, encode, text_encoder=str(tiny_model), text_encoder_sha256="0")
     return StoredContexts(Contexts(folder), tiny_model)
 
 

@@ -4,7 +4,7 @@ import pytest
 from maa_jax.audio.io import encode_flac
 from maa_jax.enhancement import report
 from maa_jax.enhancement.distill import Candidate
-from maa_jax.enhancement.shards import Shard, write_record
+from maa_jax.enhancement.shards import Shard, Source, write_record
 
 THRESHOLD = 0.5
 FOUND = [
@@ -18,26 +18,32 @@ FOUND = [
 @pytest.fixture
 def summary(tmp_path, monkeypatch):
     shards = [
-        Shard(0, "field:train", "field", "train", 0, 3),
-        Shard(1, "lab:train", "lab", "train", 0, 1),
+        Shard(0, Source("field", "/data/field/1.0.0", "train", 160), 0, 3),
+        Shard(1, Source("lab", "/data/lab/1.0.0", "train", 160), 0, 1),
     ]
     write_record(tmp_path, shards[0], FOUND[:3])
     write_record(tmp_path, shards[1], FOUND[3:])
     audio = encode_flac(np.zeros(160, np.float32))
     split = [
-        {"id": id.encode(), "license": b"CC0-1.0", "labels": [b"a label"], "audio": audio}
-        for id, _ in FOUND
+        {
+            "id": id.encode(),
+            "license": b"CC0-1.0",
+            "labels": [b"a label"],
+            "audio": audio,
+            "start": 16_000 * i,
+        }
+        for i, (id, _) in enumerate(FOUND)
     ]
-    monkeypatch.setattr(report, "open_split", lambda folder, split_name: split)
+    monkeypatch.setattr(report, "open_windows", lambda source: split)
     return report.summarize(shards, tmp_path, THRESHOLD)
 
 
 def test_the_best_caption_of_each_recording_counts(summary):
-    assert (summary["recordings"], summary["accepted"]) == (4, 2)
+    assert (summary["windows"], summary["accepted"]) == (4, 2)
     np.testing.assert_allclose(sorted(summary["scores"]), [0.2, 0.5, 0.9], rtol=1e-6)
     assert [shard.start + row for shard, row, _ in summary["examples"]] == [0, 1, 2]
-    field = summary["sources"]["field:train"]
-    assert (field["recordings"], field["accepted"]) == (3, 2)
+    field = summary["sources"]["field/1.0.0:train"]
+    assert (field["windows"], field["accepted"]) == (3, 2)
     assert field["mean_score"] == pytest.approx((0.9 + 0.5 + 0.2) / 3)
 
 
@@ -50,10 +56,10 @@ def test_each_expert_is_summarized_by_its_own_best_captions(summary):
 
 def test_the_printed_summary_states_numbers_and_shares(summary):
     lines = report.text("enhanced/mine", summary).splitlines()
-    assert lines[0] == "enhanced/mine: 2 of 4 recordings accepted (50.0%) at threshold 0.5"
+    assert lines[0] == "enhanced/mine: 2 of 4 windows accepted (50.0%) at threshold 0.5"
     assert [line.split()[:4] for line in lines[2:4]] == [
-        ["field:train", "3", "2", "66.7%"],
-        ["lab:train", "1", "0", "0.0%"],
+        ["field/1.0.0:train", "3", "2", "66.7%"],
+        ["lab/1.0.0:train", "1", "0", "0.0%"],
     ]
 
 
@@ -63,6 +69,7 @@ def test_the_page_plays_each_example_and_shows_its_candidates(summary):
     assert page.count('<article class="accepted">') == 2
     assert "“&lt;hiss&gt;”" in page and "<hiss>" not in page
     assert "1 candidate<" in page and "2 candidates<" in page
+    assert "crow, CC0" in page and "rain, from 1.0 s, CC0" in page
     assert "captioning, labels" in page  # the settings
 
 
