@@ -20,6 +20,7 @@ import maa_jax
 
 KINDS = {
     "audio": "tests.fuzz.audio_files",
+    "captions": "tests.fuzz.captions_files",
     "model_folders": "tests.fuzz.model_folders",
 }
 SEED = 0

@@ -81,18 +81,12 @@ class AudioFolder(AudioBuilder):
 
 
 def _sound_files(folder: epath.Path) -> dict[str, epath.Path]:
-    files = listing.sound_files(folder)
+    files = listing.sound_files(folder, leave=False)
     if not files:
         raise ValueError(
             f"audio_folder: folder {folder} holds no sound file that can be decoded (wav, flac,"
             " ogg, opus, mp3, aiff, caf, w64, au); correct the path, or convert the files, as by"
             " ffmpeg -i NAME.m4a NAME.wav"
-        )
-    outside = listing.links_out(folder, files)
-    if outside:
-        raise ValueError(
-            f"audio_folder: {outside} is a link that leads out of {folder}; copy the file into the"
-            " folder, or give the folder in which it lies"
         )
     return files
 

@@ -18,6 +18,7 @@ import concurrent.futures
 import contextlib
 import csv
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import io
@@ -33,6 +34,7 @@ from absl import logging
 from etils import epath
 
 from maa_jax.audio.io import SAMPLE_RATE, AudioError, decode, encode_flac, is_silent, load, pcm16
+from maa_jax.command import no_room
 from maa_jax.data.builders import origins
 from maa_jax.files import replace_file
 
@@ -89,6 +91,12 @@ class BuildsOnce:
             with _lock(self._final_path), contextlib.redirect_stdout(io.StringIO()):
                 _remove_leftovers(epath.Path(self.data_dir_root) / self.name, self._final_path)
                 super().download_and_prepare(**kwargs)
+        except Exception as error:
+            # TFDS's writers pass on the system's message, without the error number or a place.
+            if no_room(error):
+                number, place = errno.ENOSPC, os.fspath(self._final_path)
+                raise OSError(number, os.strerror(number), place) from error
+            raise
         finally:
             tfds.enable_progress_bar()
         # TFDS reads the info only if it has built the dataset itself.

@@ -23,17 +23,27 @@ _OTHERS = frozenset(
 )
 
 
-def sound_files(folder: epath.Path) -> dict[str, epath.Path]:
+def sound_files(folder: epath.Path, *, leave: bool = True) -> dict[str, epath.Path]:
     """Returns {path in the folder: file} of the sound files at any depth, sorted by path.
 
     Sound and video files that cannot be decoded are counted in a warning.
 
+    Args:
+      folder: folder, local or in a bucket.
+      leave: whether links may lead out of the folder.
+
     Raises:
-      ValueError: a name is no text.
+      ValueError: a name is no text, or a link leads out of the folder.
     """
     found, others = {}, Counter[str]()
-    for name, path in _files(folder):
+    real = os.path.realpath(folder)
+    for name, path in _files(folder, leave=leave):
         suffix = path.suffix.lower()
+        if not leave and _leads_out(path, real) and (suffix in _SUFFIXES or path.is_dir()):
+            raise ValueError(
+                f"audio_folder: {name} is a link that leads out of {folder}; copy what it links to"
+                " into the folder, or give the folder in which it lies"
+            )
         if suffix in _SUFFIXES:
             check_name(name, folder)
             found[name] = path
@@ -63,9 +73,19 @@ def check_name(name: str, where: object) -> None:
         ) from None
 
 
-def _files(folder: epath.Path) -> Iterator[tuple[str, epath.Path]]:
-    """Yields (path in the folder, file) at any depth; hidden files and loops of links are not."""
-    left, seen = [folder], set[str]()
+def _leads_out(path: epath.Path, real: str) -> bool:
+    """Whether a link leads out of the folder that lies at `real`."""
+    if "://" in os.fspath(path) or not os.path.islink(path):
+        return False
+    return not pathlib.Path(os.path.realpath(path)).is_relative_to(real)
+
+
+def _files(folder: epath.Path, *, leave: bool) -> Iterator[tuple[str, epath.Path]]:
+    """Yields (path in the folder, file) at any depth; hidden files and loops of links are not.
+
+    A link that leads to a folder outside is followed if `leave`, and otherwise yielded itself.
+    """
+    left, seen, root = [folder], set[str](), os.path.realpath(folder)
     while left:
         place = left.pop()
         if "://" not in os.fspath(place):
@@ -76,7 +96,7 @@ def _files(folder: epath.Path) -> Iterator[tuple[str, epath.Path]]:
         for path in place.iterdir():
             if path.name.startswith("."):  # macOS unpacks a "._" file beside each file
                 continue
-            if path.is_dir():
+            if path.is_dir() and (leave or not _leads_out(path, root)):
                 left.append(path)
             else:
                 yield path.relative_to(folder).as_posix(), path
@@ -112,19 +132,23 @@ class Folder:
             raise ValueError(f"{name!r} is no file in the folder {self.path}; write its path there")
         if self._remote:
             return tidy, "" if (self.path / tidy).exists() else f"No such file in {self.path}"
-        if not os.path.lexists(self.path / tidy):
+        fault = self._fault(tidy)
+        if fault and not os.path.lexists(self.path / tidy):
             tidy, fault = self._similar(tidy)
-            if fault:
-                return tidy, fault
-        real = os.path.realpath(self.path / tidy)
+            fault = fault or self._fault(tidy)
+        return tidy, fault
+
+    def _fault(self, name: str) -> str:
+        """Returns why a path in the folder cannot be read."""
+        real = os.path.realpath(self.path / name)
         if os.path.commonpath([real, self._real]) != self._real:
             raise ValueError(
                 f"{name!r} is a link that leads out of {self.path}, to {real}; copy the file into"
                 " the folder, or give the folder in which it lies"
             )
-        if not os.path.exists(real):
-            return tidy, "No such file: the link leads nowhere"
-        return tidy, "" if os.path.isfile(real) else "is not a regular file"
+        if os.path.isfile(real):
+            return ""
+        return "is not a regular file" if os.path.exists(real) else "No such file"
 
     def _similar(self, name: str) -> tuple[str, str]:
         """Returns the path of a file with a name that looks the same, or why there is none."""
@@ -140,7 +164,7 @@ class Folder:
     @functools.cached_property
     def _by_plain_name(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for name, _ in _files(self.path):
+        for name, _ in _files(self.path, leave=False):
             found.setdefault(_plain(name), []).append(name)
         return found
 
@@ -155,14 +179,3 @@ def check_folder(key: str, path: epath.Path) -> None:
         raise ValueError(f"audio_folder: {key} {path} does not exist; correct the path")
     if not path.is_dir():
         raise ValueError(f"audio_folder: {key} {path} is no folder; give the one with the sounds")
-
-
-def links_out(folder: epath.Path, files: dict[str, epath.Path]) -> str:
-    """Returns the first file that is reached by a link leading out of the folder; "" if none."""
-    if "://" in os.fspath(folder):
-        return ""
-    real = pathlib.Path(os.path.realpath(folder))
-    for name, path in files.items():
-        if not pathlib.Path(os.path.realpath(path)).is_relative_to(real):
-            return name
-    return ""

@@ -143,7 +143,11 @@ def _changes(
         elif (status := os.stat(path)).st_mtime_ns != seen[1]:
             fresh[file] = (status.st_size, status.st_mtime_ns, seen[2])
     if origin.listed:
-        came += [file for file in sound_files(epath.Path(folder)) if file not in origin.files]
+        came += [
+            file
+            for file in sound_files(epath.Path(folder), leave=False)
+            if file not in origin.files
+        ]
     for files, what in ((changed, "changed"), (gone, "gone"), (came, "new")):
         if files:
             names = ", ".join(files[:_LISTED]) + (", ..." if len(files) > _LISTED else "")
