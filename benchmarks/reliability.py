@@ -18,6 +18,7 @@ import importlib
 import os
 import pathlib
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from tests.fuzz import frame
 
@@ -156,14 +157,18 @@ _SEED = flags.DEFINE_integer("seed", frame.SEED, "Seed of the cases.")
 
 
 def names(folder: pathlib.Path) -> set[str]:
-    """Paths in a folder that a process may be changing, apart from the logs of TensorBoard."""
+    """Paths in a folder that a process may be changing."""
     found = set()
     for place, folders, here in os.walk(folder):
         inside = os.path.relpath(place, folder)
-        found |= {
-            os.path.join(inside, name) for name in (*folders, *here) if "tfevents" not in name
-        }
+        found |= {os.path.join(inside, name) for name in (*folders, *here)}
     return found
+
+
+def temporary(folder: pathlib.Path) -> list[str]:
+    """Files and folders of writers that have not finished; a lock holds nothing."""
+    name = re.compile(r"(^|/)(?!\.lock$|\.[\d.]+\.lock$)(\.[^/.]|[^/]*(incomplete|-tmp))")
+    return sorted(filter(name.search, (path.removeprefix("./") for path in names(folder))))
 
 
 def run(arguments: list[str], folder: pathlib.Path, kill_at: int = 0) -> tuple[int, str]:
@@ -213,7 +218,7 @@ def kills(job: Job, count: int) -> Iterator[str]:
             if not wrong:
                 found = job.result(again)
                 differ = [k for k in expected | found if expected.get(k) != found.get(k)]
-                left = sorted(names(again) - names(whole))
+                left = temporary(again)
                 wrong = f"differ: {differ[:3]}" * bool(differ) + f"left: {left[:3]}" * bool(left)
             yield wrong and f"killed at change {seen} of {changes}: {wrong}"
 
@@ -228,6 +233,7 @@ def fuzzed(kind: str, count: int) -> Iterator[str]:
 def main(argv: list[str]) -> None:
     """Prints the table."""
     del argv
+    logging.set_verbosity(logging.WARNING)
     if unknown := set(_KIND.value) - {*frame.KINDS, *JOBS}:
         raise app.UsageError(f"--kind={','.join(unknown)}: give {', '.join([*frame.KINDS, *JOBS])}")
     rows = []

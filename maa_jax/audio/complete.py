@@ -16,8 +16,11 @@ class AudioError(ValueError):
     """A recording that cannot be used: unreadable, truncated, empty or not finite."""
 
 
-class _Behind(io.RawIOBase):
-    """What lies in a file from a position on, as a file of its own."""
+class _Content(io.RawIOBase):
+    """What lies in a file from a position on, as a file of its own.
+
+    No seek fails: a false header may send a decoder anywhere, whose callbacks cannot raise.
+    """
 
     def __init__(self, file: BinaryIO, start: int):
         self._file, self._start = file, start
@@ -34,11 +37,18 @@ class _Behind(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         if whence == os.SEEK_SET:
             offset += self._start
-        return self._file.seek(offset, whence) - self._start
+        elif whence == os.SEEK_CUR:
+            offset += self._file.tell()
+        else:
+            offset += self._file.seek(0, os.SEEK_END)
+        return self._file.seek(min(max(offset, self._start), _FARTHEST)) - self._start
+
+
+_FARTHEST = 2**62
 
 
 def skip_tags(file: BinaryIO) -> BinaryIO:
-    """Returns a file without ID3 tags, and zeros behind them, in front of its content.
+    """Returns the content of a file, without ID3 tags and zeros behind them in front.
 
     libsndfile skips some of them, but then takes the tag's length off the end of a wav file.
     """
@@ -48,13 +58,12 @@ def skip_tags(file: BinaryIO) -> BinaryIO:
         size = sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(head[6:]))
         start += 10 + size + 10 * bool(head[5] & 0x10)
         file.seek(start)
-    if not start:
-        return file
-    file.seek(start)
-    while (block := file.read(2**16)) and not block.strip(b"\0"):
-        start += len(block)
-    start += len(block) - len(block.lstrip(b"\0"))
-    return cast(BinaryIO, _Behind(file, start))
+    if start:
+        file.seek(start)
+        while (block := file.read(2**16)) and not block.strip(b"\0"):
+            start += len(block)
+        start += len(block) - len(block.lstrip(b"\0"))
+    return cast(BinaryIO, _Content(file, start))
 
 
 def check_complete(file: BinaryIO) -> int:
@@ -128,7 +137,7 @@ def _check_chunks(file: BinaryIO, end: int, layout: _Layout) -> None:
         if name == b"ds64":  # sizes of a wav file beyond 4 GB
             file.seek(position + 8)
             long_size = int.from_bytes(file.read(8), "little")
-        position += size + -size % layout.align
+        position += max(size, 0) + -size % layout.align
 
 
 def _check_left(left: int, size: int, size_bytes: int) -> None:

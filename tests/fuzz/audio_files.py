@@ -39,7 +39,7 @@ FORMATS = [
 ]
 # Values that headers give for sizes, counts and rates.
 NUMBERS = [0, 1, 7, 100, 999, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 10**6, 10**9]
-NUMBERS += [2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]
+NUMBERS += [2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1, 2**62, 2**63, 2**64 - 1]
 IDS = [b"RIFF", b"RIFX", b"RF64", b"WAVE", b"fmt ", b"data", b"LIST", b"FORM", b"SSND", b"COMM"]
 IDS += [
     b"caff",
@@ -80,7 +80,7 @@ def flip(rng, data):
 
 
 def number(rng, data):
-    value, width = int(rng.choice(NUMBERS)), int(rng.choice([2, 4, 8]))
+    value, width = NUMBERS[rng.integers(len(NUMBERS))], int(rng.choice([2, 4, 8]))
     at = int(rng.integers(min(len(data), 128) - width))
     order = str(rng.choice(["little", "big"]))
     put = (value % 2 ** (8 * width)).to_bytes(width, order)
