@@ -270,11 +270,14 @@ def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None]
         config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     ).expanduser()
     base, _, variant = name.partition("/")
+    if variant in (".", ".."):
+        raise ValueError(f"dataset is {name!r}; give it a name, {base}/NAME")
     if base not in BUILDERS:
         built = {}  # newest version of each
         for depth in ("*/*", "*/*/*"):
             for path in sorted(data_dir.glob(f"{depth}/dataset_info.json")):
-                built[str(path.parent.parent.relative_to(data_dir))] = path.parent
+                if not path.parent.name.startswith("incomplete."):  # of a build, killed or not
+                    built[str(path.parent.parent.relative_to(data_dir))] = path.parent
         if name in built:
             return built[name], None
         known = dict.fromkeys([*BUILDERS, *built])

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from maa_jax.data import stored
-from maa_jax.data.builders.base import BuildsOnce
+from maa_jax.data.builders.base import BuildsOnce, Info
 from maa_jax.data.mixtures import REJECTED
 from maa_jax.enhancement.distill import best
 from maa_jax.enhancement.shards import Shard, open_windows, read_record
@@ -61,7 +61,7 @@ class Enhanced(BuildsOnce, tfds.core.ShardBasedBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
         source = stored.open_builder(self._shards[0].source.folder).info.features
-        return tfds.core.DatasetInfo(
+        return Info(
             builder=self,
             description="Recordings with captions that experts proposed and CLAP chose.",
             features=tfds.features.FeaturesDict(

@@ -1,24 +1,26 @@
 """Sources of the sounds to score: a model, the recordings of a dataset, a folder."""
 
-import csv
-import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import tqdm
+from etils import epath
 
 from maa_jax.audio.io import SAMPLE_RATE, as_read, load
 from maa_jax.data import datasets, input_pipeline
+from maa_jax.data.builders import tables
 from maa_jax.data.config import DataConfig
 from maa_jax.devices import share
 from maa_jax.evaluators.base import Sounds
 
 Batch = tuple[np.ndarray, np.ndarray]  # indices of sounds [b], waveforms [b, samples]
 TABLE = "samples.jsonl"
+_COLUMNS = re.compile("file|caption|label")  # of a table of captions
 
 
 def metadata(data: DataConfig | Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -201,24 +203,15 @@ def _read_table(
     path: pathlib.Path, table: str | os.PathLike[str] | None
 ) -> dict[str, tuple[list[str], list[str]]]:
     """Returns {file: (captions, labels)}, empty where there is no table."""
+    found: dict[str, tuple[list[str], list[str]]] = {}
     if table is None:
-        if not (path / TABLE).is_file():
-            return {}
-        lines = (path / TABLE).read_text("utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line.strip()]
-        return {row["file"]: ([row["prompt"]], row.get("labels", [])) for row in rows}
-    with pathlib.Path(table).open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        lacking = [column for column in ("file", "caption") if column not in columns]
-        if lacking:
-            raise ValueError(
-                f"{table} has the columns {', '.join(columns)} and lacks {', '.join(lacking)}: "
-                "write file,caption or file,caption,label in its first line"
-            )
-        found: dict[str, tuple[list[str], list[str]]] = {}
-        for row in reader:
-            captions, labels = found.setdefault(row["file"], ([], []))
-            captions += [row["caption"]] if row["caption"] else []
-            labels += [label.strip() for label in (row.get("label") or "").split(";") if label]
+        if (path / TABLE).is_file():
+            for row in tables.read(epath.Path(path / TABLE)):
+                found[row.text("file")] = ([row.text("prompt")], list(row.texts("labels")))
+        return found
+    rows = tables.read(epath.Path(table), ("file", "caption"), known=_COLUMNS)
+    for row in rows:
+        captions, labels = found.setdefault(row.text("file"), ([], []))
+        captions += filter(None, [row.sentence("caption")])
+        labels += filter(None, map(str.strip, row.sentence("label").split(";")))
     return found

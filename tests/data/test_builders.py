@@ -326,6 +326,13 @@ def test_missing_folder_or_table_is_named(tmp_path):
     config |= {"folder": str(tmp_path), "captions_file": str(tmp_path / "gone.csv")}
     with pytest.raises(ValueError, match=r"captions_file .*gone\.csv does not exist"):
         datasets.prepare(config)
+    with pytest.raises(ValueError, match="give it a name"):
+        datasets.prepare({**config, "dataset": "audio_folder/.."})
+    half = tmp_path / "enhanced/mine/incomplete.ABCDEF_1.0.0"
+    half.mkdir(parents=True)
+    (half / "dataset_info.json").touch()
+    with pytest.raises(ValueError, match="'enhanced/mine'; the known ones are"):
+        datasets.prepare({**config, "dataset": "enhanced/mine"})
     with pytest.raises(ValueError, match="'chirps'; the known ones are sonic_sounds"):
         datasets.prepare({"dataset": "chirps"})
 

@@ -105,5 +105,11 @@ def test_a_table_that_lacks_something_is_refused(folder):
     table.write_text("name,caption\na.wav,a sine\n")
     with pytest.raises(ValueError, match="lacks file"):
         sources.folder(folder, table)
+    table.write_text("file,caption\na.wav,a sine, then a chirp\nb.wav,x\n")
+    with pytest.raises(ValueError, match=r"table\.csv, line 2: 3 cells.*in quotes"):
+        sources.folder(folder, table)
+    (folder / "samples.jsonl").write_text('{"file": ["a.wav"], "prompt": "x"}\n')
+    with pytest.raises(ValueError, match=r"samples\.jsonl, line 1: 'file' is"):
+        sources.folder(folder)
     with pytest.raises(ValueError, match="holds no wav file"):
         sources.folder(folder / "none")

@@ -259,11 +259,11 @@ def _header(
         if names.count(name) > 1:
             raise ValueError(f"{where}: two columns are named {name!r}; rename or remove one")
         _check_name(name, where, known)
-    for column in columns:
-        if column not in names:
-            raise ValueError(
-                f"{path} has no column {column!r} but {names}; use the publisher's file"
-            )
+    if lacking := [column for column in columns if column not in names]:
+        raise ValueError(
+            f"{path} has no column {lacking[0]!r} but {names}; it lacks {', '.join(lacking)}: take"
+            " the right file, or name its columns in the first line"
+        )
     return names
 
 
