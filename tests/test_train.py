@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import signal
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from maa_jax.configs import common
 from maa_jax.convert.folders import workdir_to_folder
 from maa_jax.text.tokenizer import Tokenizer
 from maa_jax.train import loop
-from maa_jax.training import checkpoint
+from maa_jax.training import checkpoint, sharding
 from tests.subprocesses import start_python
 
 STAGES = ("autoencoder", "captioner", "clap", "retriever", "t2a", "vocoder")
@@ -175,12 +176,41 @@ def test_a_workdir_that_cannot_be_used_is_an_error_of_one_line(make_config, tmp_
         assert "\n" not in str(error.value)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_kept_for_debugging(make_config, tmp_path):
+def test_each_batch_that_prepares_a_state_has_a_key_of_its_own():
+    def prepare(state, frozen, batch, key):
+        return jnp.stack([state[1], jax.random.normal(key)])
+
+    stage = types.SimpleNamespace(prepare=prepare, prepare_batches=2)
+    mesh = sharding.create_mesh(common.base("clap").mesh)
+    batches = [{"audio": np.zeros((1, 1))}] * 3
+    key, everywhere = jax.random.key(0), sharding.replicated(mesh)
+    first, second = loop._prepare(stage, jnp.zeros(2), {}, batches, key, everywhere, mesh)
+    assert first != second and first != 0
+
+
+@pytest.mark.parametrize("shape", [(), (2, 1)])
+def test_scores_that_are_not_one_for_each_example_are_refused(shape):
+    stage = types.SimpleNamespace(eval_step=lambda *_: {"loss": jnp.zeros(shape)})
+    score = loop._jit_score(stage, sharding.create_mesh(common.base("clap").mesh))
+    with pytest.raises(TypeError, match=r"'loss' has the shape"):
+        score({}, {}, {"valid": np.ones(2, bool)}, jax.random.key(0))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_kept_for_debugging(
+    make_config, tmp_path, monkeypatch
+):
+    stage = stages.STAGES["clap"]
+    clean = stage.loss
+
+    def loss(self, *args):
+        value, aux = clean(self, *args)
+        return value * jnp.inf, aux
+
+    monkeypatch.setattr(stage, "loss", loss)
     config = make_config("clap")
-    config.total_steps, config.optimizer.base_lr, config.optimizer.warmup_steps = 9, 1e30, 0
-    with pytest.raises(FloatingPointError, match="Not finite at step 2: loss, ") as error:
+    with pytest.raises(FloatingPointError, match="Not finite at step 1: loss, ") as error:
         loop.train(config, str(tmp_path))
-    failure = tmp_path / "failure" / "2"
+    failure = tmp_path / "failure" / "1"
     with np.load(failure / "batch_0.npz") as batch:
         assert batch["audio"].shape == (config.batch_size, config.data.samples)
     assert (failure / "state").is_dir()

@@ -58,6 +58,19 @@ def test_bfloat16_stays_near():
     check("autoencoder_small", SMALL, tolerance=0.1, dtype=jnp.bfloat16)
 
 
+def test_latents_and_mels_keep_float32_whatever_is_computed_between_them():
+    params = weights("autoencoder_small", SMALL)
+    outputs = run(SMALL, params, reference("autoencoder_small")["mel"], dtype=jnp.bfloat16)
+    for x in outputs:
+        rounded = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32)
+        assert np.mean(x != rounded) > 0.9
+    graphdef = nnx.graphdef(
+        nnx.eval_shape(lambda: Autoencoder(SMALL, dtype=jnp.bfloat16, rngs=InitRngs(0)))
+    )
+    program = str(jax.make_jaxpr(nnx.merge(graphdef, params).decode)(jnp.zeros((1, 2, 2, 4))))
+    assert "bf16" in program and "precision=highest" in program
+
+
 def test_full_size_has_the_papers_number_of_parameters():
     state = nnx.state(nnx.eval_shape(lambda: Autoencoder(AutoencoderConfig(), rngs=InitRngs(0))))
     assert sum(x.size for x in jax.tree.leaves(state)) == 68_984_037
