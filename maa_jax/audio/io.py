@@ -214,13 +214,8 @@ def is_silent(wav: np.ndarray) -> bool:
     return not len(wav) or float(np.abs(wav).max()) < SILENCE
 
 
-def clipped_share(wav: np.ndarray) -> float:
-    """Returns the share, 0 to 1, of samples beyond [-1, 1], which writing a file would clip."""
-    return float(np.mean(np.abs(wav) > 1)) if len(wav) else 0.0
-
-
 def encode_flac(wav: np.ndarray, sample_rate: int = SAMPLE_RATE) -> bytes:
-    """Encodes float [samples] as 16-bit FLAC; clips beyond [-1, 1], see `clipped_share`."""
+    """Encodes float [samples] as 16-bit FLAC; values beyond [-1, 1] are clipped."""
     buffer = io.BytesIO()
     _write(buffer, wav, sample_rate, "FLAC")
     return buffer.getvalue()
@@ -248,10 +243,7 @@ def as_read(wav: np.ndarray) -> np.ndarray:
 def write_wav(
     path: str | os.PathLike[str], wav: np.ndarray, sample_rate: int = SAMPLE_RATE
 ) -> None:
-    """Writes float [samples] as a 16-bit PCM file, whole or not at all.
-
-    Samples beyond [-1, 1] are clipped; see `clipped_share`.
-    """
+    """Writes float [samples] as a 16-bit PCM file, whole or not at all; clips beyond [-1, 1]."""
     buffer = io.BytesIO()
     _write(buffer, wav, sample_rate, "WAV")
     with replace_file(pathlib.Path(path)) as new:

@@ -7,7 +7,6 @@ import soundfile
 
 from maa_jax.audio.io import (
     AudioError,
-    clipped_share,
     decode,
     encode_flac,
     is_silent,
@@ -201,6 +200,13 @@ def test_a_result_holds_a_sample():
         decode(encoded(np.full(10, 0.1), 768_000, "WAV", "FLOAT"))
 
 
+def test_the_content_and_not_the_name_says_what_a_file_is(tmp_path):
+    for container, name in [("MP3", "a.wav"), ("WAV", "a.mp3"), ("FLAC", "a"), ("OGG", "a.b.txt")]:
+        subtype = {"MP3": "MPEG_LAYER_III", "OGG": "VORBIS"}.get(container, "PCM_16")
+        (tmp_path / name).write_bytes(encoded(tone(16000, 1), 16000, container, subtype))
+        assert abs(len(load(tmp_path / name)) - 16000) <= 1
+
+
 def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "fifo.wav")
     (tmp_path / "folder.wav").mkdir()
@@ -209,11 +215,6 @@ def test_only_regular_files_are_opened(tmp_path):
     for name in ("fifo", "folder", "device", "loop", "nul\0"):
         with pytest.raises(AudioError, match=rf"{name}.*\.wav: cannot be read"):
             load(tmp_path / f"{name}.wav")
-
-
-def test_the_share_that_writing_clips():
-    assert clipped_share(np.array([0, 1, -1, 1.5])) == 0.25
-    assert clipped_share(np.zeros(0)) == 0
 
 
 def test_unusable_files_are_named(tmp_path):
@@ -233,7 +234,7 @@ def test_unusable_files_are_named(tmp_path):
 
 
 def test_flac_round_trip_is_exact_to_16_bits():
-    wav = np.random.default_rng(0).uniform(-1, 1, 5000).astype(np.float32)
+    wav = np.random.default_rng(0).uniform(-1, 1, 300_000).astype(np.float32)  # several blocks
     once = decode(encode_flac(wav, 16000))
     np.testing.assert_allclose(once, wav, atol=5e-5)
 
