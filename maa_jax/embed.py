@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from maa_jax import command, options
-from maa_jax.files import held_folder
 from maa_jax.options import REQUIRED, Options, option
 
 if TYPE_CHECKING:
@@ -62,9 +61,9 @@ def embed(config: "ml_collections.ConfigDict", request: Embedding) -> int:
     Raises:
       ValueError: training would make captions that cannot be known before it runs.
     """
-    import jax
+    from maa_jax import devices
 
-    with held_folder(request.out, held=jax.process_index() == 0):
+    with devices.hold_folder(request.out):
         if request.retriever:
             from maa_jax.data import datasets
             from maa_jax.enhancement import retrieval

@@ -344,25 +344,3 @@ def make_folder(path: str) -> pathlib.Path:
     except OSError as e:
         raise ValueError(f"--out={path}: cannot be written ({e}); give another folder") from e
     return folder
-
-
-@contextlib.contextmanager
-def held_folder(path: str, *, held: bool = True) -> Iterator[pathlib.Path]:
-    """Makes a folder for a program's output and holds it; if nothing is written, it is removed.
-
-    Args:
-      path: path of the folder.
-      held: whether this process locks it, which one of several that work together does.
-
-    Raises:
-      ValueError: it cannot be made or written to, or another process holds it; see `lock`.
-    """
-    new = [p for p in (pathlib.Path(path), *pathlib.Path(path).parents) if not p.exists()]
-    folder = make_folder(path)
-    try:
-        with lock(folder) if held else contextlib.nullcontext():
-            yield folder
-    finally:
-        with contextlib.suppress(OSError):  # not empty
-            for made in new:
-                made.rmdir()
