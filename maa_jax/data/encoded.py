@@ -63,10 +63,9 @@ def write(
     facts = {**facts, "dtype": dtype}
     run = hashlib.sha256(json.dumps([facts, *texts]).encode()).hexdigest()[:16]
     name = _name(run, process_index, process_count)
-    with replace_file(folder / f"{name}.txt") as new:
+    with replace_file(folder / f"{name}.txt") as new, replace_file(folder / f"{name}.npy") as rows:
         new.write_text("".join(f"{line(text)}\n" for text in mine), "utf-8")
-    with replace_file(folder / f"{name}.npy") as new:
-        _write_rows(new, mine, encode, dtype, batch_size)
+        _write_rows(rows, mine, encode, dtype, batch_size)
     if process_index == 0:
         content = {**facts, "run": run, "shards": process_count, "rows": len(texts)}
         write_json(folder / INDEX, content)

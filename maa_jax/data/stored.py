@@ -6,6 +6,7 @@ the dataset's folder, and is removed along with it. A recording takes 30 bytes a
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import zipfile
@@ -303,6 +304,8 @@ def _write_index(dataset: str, split: str, folder: epath.Path, path: epath.Path)
         with replace_file(path) as new, new.open("wb") as file:
             np.savez(file, **arrays)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise ValueError(
             f"{path}, the dataset's index, cannot be written ({error}); make the folder writable"
             " for the first run"
