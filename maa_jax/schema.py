@@ -3,13 +3,13 @@
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
     block_out_channels: tuple[int, ...] = schema.size((320, 640))
-    layers_per_block: int = schema.size(2, most=64)
+    layers_per_block: int = schema.size(2, most=8)
 
     def __post_init__(self):
         schema.check(self)
 
 schema.build(UNetConfig, {"layers_per_block": 2.5}, "config.unet")
-# ValueError: config.unet.layers_per_block=2.5: give a whole number from 1 to 64
+# ValueError: config.unet.layers_per_block=2.5: give a whole number from 1 to 8
 """
 
 import dataclasses

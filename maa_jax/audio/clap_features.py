@@ -35,9 +35,9 @@ class ClapFeatures:
 
     feature_size: int = schema.size(64, most=1024)
     sampling_rate: int = schema.field(48000, least=1000, most=768_000)
-    hop_length: int = schema.size(480)
-    max_length_s: int = schema.size(10, most=600)
-    fft_window_size: int = schema.field(1024, least=16, most=65_536)
+    hop_length: int = schema.field(480, least=16, most=16_384)
+    max_length_s: int = schema.size(10, most=60)
+    fft_window_size: int = schema.field(1024, least=16, most=16_384)
     frequency_min: float = schema.field(0, least=0, most=384_000)
     frequency_max: float = schema.field(14000, least=0, most=384_000)
     truncation: str = schema.field("fusion", choices=("fusion", "rand_trunc"))

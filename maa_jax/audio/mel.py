@@ -36,9 +36,9 @@ class MelConfig:
     """
 
     sample_rate: int = schema.field(SAMPLE_RATE, least=1000, most=768_000)
-    n_fft: int = schema.field(1024, least=16, most=65_536)
-    hop_length: int = schema.size(256)
-    n_mels: int = schema.size(80, most=4096)
+    n_fft: int = schema.field(1024, least=16, most=16_384)
+    hop_length: int = schema.field(256, least=16, most=16_384)
+    n_mels: int = schema.size(80, most=1024)
     fmin: float = schema.field(0.0, least=0, most=384_000)
     fmax: float = schema.field(8000.0, least=0, most=384_000)
     log: str = schema.field("log10", choices=LOGS)

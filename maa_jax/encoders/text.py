@@ -137,6 +137,9 @@ class TextConditioner:
             `text_projection/`; or a text encoder's own folder as on the Hugging Face hub, with the
             tokenizer's files among its own.
           dtype: compute dtype of the networks.
+
+        Raises:
+          FolderError: files are missing or broken, or do not belong together.
         """
         folder = pathlib.Path(folder)
         own = (folder / "config.json").is_file() and not (folder / "text_encoder").is_dir()
@@ -159,9 +162,11 @@ class TextConditioner:
                 folder, "text_projection", dtype=dtype
             )
         graphdefs = {name: graphdef for name, (graphdef, _) in loaded.items()}
-        return cls(
-            kind, tokenizer, graphdefs, {name: params for name, (_, params) in loaded.items()}
-        )
+        params = {name: params for name, (_, params) in loaded.items()}
+        try:
+            return cls(kind, tokenizer, graphdefs, params)
+        except FolderError as e:
+            raise FolderError(f"{folder}: {e}") from e
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes `tokenizer/`, `text_encoder/` and, for a CLAP, `text_projection/`."""

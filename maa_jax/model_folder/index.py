@@ -193,10 +193,10 @@ def load_index(
     for name in dict.fromkeys([k for k, v in index.items() if _is_part(v)] + list(parts)):
         files = _OTHERS[name][1] if name in _OTHERS else ("config.json",)
         missing += [f"{name}/{f}" for f in files if not (folder / name / f).exists()]
-        if name in index and name not in _OTHERS:
+        if _is_part(index.get(name)) and name not in _OTHERS:
             weights = missing_weights(folder / name, index[name][0])
             missing += [f"{name}/{f}" for f in weights]
-        if name not in index and (folder / name).is_dir():
+        if not _is_part(index.get(name)) and (folder / name).is_dir():
             missing.append(f"{name!r} in {INDEX}")
     missing += [f"{key!r} in {INDEX}" for key in meta if key not in index]
     if missing:

@@ -40,8 +40,8 @@ class AutoencoderConfig:
     in_channels: int = schema.size(1, most=1)
     out_channels: int = schema.size(1, most=1)
     latent_channels: int = schema.size(4)
-    block_out_channels: tuple[int, ...] = schema.size((128, 256, 256, 512), length=(1, 10))
-    layers_per_block: int = schema.size(2, most=16)
+    block_out_channels: tuple[int, ...] = schema.size((128, 256, 256, 512), length=(1, 8))
+    layers_per_block: int = schema.size(2, most=8)
     norm_num_groups: int = schema.size(32)
     scaling_factor: float = schema.field(1.0, least=1e-6, most=1e6)
 

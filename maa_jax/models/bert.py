@@ -34,7 +34,7 @@ class BertConfig:
 
     vocab_size: int = schema.size(30522, most=2**24)
     hidden_size: int = schema.size(768)
-    num_hidden_layers: int = schema.size(12, most=256)
+    num_hidden_layers: int = schema.size(12, most=100)
     num_attention_heads: int = schema.size(12)
     intermediate_size: int = schema.size(3072)
     max_position_embeddings: int = schema.size(512)

@@ -38,16 +38,16 @@ class BigVGANConfig:
       mel: whole front end of the mels, where it is known.
     """
 
-    model_in_dim: int = schema.size(80, most=4096)
+    model_in_dim: int = schema.size(80, most=1024)
     sampling_rate: int = schema.field(16000, least=1000, most=768_000)
     upsample_initial_channel: int = schema.size(1536)
-    upsample_rates: tuple[int, ...] = schema.size((4, 4, 2, 2, 2, 2), most=1024, length=(1, 12))
+    upsample_rates: tuple[int, ...] = schema.size((4, 4, 2, 2, 2, 2), most=1024, length=(1, 8))
     upsample_kernel_sizes: tuple[int, ...] = schema.size(
-        (8, 8, 4, 4, 4, 4), most=1024, length=(1, 12)
+        (8, 8, 4, 4, 4, 4), most=1024, length=(1, 8)
     )
-    resblock_kernel_sizes: tuple[int, ...] = schema.size((3, 7, 11), most=1023, length=(1, 12))
+    resblock_kernel_sizes: tuple[int, ...] = schema.size((3, 7, 11), most=1023, length=(1, 8))
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = schema.size(
-        ((1, 3, 5),) * 3, most=1024, length=(1, 12)
+        ((1, 3, 5),) * 3, most=1024, length=(1, 8)
     )
     log: str = schema.field("log10", choices=LOGS)
     mel: MelConfig | None = None

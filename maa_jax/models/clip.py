@@ -30,7 +30,7 @@ class _TowerConfig:
 
     hidden_size: int = schema.size()
     intermediate_size: int = schema.size()
-    num_hidden_layers: int = schema.size(12, most=256)
+    num_hidden_layers: int = schema.size(12, most=100)
     num_attention_heads: int = schema.size(8)
     hidden_act: str = schema.field("quick_gelu", choices=tuple(_ACTIVATIONS))
     layer_norm_eps: float = schema.epsilon(1e-5)

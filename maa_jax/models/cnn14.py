@@ -28,9 +28,9 @@ class CnnConfig:
     NAME: ClassVar[str]
 
     sample_rate: int = schema.field(16000, least=1000, most=768_000)
-    n_fft: int = schema.field(512, least=16, most=65_536)
-    hop_length: int = schema.size(160)
-    n_mels: int = schema.size(64, most=4096)
+    n_fft: int = schema.field(512, least=16, most=16_384)
+    hop_length: int = schema.field(160, least=16, most=16_384)
+    n_mels: int = schema.size(64, most=1024)
     fmin: float = schema.field(50.0, least=0, most=384_000)
     fmax: float = schema.field(8000.0, least=0, most=384_000)
     channels: tuple[int, ...] = schema.size((), length=(1, 12))

@@ -48,14 +48,14 @@ class HifiGanConfig:
       mel: whole front end of the mels, where it is known.
     """
 
-    model_in_dim: int = schema.size(80, most=4096)
+    model_in_dim: int = schema.size(80, most=1024)
     sampling_rate: int = schema.field(16000, least=1000, most=768_000)
     upsample_initial_channel: int = schema.size(512)
-    upsample_rates: tuple[int, ...] = schema.size((8, 8, 2, 2), most=1024, length=(1, 12))
-    upsample_kernel_sizes: tuple[int, ...] = schema.size((16, 16, 4, 4), most=1024, length=(1, 12))
-    resblock_kernel_sizes: tuple[int, ...] = schema.size((3, 7, 11), most=1023, length=(1, 12))
+    upsample_rates: tuple[int, ...] = schema.size((8, 8, 2, 2), most=1024, length=(1, 8))
+    upsample_kernel_sizes: tuple[int, ...] = schema.size((16, 16, 4, 4), most=1024, length=(1, 8))
+    resblock_kernel_sizes: tuple[int, ...] = schema.size((3, 7, 11), most=1023, length=(1, 8))
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = schema.size(
-        ((1, 3, 5),) * 3, most=1024, length=(1, 12)
+        ((1, 3, 5),) * 3, most=1024, length=(1, 8)
     )
     leaky_relu_slope: float = schema.field(0.1, least=0, most=1)
     log: str = schema.field("log10", choices=LOGS)

@@ -47,8 +47,8 @@ class HtsatConfig:
     window_size: int = schema.size(8, most=64)
     patch_embeds_hidden_size: int = schema.size(96)
     hidden_size: int = schema.size(768)
-    depths: tuple[int, ...] = schema.size((2, 2, 6, 2), most=64, length=(1, 8))
-    num_attention_heads: tuple[int, ...] = schema.size((4, 8, 16, 32), length=(1, 8))
+    depths: tuple[int, ...] = schema.size((2, 2, 6, 2), most=32, length=(1, 6))
+    num_attention_heads: tuple[int, ...] = schema.size((4, 8, 16, 32), length=(1, 6))
     mlp_ratio: float = schema.field(4.0, least=0.1, most=64)
     enable_fusion: bool = False
     aff_block_r: int = schema.size(4, most=1024)

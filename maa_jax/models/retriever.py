@@ -29,7 +29,7 @@ class AudioTransformerConfig:
     """
 
     hidden_size: int = schema.size(512)
-    num_hidden_layers: int = schema.size(4, most=256)
+    num_hidden_layers: int = schema.size(4, most=100)
     num_attention_heads: int = schema.size(4)
     intermediate_size: int = schema.size(3072)
     max_frames: int = schema.size(31)

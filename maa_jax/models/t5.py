@@ -33,7 +33,7 @@ class T5Config:
     d_model: int = schema.size(512)
     d_kv: int = schema.size(64)
     d_ff: int = schema.size(2048)
-    num_layers: int = schema.size(6, most=256)
+    num_layers: int = schema.size(6, most=100)
     num_heads: int = schema.size(8)
     relative_attention_num_buckets: int = schema.field(32, least=4, most=65_536)
     relative_attention_max_distance: int = schema.field(128, least=2, most=2**24)

@@ -31,8 +31,8 @@ class UNetConfig:
 
     in_channels: int = schema.size(4)
     out_channels: int = schema.size(4)
-    block_out_channels: tuple[int, ...] = schema.size((320, 640), length=(1, 10))
-    layers_per_block: int = schema.size(2, most=16)
+    block_out_channels: tuple[int, ...] = schema.size((320, 640), length=(1, 8))
+    layers_per_block: int = schema.size(2, most=8)
     num_heads: int = schema.size(8)
     cross_attention_dim: int = schema.size(1024)
     norm_num_groups: int = schema.size(32)

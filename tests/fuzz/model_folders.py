@@ -140,7 +140,7 @@ def weights(rng, model):
     elif how == "shape":
         detail = pick(rng, ["flat", "padded", "empty", "scalar"])
         shapes = {"flat": value.ravel(), "padded": value[None], "empty": value[:0]}
-        tensors[name] = shapes.get(detail, np.float32(0).reshape(()))
+        tensors[name] = shapes.get(detail, np.zeros((), np.float32))
     elif how in ("name", "gone"):
         del tensors[name]
         if how == "name":
