@@ -157,7 +157,8 @@ def released_to_folder(
         if clap:
             parts |= _read_clap(clap, parts)
     if vocoder:
-        parts["vocoder"] = vocoders.read_vocoder(user_path(vocoder), mel)
+        config, tensors = vocoders.read_vocoder(user_path(vocoder), mel)
+        parts["vocoder"] = dataclasses.replace(config, mel=mel), tensors
 
     with _model_folder(out) as folder:
         for name in [*parts]:
