@@ -115,7 +115,18 @@ class _Microsoft:
         self._graphs, self.params = {}, {}
         for name in TOWERS:
             self._graphs[name], self.params[name] = networks.load_network(folder, name)
-        config = networks.load_config(folder, "audio_encoder")
+        text, head, config, other = (networks.load_config(folder, name) for name in TOWERS)
+        self.tokenizer.check_fits(text.vocab_size, text.max_tokens)
+        for here, value, there, wanted in (
+            ("text_projection: in_size", head.in_size, "text_encoder", text.hidden_size),
+            ("audio_projection: in_size", other.in_size, "audio_encoder", config.channels[-1]),
+            ("audio_projection: out_size", other.out_size, "text_projection", head.out_size),
+        ):
+            if value != wanted:
+                raise FolderError(
+                    f"{folder}: {here}={value}, but {there} has {wanted}; combine networks that "
+                    "were trained for each other"
+                )
         self.sample_rate = config.sample_rate
         self._min_samples = config.min_samples
         self._repeats = self.sample_rate == Cnn14Config.clap_2022().sample_rate
@@ -149,8 +160,21 @@ class _Laion:
         self.digest = content_hash(folder)
         self.tokenizer = Tokenizer.from_folder(folder)
         self._graph, self.params = networks.load_network(folder, ".")
-        config = read_json(folder / "preprocessor_config.json")
-        self._features = ClapFeatures.from_hf(config)
+        config = networks.load_config(folder, ".")
+        self.tokenizer.check_fits(config.text_config.vocab_size, config.text_config.max_tokens)
+        path = folder / "preprocessor_config.json"
+        try:
+            self._features = ClapFeatures.from_hf(read_json(path))
+        except FolderError:
+            raise
+        except ValueError as e:
+            raise FolderError(f"{path}: {e}") from e
+        bands = config.audio_config.num_mel_bins
+        if self._features.feature_size != bands:
+            raise FolderError(
+                f"{path}: feature_size={self._features.feature_size}, but config.json: "
+                f"num_mel_bins={bands}; take both files from one model"
+            )
         self.sample_rate = self._features.sampling_rate
 
     def front_end(self, wavs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -95,7 +95,7 @@ class TextConditioner:
       width: channels of the context.
 
     Raises:
-      FolderError: the tokenizer has more tokens than the text encoder, or longer sentences.
+      FolderError: the networks and the tokenizer do not belong together.
     """
 
     def __init__(
@@ -112,18 +112,14 @@ class TextConditioner:
         config = self._config("text_encoder")
         self.width = config.hidden_size
         if kind == "clap":
-            self.width = self._config("text_projection").out_size
-        if tokenizer.vocab_size > config.vocab_size:
-            raise FolderError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens and the text encoder "
-                f"{config.vocab_size}: bring the tokenizer that the text encoder was trained with."
-            )
-        room = getattr(config, "max_tokens", tokenizer.length)
-        if room < tokenizer.length:
-            raise FolderError(
-                f"the text encoder has positions for {room} tokens and sentences have "
-                f"{tokenizer.length}: give a text encoder with more max_position_embeddings"
-            )
+            head = self._config("text_projection")
+            if head.in_size != self.width:
+                raise FolderError(
+                    f"text_projection: in_size={head.in_size}, but text_encoder: hidden_size="
+                    f"{self.width}; combine networks that were trained for each other"
+                )
+            self.width = head.out_size
+        tokenizer.check_fits(config.vocab_size, getattr(config, "max_tokens", None))
 
     def _config(self, name: str) -> Any:
         return networks.build(self._graphdefs[name], self.params[name]).config

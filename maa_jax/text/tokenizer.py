@@ -157,6 +157,24 @@ class Tokenizer:
             row[: len(tokens)] = tokens
         return ids
 
+    def check_fits(self, vocab_size: int, max_tokens: int | None = None) -> None:
+        """Raises a FolderError unless a text encoder takes all ids.
+
+        Args:
+          vocab_size: number of ids that it knows; others would get NaN or the last one's vector.
+          max_tokens: number of ids in a sentence that it has positions for, None for any.
+        """
+        if self.vocab_size > vocab_size:
+            raise FolderError(
+                f"the tokenizer has {self.vocab_size} tokens and the text encoder {vocab_size}: "
+                "bring the tokenizer that the text encoder was trained with."
+            )
+        if max_tokens is not None and max_tokens < self.length:
+            raise FolderError(
+                f"the text encoder has positions for {max_tokens} tokens and sentences have "
+                f"{self.length}: give a text encoder with more max_position_embeddings"
+            )
+
     def mask(self, ids: Any) -> Any:
         """Returns the mask of ids, a bool array of their shape, False for padding.
 

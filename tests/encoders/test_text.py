@@ -175,6 +175,15 @@ def test_an_encoder_with_too_few_positions_is_refused(tmp_path):
         TextConditioner.from_folder(write_model(tmp_path, max_position_embeddings=16))
 
 
+def test_a_projection_of_another_encoder_is_refused(model, tmp_path):
+    model = shutil.copytree(model, tmp_path / "model")
+    head = ProjectionConfig(8, 24)
+    weights = nnx.to_pure_dict(nnx.state(Projection(head, rngs=nnx.Rngs(1))))
+    networks.save_network(model, "text_projection", head, weights)
+    with pytest.raises(FolderError, match=r"in_size=8, but text_encoder: hidden_size=16"):
+        TextConditioner.from_folder(model)
+
+
 def test_a_string_is_not_taken_for_a_list_of_letters(model):
     with pytest.raises(TypeError, match="give a list"):
         Tokenizer.from_folder(model / "tokenizer")("a crow")
