@@ -53,16 +53,32 @@ def initialize_distributed() -> None:
       ValueError: only some of the three variables are set.
     """
     present = [name for name in _COORDINATOR if os.environ.get(name)]
+    if present and len(present) < len(_COORDINATOR):
+        absent = sorted(set(_COORDINATOR) - set(present))
+        raise ValueError(f"{present[0]} is set but {', '.join(absent)} not: set all or none.")
+    on_pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    if not (present or on_pod or _several(os.environ.get("SLURM_NTASKS", "1"))):
+        return
+    _keep_cpu_collectives_in_order()
     if present:
-        if len(present) < len(_COORDINATOR):
-            absent = sorted(set(_COORDINATOR) - set(present))
-            raise ValueError(f"{present[0]} is set but {', '.join(absent)} not: set all or none.")
         address, count, index = (os.environ[name] for name in _COORDINATOR)
         jax.distributed.initialize(address, int(count), int(index))
-    elif _several(os.environ.get("SLURM_NTASKS", "1")) or "," in os.environ.get(
-        "TPU_WORKER_HOSTNAMES", ""
-    ):
+    else:
         jax.distributed.initialize()
+
+
+def _keep_cpu_collectives_in_order() -> None:
+    """Has XLA run the collectives of a CPU's program in one order, the same in every process.
+
+    Its other scheduler starts independent collectives in any order: processes then exchange the
+    wrong arrays and abort. XLA reads the flag when a backend starts; a user's own value stays.
+    """
+    flag, given = (
+        "--xla_cpu_enable_concurrency_optimized_scheduler",
+        os.environ.get("XLA_FLAGS", ""),
+    )
+    if "cpu" in (os.environ.get("JAX_PLATFORMS") or "cpu") and flag not in given:
+        os.environ["XLA_FLAGS"] = f"{given} {flag}=false".strip()
 
 
 def _several(count: str) -> bool:

@@ -31,7 +31,7 @@ def workdir_to_folder(
     Args:
       workdir: folder of a run of maa_jax.train.
       out: path of the model folder; parts that this stage does not train are left as they are.
-      step: step of the checkpoint; the latest by default.
+      step: step of the checkpoint; the latest whole one by default.
       ema: whether to write the moving average, where one is kept, instead of the last weights.
       dtype: storage type of the weights, "float32" or "float16".
 
@@ -40,7 +40,7 @@ def workdir_to_folder(
 
     Raises:
       FileNotFoundError: there is no run in the workdir.
-      ValueError: there is no such checkpoint.
+      ValueError: there is no such checkpoint, or it is broken.
     """
     # Imported after the flags are parsed, so that --help and mistakes in them are answered at once.
     import jax
@@ -65,10 +65,12 @@ def workdir_to_folder(
             raise ValueError(
                 f"--workdir={workdir} holds no finished checkpoint; train on until the first"
             )
-        step = steps[-1] if step is None else step
-        if step not in steps:
+        if step is not None and step not in steps:
             raise ValueError(f"--step={step}: --workdir={workdir} holds {steps}")
-        state = checkpoints.restore(step, shapes)
+        if step is None:
+            _, state = checkpoints.restore_newest(shapes)
+        else:
+            state = checkpoints.restore(step, shapes)
     with _model_folder(out) as folder:
         stage.export(state.weights() if ema else state.params, state.extra, folder)
         if dtype != "float32":

@@ -1,8 +1,8 @@
 """Trains one stage: `python -m maa_jax.train --config=configs/STAGE.py[:arg] --workdir=DIR`.
 
 Any key of the config can be set on the command line, as in `--config.batch_size=32`. The same
-command resumes a run from its latest checkpoint, bit for bit. SIGTERM and Ctrl-C save a checkpoint
-and end the run, with exit status 0 and 130; a second Ctrl-C ends it at once.
+command resumes a run from its latest whole checkpoint, bit for bit. SIGTERM and Ctrl-C save a
+checkpoint and end the run, with exit status 143 and 130; a second Ctrl-C ends it at once.
 """
 
 from absl import flags

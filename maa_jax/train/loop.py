@@ -1,11 +1,15 @@
 """The training loop of all stages."""
 
+import contextlib
 import functools
 import itertools
+import multiprocessing
+import os
+import pathlib
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -16,14 +20,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from clu import parameter_overview
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from maa_jax import evaluators
+from maa_jax import evaluators, peers
 from maa_jax.data import datasets, input_pipeline
 from maa_jax.data.config import DataConfig
 from maa_jax.devices import batch_sharding, replicated
 from maa_jax.evaluators.periodic import PeriodicEvaluators
-from maa_jax.files import user_path
+from maa_jax.files import lock, user_path
 from maa_jax.stages import make_stage
 from maa_jax.stages.base import Stage
 from maa_jax.training import config as run_config
@@ -32,6 +37,7 @@ from maa_jax.training.checkpoint import (
     Checkpoints,
     check_config,
     check_data,
+    holds_run,
     read_tokenizer,
     write_config,
     write_data,
@@ -68,14 +74,22 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     workdir = user_path(workdir)
     mesh = sharding.create_mesh(config.mesh)
     sharding.check_batch(config.batch_size, config.accumulate, mesh)
-    changes = check_config(workdir, config)
     kind = jax.devices()[0].device_kind
     _say(f"{jax.process_count()} process(es), {mesh.size} x {kind}, mesh {dict(mesh.shape)}")
 
-    with Checkpoints(workdir, keep=config.keep, best=config.best) as checkpoints:
-        first = checkpoints.latest_step() or 0
-        if not config.total_epochs and config.total_steps <= first:
-            return _nothing_to_do(first)  # before looking for the dataset, which may be gone
+    with (
+        peers.watch(functools.partial(_how_to_go_on, workdir)),
+        _claimed(workdir),
+        Checkpoints(workdir, keep=config.keep, best=config.best) as checkpoints,
+    ):
+        changes = check_config(workdir, config)
+        if holds_run(workdir) and not config.total_epochs:
+            latest = checkpoints.latest_step() or 0
+            if config.total_steps <= latest:  # the dataset may be gone by now
+                stage = make_stage(config, read_tokenizer(workdir))
+                found = checkpoints.restore_newest(_shapes(stage, mesh))
+                if found and found[0] >= config.total_steps:
+                    return _nothing_to_do(found[0])
 
         # Data and stage.
         data = datasets.contents(config.data, jax.process_index())
@@ -83,35 +97,36 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         examples = datasets.num_examples(config.data, config.data.split)
         steps_per_epoch = max(1, examples // config.batch_size)
         total_steps = _total_steps(config, steps_per_epoch)
-        if first >= total_steps:
-            return _nothing_to_do(first)
         stage = make_stage(config, read_tokenizer(workdir))
         evaluate_sounds = _evaluators(config, stage, mesh)
         train_batches, eval_batches = _batches(config, stage)
-        iterator = train_batches()
+        train_batches()  # its errors come before any long work
+        shapes = _shapes(stage, mesh)
+        shardings = jax.tree.map(lambda x: x.sharding, shapes)
+        for name, tree in shapes.params.items():
+            _say(f"{name}: {sum(x.size for x in jax.tree.leaves(tree)):,} parameters")
+        _say(f"{examples} examples, {steps_per_epoch} steps per epoch, {total_steps} steps")
+
+        # Init or restore.
         frozen = sharding.put_replicated(stage.load_frozen(), mesh)
         init_key, step_key, eval_key, prepare_key, halted = jax.jit(
             lambda: (*jax.random.split(jax.random.key(config.seed), 4), jnp.zeros((), bool)),
             out_shardings=replicated(mesh),
         )()
-
-        # Init or restore.
-        shapes = jax.eval_shape(stage.init, init_key)
-        shardings = sharding.state_sharding(shapes, mesh)
-        for name, tree in shapes.params.items():
-            _say(f"{name}: {sum(x.size for x in jax.tree.leaves(tree)):,} parameters")
-        _say(f"{examples} examples, {steps_per_epoch} steps per epoch, {total_steps} steps")
-        if first:
-            state = checkpoints.restore(first, _with_shardings(shapes, shardings), iterator)
+        if found := checkpoints.restore_newest(shapes):
+            first, state = found
             _say(f"Resuming from step {first}.")
         else:
-            # A fresh iterator: training sees the batches that prepare the state again.
-            state = _init(stage, init_key, shardings)
+            # Training sees the batches that prepare the state again.
+            first, state = 0, _init(stage, init_key, shardings)
             state = _prepare(stage, state, frozen, train_batches(), prepare_key, shardings, mesh)
         # Not earlier: a start that fails on a mistake leaves the workdir free for another config.
         write_tokenizer(workdir, stage.tokenizer)
         write_data(workdir, data)
         write_config(workdir, config)
+        if first >= total_steps:
+            return _nothing_to_do(first)
+        iterator = train_batches(start=first)
 
         train_step = _jit_step(stage, shardings, mesh)
         score = _jit_score(stage, mesh)
@@ -130,7 +145,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         steps = _FiniteSteps(workdir)
         _profile(config.profile, workdir, first, state)
 
-        with _StopSignal(checkpoints) as stop:
+        with _StopSignal() as stop:
             for step in range(first + 1, total_steps + 1):
                 last = step == total_steps
                 batch = next(iterator)
@@ -159,7 +174,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                         summary = jax.device_get(summarize(state, frozen, on_device, eval_key))
                         metrics.write_summary(step, summary, config.mel.sample_rate)
                     if saving:
-                        checkpoints.save(step, state, iterator, validation)
+                        checkpoints.save(step, state, validation)
                 if stopping and not last:
                     checkpoints.wait()
                     metrics.close()
@@ -176,6 +191,45 @@ def _say(message: str) -> None:
         print(message, flush=True)
 
 
+@contextlib.contextmanager
+def _claimed(workdir: str) -> Iterator[None]:
+    """Makes the workdir, and holds it for this run alone; process 0 does this for all.
+
+    A start that fails before it writes anything leaves no empty folder.
+
+    Raises:
+      ValueError: the folder cannot be used, or another run uses it.
+    """
+    if jax.process_index() or "://" in workdir:
+        yield
+        return
+    folder = pathlib.Path(workdir)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.callback(_remove_empty, missing)
+            held.enter_context(lock(folder))
+        except OSError as error:
+            raise ValueError(
+                f"--workdir={workdir}: cannot be used ({error}); give another folder."
+            ) from error
+        yield
+
+
+def _how_to_go_on(workdir: str) -> str:
+    folder = epath.Path(workdir) / "checkpoints"
+    steps = [int(x.name) for x in folder.glob("*") if x.name.isdigit()]
+    place = f"from step {max(steps)}" if steps else "from the beginning"
+    return f"Start all processes again with the same command: the run goes on {place}."
+
+
+def _remove_empty(folders: Iterable[pathlib.Path]) -> None:
+    with contextlib.suppress(OSError):  # not empty: so are those above it
+        for folder in folders:
+            folder.rmdir()
+
+
 def _nothing_to_do(step: int) -> dict[str, float]:
     _say(f"Step {step} has been reached: nothing to do.")
     return {}
@@ -190,7 +244,7 @@ def _total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int
 
 def _batches(
     config: ml_collections.ConfigDict, stage: Stage
-) -> tuple[Callable[[], grain.DatasetIterator], Callable[[], Iterable[Batch]]]:
+) -> tuple[Callable[..., grain.DatasetIterator], Callable[[], Iterable[Batch]]]:
     """Returns functions that start the stream of training batches, and a pass over validation."""
     reading = dict(
         batch_size=config.batch_size,
@@ -230,9 +284,13 @@ def _prepare(
     return state
 
 
-def _with_shardings(shapes: Tree, shardings: Tree) -> Tree:
+def _shapes(stage: Stage, mesh: Mesh) -> TrainState:
+    """Returns the shapes and shardings of the state."""
+    shapes = jax.eval_shape(stage.init, jax.random.key(0))
     return jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        shapes,
+        sharding.state_sharding(shapes, mesh),
     )
 
 
@@ -383,37 +441,56 @@ def _causes(faulty: list[str]) -> list[str]:
 
 
 class _StopSignal:
-    """Tells whether to stop: after SIGTERM or Ctrl-C, or at a step that all processes agreed on.
+    """Tells whether to stop: after SIGTERM or Ctrl-C, at a step that all processes agree on.
+
+    A second Ctrl-C ends the process at once.
 
     Attributes:
-      status: exit status of a run that was stopped.
+      status: exit status of a run that was stopped, 128 and the signal's number: not 0, so that a
+        script or a scheduler does not take the run for one that is trained to the end.
     """
 
-    def __init__(self, checkpoints: Checkpoints):
-        self._checkpoints = checkpoints
+    def __init__(self) -> None:
         self._told = False
         self._before: dict[int, Any] = {}
-        self.status = 0
+        self.status = 128 + signal.SIGTERM
 
     def __enter__(self) -> "_StopSignal":
+        handlers = {signal.SIGINT: self._interrupt}
         if jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._tell)
+            handlers[signal.SIGTERM] = self._tell
+        # Otherwise JAX has a handler of SIGTERM, by which the processes agree.
+        for number, handler in handlers.items():
+            self._before[number] = signal.signal(number, handler)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _tell(self, number: int, _: object) -> None:
+    def _tell(self, *_: object) -> None:
         self._told = True
-        if number == signal.SIGINT:
-            self.status = 128 + number
-            signal.signal(number, signal.default_int_handler)  # a second one ends it at once
-            _say("\nSaving a checkpoint before the run ends. Press Ctrl-C again to end at once.")
+
+    def _interrupt(self, *_: object) -> None:
+        self.status = 128 + signal.SIGINT
+        signal.signal(signal.SIGINT, _end_at_once)
+        print(
+            "\nSaving a checkpoint before the run ends. Press Ctrl-C again to end at once.",
+            flush=True,
+        )
+        if jax.process_count() == 1:
+            self._told = True
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def __call__(self, step: int) -> bool:
         """Returns whether this step is the last."""
-        if jax.process_count() == 1:
-            return self._told
-        return self._checkpoints.reached_preemption(step)
+        return self._told or multihost_utils.reached_preemption_sync_point(step)
+
+
+def _end_at_once(*_: object) -> None:
+    """Ends this process: a write that has begun would else be waited for."""
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+    print("\nEnded before the checkpoint was saved.", flush=True)
+    os._exit(128 + signal.SIGINT)

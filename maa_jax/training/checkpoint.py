@@ -1,25 +1,27 @@
-"""Orbax checkpoints of a run, with state, average and data iterator as separate items."""
+"""Orbax checkpoints of a run: state, average and checksums, each an item of its own."""
 
 import contextlib
 import dataclasses
-import errno
 import json
-import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import grain
 import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from maa_jax.checks import differences
 from maa_jax.diffusion.schedule import Schedule
-from maa_jax.files import user_path, write_json
+from maa_jax.files import check_regular, user_path, write_json
 from maa_jax.text.tokenizer import Tokenizer
 from maa_jax.training.state import TrainState
 
@@ -52,12 +54,19 @@ _CHANGEABLE = ("optimizer.base_lr", "optimizer.clip_norm")
 _ADDED = {"schedule": dataclasses.asdict(Schedule()), "evaluators": {}}
 
 
+class BrokenCheckpoint(ValueError):
+    """A checkpoint that cannot be read, or that does not hold the arrays that were saved."""
+
+
 class Checkpoints:
     """Saves and restores the checkpoints of one workdir.
 
     Writing is asynchronous: `save` returns once the arrays are copied off the devices. A step
     becomes visible only when all of it is on disk, so that a kill or a full disk leaves earlier
-    steps intact. The latest `keep` steps and the best one are kept.
+    steps intact. The latest `keep` steps and the best one are kept. Only `save` changes the folder.
+
+    Each step has a checksum of each array, which was computed on the devices before the array was
+    written. A restored array whose checksum differs is an error.
     """
 
     def __init__(self, workdir: str, *, keep: int = 2, best: str | None = None):
@@ -68,19 +77,65 @@ class Checkpoints:
           keep: number of latest steps to keep.
           best: validation metric whose lowest step is kept too, or None.
         """
-        policies = [checkpoint_managers.LatestN(keep)]
-        if best:
+        self._keep, self._best = keep, best
+        self._folder = epath.Path(user_path(workdir)) / "checkpoints"
+        self._broken: list[int] = []
+        # Each process reads on its own, as one that cannot read would leave the others waiting.
+        index = jax.process_index()
+        self._reader = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                save_interval_steps=0,
+                create=False,
+                read_only=True,
+                lightweight_initialize=True,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=index,
+                    active_processes={index},
+                    barrier_sync_key_prefix=f"reader_{index}",
+                ),
+            ),
+        )
+        self._writer: ocp.CheckpointManager | None = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._reader.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def latest_step(self) -> int | None:
+        """Returns the newest complete step, or None."""
+        return max(self.all_steps(), default=None)
+
+    def all_steps(self) -> list[int]:
+        """Returns the complete steps."""
+        return sorted((self._writer or self._reader).all_steps())
+
+    def _open_writer(self) -> ocp.CheckpointManager:
+        """Returns the manager that writes; broken steps are moved out of its way first."""
+        policies = [checkpoint_managers.LatestN(self._keep)]
+        if self._best:
             policies.append(
                 checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics[best],
+                    get_metric_fn=lambda metrics: metrics[self._best],
                     reverse=True,
                     n=1,
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        self._best = best
-        self._folder = epath.Path(user_path(workdir)) / "checkpoints"
-        self._manager = ocp.CheckpointManager(
+        aside = self._folder.parent / "broken"
+        for step in self._broken if jax.process_index() == 0 else ():
+            aside.mkdir(exist_ok=True)
+            if (aside / str(step)).exists():
+                (aside / str(step)).rmtree()
+            (self._folder / str(step)).rename(aside / str(step))
+            logging.warning("step %d is broken: moved to %s", step, aside / str(step))
+        self._broken = []
+        multihost_utils.sync_global_devices("broken checkpoints are aside")
+        return ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
@@ -88,47 +143,25 @@ class Checkpoints:
             ),
         )
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._manager.close()
-
-    def latest_step(self) -> int | None:
-        """Returns the newest complete step, or None."""
-        return self._manager.latest_step()
-
-    def all_steps(self) -> list[int]:
-        """Returns the complete steps."""
-        return sorted(self._manager.all_steps())
-
-    def reached_preemption(self, step: int) -> bool:
-        """Returns whether all of several processes have agreed to stop at this step."""
-        return self._manager.reached_preemption(step)
-
-    def save(
-        self,
-        step: int,
-        state: TrainState,
-        iterator: grain.DatasetIterator,
-        metrics: dict[str, float] | None = None,
-    ) -> None:
+    def save(self, step: int, state: TrainState, metrics: dict[str, float] | None = None) -> None:
         """Starts to write a step.
 
         Raises:
           OSError: this step, or the one before it, could not be written.
         """
-        if step in self._manager.all_steps():
-            return
         kept = metrics if metrics and self._best in metrics else None
         with self._explained():
-            self._manager.save(
+            if self._writer is None:
+                self._writer = self._open_writer()
+            if step in self._writer.all_steps():
+                return
+            self._writer.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state.replace(ema=None)),
                     # Orbax restores no part of an item, and sampling loads only the average.
                     ema=ocp.args.StandardSave(state.ema or {"none": 0}),
-                    data=grain.checkpoint.CheckpointSave(iterator),
+                    checksums=ocp.args.JsonSave(checksums(state)),
                 ),
                 metrics=kept,
             )
@@ -139,8 +172,9 @@ class Checkpoints:
         Raises:
           OSError: the step could not be written.
         """
-        with self._explained():
-            self._manager.wait_until_finished()
+        if self._writer is not None:
+            with self._explained():
+                self._writer.wait_until_finished()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -148,32 +182,135 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            # Tensorstore passes on the system's message, without the error number.
-            full = os.strerror(errno.ENOSPC) in str(error)
-            remedy = "The disk is full: make room" if full else "Fix the cause"
             raise OSError(
                 f"A checkpoint could not be written to {self._folder} ({error}). Complete there: "
-                f"steps {self.all_steps()}. {remedy} and run the same command again."
+                f"steps {self.all_steps()}. Fix the cause and run the same command again."
             ) from error
 
-    def restore(
-        self, step: int, shapes: TrainState, iterator: grain.DatasetIterator | None = None
-    ) -> TrainState:
-        """Returns the state of a step, and restores the iterator's position.
+    def restore_newest(self, shapes: TrainState) -> tuple[int, TrainState] | None:
+        """Returns the newest step that is whole, and its state; None if there are no steps.
+
+        Broken steps are named on the terminal. They stay where they are until the next `save`,
+        which moves them to `workdir/broken`.
+
+        Args:
+          shapes: shapes and shardings of the state, as `jax.ShapeDtypeStruct`.
+
+        Raises:
+          BrokenCheckpoint: there are steps, but none is whole.
+        """
+        faults = []
+        for step in reversed(self.all_steps()):
+            try:
+                state = self.restore(step, shapes)
+            except BrokenCheckpoint as error:
+                faults.append(str(error))
+                self._broken = sorted({*self._broken, step})
+                continue
+            for fault in faults:
+                logging.warning("%s: going on from step %d", fault, step)
+            return step, state
+        if faults:
+            raise BrokenCheckpoint(
+                f"{self._folder} holds no whole checkpoint: {'; '.join(faults)}. Put back the files"
+                " from a copy, or remove the folder to train from the beginning."
+            )
+        return None
+
+    def restore(self, step: int, shapes: TrainState) -> TrainState:
+        """Returns the state of a step.
 
         Args:
           step: step to restore, one of `all_steps`.
           shapes: shapes and shardings of the state, as `jax.ShapeDtypeStruct`.
-          iterator: training iterator; without it, only the state is restored.
+
+        Raises:
+          BrokenCheckpoint: the step is broken in any of the processes.
         """
-        items = {
-            "state": ocp.args.StandardRestore(shapes.replace(ema=None)),
-            "ema": ocp.args.StandardRestore(shapes.ema or {"none": 0}),
-        }
-        if iterator is not None:
-            items["data"] = grain.checkpoint.CheckpointRestore(iterator)
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return restored["state"].replace(ema=restored["ema"] if shapes.ema else {})
+        # Version 0.1.0 wrote the data iterator, and no checksums.
+        old = (self._folder / str(step) / "data").exists()
+        state: Any = None
+        expected: dict[str, int] = {}
+        broken: BrokenCheckpoint | None = None
+        try:
+            state = self._read(step, "state", ocp.args.StandardRestore(shapes.replace(ema=None)))
+            ema = self._read(step, "ema", ocp.args.StandardRestore(shapes.ema or {"none": 0}))
+            if not old:
+                expected = self._read(step, "checksums", ocp.args.JsonRestore())
+            state = state.replace(ema=ema if shapes.ema else {})
+        except BrokenCheckpoint as error:
+            broken = error
+        if np.any(multihost_utils.process_allgather(np.array(broken is not None))):
+            raise broken or BrokenCheckpoint(f"step {step} is broken (in another process)")
+        if old:
+            logging.warning("step %d has no checksums: it cannot be verified", step)
+            return state
+        found = checksums(state)
+        differ = [name for name in found if found[name] != expected.get(name)]
+        if differ:
+            more = f" and {len(differ) - 1} more" if len(differ) > 1 else ""
+            raise BrokenCheckpoint(
+                f"step {step} is broken ({differ[0]}{more}: not the values that were saved)"
+            )
+        return state
+
+    def _read(self, step: int, item: str, how: Any) -> Any:
+        """Returns an item of a step, read by this process alone."""
+        try:
+            return self._reader.restore(step, args=ocp.args.Composite(**{item: how}))[item]
+        except Exception as error:
+            if isinstance(error, MemoryError | PermissionError) or _PASSING.search(str(error)):
+                raise
+            place, reason = self._fault(step, error)
+            raise BrokenCheckpoint(f"step {step} is broken ({place or item}: {reason})") from error
+
+    def _fault(self, step: int, error: Exception) -> tuple[str, str]:
+        """Returns the file that a library's error names, "" for none, and its reason in one line.
+
+        Tensorstore's messages are sentences from the array down to the file, and then pages of
+        settings in brackets.
+        """
+        text = " ".join(str(error).split()).partition(" [tensorstore_spec")[0]
+        folder = f"{self._folder / str(step)}/"
+        _, named, after = text.rpartition(folder)
+        if not named:
+            return "", text[:160] or type(error).__name__
+        file, _, reason = re.split(r"""([\s'":]+|$)""", after, maxsplit=1)
+        return file.rstrip("/"), reason[:160] or text.partition(":")[0]
+
+
+# What tensorstore says when not the files are at fault.
+_PASSING = re.compile(r"RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED")
+
+
+def checksums(tree: Tree) -> dict[str, int]:
+    """Returns a checksum of each array of a tree, by its path.
+
+    It does not depend on how the array is split over devices. All processes call it together.
+    """
+    sums = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): _checksum(x)
+        for path, x in jax.tree.leaves_with_path(tree)
+    }
+    return {name: int(value) for name, value in jax.device_get(sums).items()}
+
+
+@jax.jit
+def _checksum(x: jax.Array) -> jax.Array:
+    """Returns the sum, modulo 2^32, of the hashes of an array's words and their places.
+
+    For a given place the hash, MurmurHash3's last step, is one-to-one: the change of one word
+    always changes the sum.
+    """
+    words = x.astype(jnp.uint8) if x.dtype == bool else x
+    words = jax.lax.bitcast_convert_type(words, jnp.dtype(f"uint{8 * words.dtype.itemsize}"))
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    hashes = words.astype(jnp.uint32) + place * np.uint32(0x9E3779B1)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        hashes = (hashes ^ (hashes >> shift)) * np.uint32(factor)
+    return jnp.sum(hashes ^ (hashes >> 16), dtype=jnp.uint32)
 
 
 def check_config(workdir: str, config: ml_collections.ConfigDict) -> list[str]:
@@ -183,21 +320,14 @@ def check_config(workdir: str, config: ml_collections.ConfigDict) -> list[str]:
       The changes of the keys that may change while a run goes on, as lines for the log.
 
     Raises:
-      ValueError: the folder cannot be made, or its run has another config; each key that differs
-        is named, with both values.
+      ValueError: the folder cannot be used, its config.json is broken, or its run has another
+        config; each key that differs is named, with both values.
     """
-    path = _config_file(workdir)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = path.read_text() if path.exists() else None
-    except OSError as error:
-        raise ValueError(
-            f"--workdir={workdir}: cannot be used ({error}); give another folder."
-        ) from error
-    if text is None:
+    content = _read_config(workdir)
+    if content is None:
         return []
     # Both via JSON, which has no tuples.
-    old, new = (_flatten(_ADDED | json.loads(x)) for x in (text, config.to_json()))
+    old, new = (_flatten(_ADDED | x) for x in (content, json.loads(config.to_json())))
     compared = [
         key
         for key in sorted(old | new)
@@ -218,10 +348,20 @@ def check_config(workdir: str, config: ml_collections.ConfigDict) -> list[str]:
 
 
 def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
-    """Writes `workdir/config.json`, after the checks of `check_config`."""
+    """Writes `workdir/config.json`, after the checks of `check_config`.
+
+    Process 0 writes, and only what differs; all processes return once the file is there.
+    """
     check_config(workdir, config)
-    if jax.process_index() == 0:
-        write_json(_config_file(workdir), json.loads(config.to_json()))
+    content = json.loads(config.to_json())
+    if jax.process_index() == 0 and content != _read_config(workdir):
+        write_json(_config_file(workdir), content)
+    multihost_utils.sync_global_devices("config.json is written")
+
+
+def holds_run(workdir: str) -> bool:
+    """Returns whether a run was started in a workdir."""
+    return _config_file(workdir).exists()
 
 
 def check_data(workdir: str, data: Mapping[str, str]) -> None:
@@ -237,7 +377,7 @@ def check_data(workdir: str, data: Mapping[str, str]) -> None:
     path = _data_file(workdir)
     if not (_config_file(workdir).exists() and path.exists()):
         return
-    old = json.loads(path.read_text())
+    old = _read_json(path, f"remove {path} if the data is that which the run began with") or {}
     changed = [name for name in sorted(old | dict(data)) if old.get(name) != data.get(name)]
     if changed:
         raise ValueError(
@@ -249,7 +389,7 @@ def check_data(workdir: str, data: Mapping[str, str]) -> None:
 
 def write_data(workdir: str, data: Mapping[str, str]) -> None:
     """Notes the data of a run for `check_data`; called before `write_config`."""
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and not (holds_run(workdir) and _data_file(workdir).exists()):
         write_json(_data_file(workdir), data)
 
 
@@ -258,13 +398,39 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
 
     Raises:
       FileNotFoundError: no run was started there.
+      ValueError: its config.json is broken.
     """
-    path = _config_file(workdir)
-    if not path.exists():
+    content = _read_config(workdir)
+    if content is None:
         raise FileNotFoundError(
             f"--workdir={workdir} holds no config.json: it is not a workdir of maa_jax.train."
         )
-    return ml_collections.ConfigDict(_ADDED | json.loads(path.read_text()))
+    return ml_collections.ConfigDict(_ADDED | content)
+
+
+def _read_config(workdir: str) -> dict[str, Any] | None:
+    """Returns the content of a workdir's config.json, None if there is no such file."""
+    path = _config_file(workdir)
+    try:
+        return _read_json(path, "remove it, and give the run's training command again")
+    except OSError as error:
+        raise ValueError(
+            f"--workdir={workdir}: cannot be used ({error}); give another folder."
+        ) from error
+
+
+def _read_json(path: epath.Path, remedy: str) -> dict[str, Any] | None:
+    """Returns the object in a file, local or in a bucket; None if there is no such file."""
+    try:
+        if not path.exists():
+            return None
+        check_regular(path)
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is broken ({error}): {remedy}.") from error
+    return content
 
 
 def write_tokenizer(workdir: str, tokenizer: Tokenizer | None) -> None:

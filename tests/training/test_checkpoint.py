@@ -1,5 +1,7 @@
 import errno
 import os
+import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,20 +10,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from maa_jax import command
 from maa_jax.training import checkpoint
 from maa_jax.training.state import TrainState
 from tests.subprocesses import run_python
 
 
 def _state(value, ema=True):
-    tree = {"net": {"w": jnp.full(3, value, jnp.float32)}}
+    noise = np.random.default_rng(value).normal(size=2000)
+    tree = {"net": {"w": jnp.full(3, value, jnp.float32), "v": jnp.asarray(noise, jnp.float32)}}
     return TrainState(jnp.int32(value), tree, {"net": {}}, {"net": {}}, tree if ema else {})
-
-
-def _dataset_iterator():
-    import grain
-
-    return iter(grain.MapDataset.range(100).to_iter_dataset())
 
 
 def _shapes(state):
@@ -29,18 +27,122 @@ def _shapes(state):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), state)
 
 
+def _save(folder, *steps, **options):
+    with checkpoint.Checkpoints(folder, **options) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, _state(step))
+        checkpoints.wait()
+
+
 @pytest.mark.parametrize("ema", [True, False])
-def test_a_checkpoint_brings_back_state_average_and_iterator(tmp_path, ema):
-    iterator = _dataset_iterator()
-    next(iterator), next(iterator)
+def test_a_checkpoint_brings_back_state_and_average(tmp_path, ema):
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, _state(5, ema), iterator)
+        checkpoints.save(1, _state(5, ema))
         checkpoints.wait()
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        fresh = _dataset_iterator()
-        state = checkpoints.restore(1, _shapes(_state(0, ema)), fresh)
+        state = checkpoints.restore(1, _shapes(_state(0, ema)))
     jax.tree.map(lambda a, b: (a == b).all() or pytest.fail(), state, _state(5, ema))
-    assert next(fresh) == 2
+
+
+def _tear(path, how):
+    """Damages a file as a crash, a full disk or a bad sector does."""
+    content = bytearray(path.read_bytes())
+    if how == "removed":
+        path.unlink()
+        return
+    if how == "flipped" and content:
+        content[len(content) // 2] ^= 0x10
+    path.write_bytes({"cut": content[: len(content) // 2], "emptied": b"", "flipped": content}[how])
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """A workdir with the steps 1 and 2."""
+    folder = tmp_path_factory.mktemp("two_steps")
+    _save(folder, 1, 2)
+    return folder
+
+
+@pytest.mark.parametrize("how", ["removed", "cut", "emptied", "flipped"])
+def test_a_torn_file_never_changes_what_is_restored(how, two_steps, tmp_path, caplog):
+    """Either the step is whole all the same, or it is named and the one before it is restored."""
+    step = two_steps / "checkpoints" / "2"
+    files = [path.relative_to(step) for path in step.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    stepped_back = 0
+    for i, file in enumerate(files):
+        workdir = tmp_path / str(i)
+        shutil.copytree(two_steps, workdir)
+        _tear(workdir / "checkpoints" / "2" / file, how)
+        caplog.clear()
+        with checkpoint.Checkpoints(workdir) as checkpoints:
+            found, state = checkpoints.restore_newest(_shapes(_state(0)))
+        jax.tree.map(lambda a, b: (a == b).all() or pytest.fail(), state, _state(found))
+        if found == 1:
+            stepped_back += 1
+            (line,) = [x.getMessage() for x in caplog.records if x.module == "checkpoint"]
+            assert re.fullmatch(r"step 2 is broken \(\S+: .+\): going on from step 1", line)
+    assert stepped_back >= 8
+
+
+def test_going_on_after_a_broken_step_replaces_it(two_steps, tmp_path):
+    shutil.copytree(two_steps, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "2" / "state" / "manifest.ocdbt").unlink()
+    with checkpoint.Checkpoints(tmp_path / "run", keep=2) as checkpoints:
+        assert checkpoints.restore_newest(_shapes(_state(0)))[0] == 1
+        assert checkpoints.all_steps() == [1, 2]  # nothing is changed before there is more
+        checkpoints.save(2, _state(2))
+        checkpoints.wait()
+        assert checkpoints.all_steps() == [1, 2]
+    with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.restore_newest(_shapes(_state(0)))[0] == 2
+    assert (tmp_path / "run" / "broken" / "2").is_dir()
+
+
+def test_a_run_without_a_whole_step_is_an_error_that_names_all(two_steps, tmp_path):
+    shutil.copytree(two_steps, tmp_path / "run")
+    for step in "12":
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / step / "ema")
+    with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
+        with pytest.raises(checkpoint.BrokenCheckpoint, match=r"no whole.*step 2 .*; step 1 "):
+            checkpoints.restore_newest(_shapes(_state(0)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "int8", "bool"])
+def test_a_checksum_sees_each_changed_element(dtype):
+    x = np.asarray(np.arange(24).reshape(2, 3, 4) % 2, jnp.dtype(dtype))
+    sums = [checkpoint.checksums({"x": jnp.asarray(x)})]
+    for i in range(x.size):
+        changed = x.copy()
+        changed.flat[i] = 1 - changed.flat[i]
+        sums.append(checkpoint.checksums({"x": jnp.asarray(changed)}))
+    sums.append(checkpoint.checksums({"x": jnp.asarray(x[:, :, ::-1])}))
+    assert len({s["x"] for s in sums}) == x.size + 2
+
+
+def test_reading_checkpoints_leaves_a_run_that_is_writing_alone(two_steps, tmp_path):
+    """`convert` may read a workdir while training writes into it."""
+    shutil.copytree(two_steps, tmp_path / "run")
+    unfinished = tmp_path / "run" / "checkpoints" / "3.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.all_steps() == [1, 2]
+        checkpoints.restore_newest(_shapes(_state(0)))
+    assert unfinished.is_dir()
+
+
+def test_metrics_that_cannot_be_read_do_not_stop_a_run(tmp_path):
+    with checkpoint.Checkpoints(tmp_path, best="loss") as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, _state(step), {"loss": 1.0})
+        checkpoints.wait()
+    metadata = tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA"
+    metadata.write_text(metadata.read_text()[:-9])
+    with checkpoint.Checkpoints(tmp_path, best="loss") as checkpoints:
+        assert checkpoints.restore_newest(_shapes(_state(0)))[0] == 2
+        checkpoints.save(3, _state(3), {"loss": 1.0})
+        checkpoints.wait()
+        assert checkpoints.all_steps() == [2, 3]
 
 
 def test_the_best_step_outlives_newer_ones(tmp_path):
@@ -48,7 +150,7 @@ def test_the_best_step_outlives_newer_ones(tmp_path):
     with checkpoint.Checkpoints(tmp_path, keep=2, best="validation/loss") as checkpoints:
         for step, loss in losses.items():
             metrics = None if loss is None else {"validation/loss": loss}
-            checkpoints.save(step, _state(step), _dataset_iterator(), metrics)
+            checkpoints.save(step, _state(step), metrics)
         checkpoints.wait()
     with checkpoint.Checkpoints(tmp_path, keep=2, best="validation/loss") as checkpoints:
         assert checkpoints.all_steps() == [2, 5, 6]
@@ -62,12 +164,11 @@ def test_a_full_disk_leaves_the_previous_step_intact(tmp_path):
         import numpy as np, jax.numpy as jnp
         from maa_jax.training import checkpoint
         from maa_jax.training.state import TrainState
-        import grain
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         def save(step, size):
             value = jnp.asarray(np.random.default_rng(0).normal(size=size), jnp.float32)
             state = TrainState(jnp.int32(step), {{"net": value}}, {{}}, {{}}, {{}})
-            checkpoints.save(step, state, iter(grain.MapDataset.range(9).to_iter_dataset()))
+            checkpoints.save(step, state)
             checkpoints.wait()
         checkpoints = checkpoint.Checkpoints({str(tmp_path)!r}, keep=1)
         save(1, 10)
@@ -116,6 +217,21 @@ def test_the_learning_rate_and_clipping_may_change_and_the_changes_are_told(tmp_
     assert checkpoint.read_config(tmp_path).optimizer.base_lr == 0.2
 
 
+def test_an_equal_config_is_not_written_again(tmp_path):
+    checkpoint.write_config(tmp_path, _config())
+    before = (tmp_path / "config.json").stat()
+    checkpoint.write_config(tmp_path, _config())
+    assert (tmp_path / "config.json").stat() == before
+
+
+@pytest.mark.parametrize("content", ["", '{"stage": "cl', "[1]", "[" * 200_000, "null"])
+def test_a_broken_config_is_named_with_the_remedy(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    for use in (checkpoint.read_config, lambda w: checkpoint.check_config(w, _config())):
+        with pytest.raises(ValueError, match=r"config\.json is broken .*remove it, and give"):
+            use(tmp_path)
+
+
 def test_how_a_run_is_monitored_may_change(tmp_path):
     config = {"sizes": ((1, 2), (3,))}  # tuples are lists in the file, and no difference
     checkpoint.write_config(tmp_path, _config(**config))
@@ -136,8 +252,8 @@ def test_a_checkpoint_that_cannot_be_written_says_why(code, tmp_path, monkeypatc
     state = TrainState(np.int32(1), {}, {}, {}, {})
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(OSError, match=os.strerror(code)) as error:
-            checkpoints.save(1, state, iterator=None)
-    assert ("disk is full" in str(error.value)) == (code == errno.ENOSPC)
+            checkpoints.save(1, state)
+    assert (command.no_room(error.value) != "") == (code == errno.ENOSPC)
 
 
 def test_a_run_from_before_a_key_existed_has_its_old_value(tmp_path):
