@@ -81,18 +81,13 @@ train() {  # train STAGE FLAGS...
   local stage=$1
   shift
   python -m maa_jax.train --config="configs/$stage.py:demo" --workdir="$demo/$stage" \
-    --config.data.data_dir="$demo/data" "$@"
-  # A run that is told to stop saves and exits with 0: its last checkpoint tells if it finished.
-  if [ ! -e "$demo/$stage/checkpoints/$(last_step "$stage")" ]; then
-    echo "Training stopped early; start this command again to resume." >&2
-    exit 1
-  fi
+    --config.data.data_dir="$demo/data" "$@" || stopped $?
   python -m maa_jax.convert --from=workdir --workdir="$demo/$stage" --out="$demo/models/$stage"
 }
 
-last_step() {
-  python -c 'import json, sys; print(json.load(open(sys.argv[1]))["total_steps"])' \
-    "$demo/$1/config.json"
+stopped() {  # stopped STATUS
+  echo "Training ended early; start this command again to resume." >&2
+  exit "$1"
 }
 
 enhance() {  # captions for the recordings of $unknown, whose own captions and labels are withheld

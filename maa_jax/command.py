@@ -241,8 +241,10 @@ def _quieten() -> None:
 
 
 def _is_ours(record: python_logging.LogRecord) -> bool:
-    ours = pathlib.Path(record.pathname).is_relative_to(_HERE)
-    return ours or record.levelno >= python_logging.ERROR
+    path = pathlib.Path(record.pathname)
+    # What Orbax's threads fail with reaches the program too: as an exception, which is told once.
+    raised_too = not {"orbax", "asyncio"}.isdisjoint(path.parts)
+    return path.is_relative_to(_HERE) or (record.levelno >= python_logging.ERROR and not raised_too)
 
 
 def _fail(name: str, message: str, status: int = 2) -> NoReturn:
