@@ -235,9 +235,16 @@ def _quieten() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", module=r"maa_jax\b")
+    sys.unraisablehook = _tell_unraisable
     # For C++ libraries and transformers, which do not log through Python's logging.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _tell_unraisable(found: Any) -> None:
+    # Arrays that Orbax still writes when another has failed report to a loop that is gone.
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
 
 
 def _is_ours(record: python_logging.LogRecord) -> bool:

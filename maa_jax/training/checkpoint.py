@@ -50,8 +50,13 @@ _IGNORED = (
 # Keys that may change while a run goes on, so that one that diverged can be saved.
 _CHANGEABLE = ("optimizer.base_lr", "optimizer.clip_norm")
 
-# Config blocks that older workdirs lack, with the values that their runs used.
-_ADDED = {"schedule": dataclasses.asdict(Schedule()), "evaluators": {}}
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a config with the blocks that older workdirs lack, as their runs used them."""
+    added: dict[str, Any] = {"evaluators": {}}
+    if config.get("stage") == "diffusion":
+        added["schedule"] = dataclasses.asdict(Schedule())
+    return added | config
 
 
 class BrokenCheckpoint(ValueError):
@@ -327,7 +332,7 @@ def check_config(workdir: str, config: ml_collections.ConfigDict) -> list[str]:
     if content is None:
         return []
     # Both via JSON, which has no tuples.
-    old, new = (_flatten(_ADDED | x) for x in (content, json.loads(config.to_json())))
+    old, new = (_flatten(_completed(x)) for x in (content, json.loads(config.to_json())))
     compared = [
         key
         for key in sorted(old | new)
@@ -405,7 +410,7 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
         raise FileNotFoundError(
             f"--workdir={workdir} holds no config.json: it is not a workdir of maa_jax.train."
         )
-    return ml_collections.ConfigDict(_ADDED | content)
+    return ml_collections.ConfigDict(_completed(content))
 
 
 def _read_config(workdir: str) -> dict[str, Any] | None:

@@ -257,13 +257,13 @@ def test_a_checkpoint_that_cannot_be_written_says_why(code, tmp_path, monkeypatc
 
 
 def test_a_run_from_before_a_key_existed_has_its_old_value(tmp_path):
-    checkpoint.write_config(tmp_path, _config())  # without a schedule
+    checkpoint.write_config(tmp_path, _config(stage="diffusion"))  # without a schedule
     assert checkpoint.read_config(tmp_path).schedule.prediction_type == "epsilon"
     schedule = checkpoint.read_config(tmp_path).schedule.to_dict()
-    checkpoint.check_config(tmp_path, _config(schedule=schedule))
+    checkpoint.check_config(tmp_path, _config(stage="diffusion", schedule=schedule))
     schedule["prediction_type"] = "sample"
     with pytest.raises(ValueError, match=r"schedule\.prediction_type='epsilon' there"):
-        checkpoint.check_config(tmp_path, _config(schedule=schedule))
+        checkpoint.check_config(tmp_path, _config(stage="diffusion", schedule=schedule))
 
 
 def test_a_run_goes_on_only_with_the_data_that_it_began_with(tmp_path):
