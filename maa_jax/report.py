@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from maa_jax import command, pages
-from maa_jax.files import replace_file, user_path
+from maa_jax.files import lock, replace_file, user_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -406,7 +406,7 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     """Writes workdir/report.html, whole or not at all, and returns its path."""
     content = page(workdir)
     path = workdir / "report.html"
-    with replace_file(path) as new:
+    with lock(workdir), replace_file(path) as new:
         new.write_text(content, "utf-8")
     return path
 
