@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from maa_jax.audio.io import as_read
 from maa_jax.diffusion import SAMPLERS, SPACINGS
 from maa_jax.diffusion.samplers import coefficients
 from maa_jax.encoders.clap import ClapScore
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
         latents = pipe(prompts, **settings, **how)
         wavs = pipe.decode(latents)
         seconds = (time.perf_counter() - begin) / len(prompts)
-        fit = score(prompts, wavs, pipe.sample_rate).mean()
+        fit = score(prompts, as_read(wavs), pipe.sample_rate).mean()
         return seconds, pipe.decode(latents, "mel"), float(fit)
 
     compiled = set()

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from maa_jax.audio.io import as_read
 from maa_jax.data import datasets, input_pipeline
 from maa_jax.encoders.clap import ClapScore
 from maa_jax.model_folder import hub
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> None:
     five = np.mean([rng.choice(row, 5, replace=False).max() for row in shared for _ in range(50)])
     for model, pipe in pipes.items():
         wavs = pipe(sentences, steps=_STEPS.value, batch_size=16, seed=0)
-        order = np.argsort(-clap.audio_embeddings(wavs, rate) @ heard.T, axis=1)
+        order = np.argsort(-clap.audio_embeddings(as_read(wavs), rate) @ heard.T, axis=1)
         right = np.take_along_axis(shared, order[:, :5], axis=1)
         print(
             f"| {model} | {right[:, 0].mean():.1%} | {right.max(1).mean():.1%} "

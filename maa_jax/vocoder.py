@@ -13,13 +13,15 @@ from flax import nnx
 from maa_jax.audio.mel import MelConfig
 from maa_jax.model_folder import networks
 
-# Frames of silence around a mel: more than a vocoder's convolutions see, so that the zeros with
-# which they pad their inputs, and which are no silence, are heard in none of the frames kept.
-_SILENT_FRAMES = 16
+# Frames added at either end of a mel: more than a vocoder's convolutions see, so that the zeros that
+# they pad their inputs with, and which are no silence, are heard in none of the frames kept. Those
+# before the sound are silence, from which it begins; behind it the last one is repeated, since many
+# sounds go on where they end, and a sudden silence would be heard as a click.
+_FRAMES = 16
 # Corner of the filter that takes the offset out, in Hz: 0.2 dB at 50 Hz. Subtracting the mean
 # instead would put a step at either end of a sound whose offset comes and goes with its loudness.
 _CORNER = 10.0
-_FADE_SECONDS = 0.005  # at the end of a sound that is cut
+_FADE_SECONDS = 0.005  # at the end of a sound
 _FULL_SCALE = 1 - 2**-15  # samples from here on are at the ends of a vocoder's range
 
 
@@ -52,18 +54,19 @@ class Vocoder:
           params: weights of the vocoder.
           mels: log mels [b, frames, n_mels].
           samples: length of each sound, int [b], at most frames * hop_length, which is the default.
-            A sound that is cut fades out over its last 5 ms, and zeros follow.
+            A sound fades out over its last 5 ms, and zeros follow.
 
         Returns:
           Waveforms, float32 [b, frames * hop_length] in [-1, 1], without an offset; and the share
           of each sound's samples that the vocoder clipped, [b].
         """
         silence = getattr(np, self.mel.log)(self.mel.floor)
-        rows = ((0, 0), (_SILENT_FRAMES, _SILENT_FRAMES), (0, 0))
-        mels = jnp.pad(mels.astype(jnp.float32), rows, constant_values=silence)
+        mels = mels.astype(jnp.float32)
+        mels = jnp.pad(mels, ((0, 0), (_FRAMES, 0), (0, 0)), constant_values=silence)
+        mels = jnp.pad(mels, ((0, 0), (0, _FRAMES), (0, 0)), mode="edge")
         with jax.default_matmul_precision("highest"):
             wavs = networks.build(self.graphdef, params)(mels)
-        edge = _SILENT_FRAMES * self.mel.hop_length
+        edge = _FRAMES * self.mel.hop_length
         # Filtered with the silence, so that the filter has settled where the sound begins.
         even = _without_offset(wavs, self.mel.sample_rate)[:, edge:-edge]
         wavs = wavs[:, edge:-edge]
@@ -72,9 +75,7 @@ class Vocoder:
         left = ends[:, None] - jnp.arange(length)  # samples until the end
         clipped = jnp.sum((jnp.abs(wavs) >= _FULL_SCALE) & (left > 0), axis=1) / ends
         fade = jnp.minimum(_FADE_SECONDS * self.mel.sample_rate, ends[:, None] / 2)
-        gain = jnp.clip(left / fade, 0, 1)
-        gain = jnp.where(ends[:, None] == length, 1.0, gain)
-        return gain * jnp.clip(even, -1, 1), clipped
+        return jnp.clip(left / fade, 0, 1) * jnp.clip(even, -1, 1), clipped
 
 
 def _without_offset(wavs: jax.Array, sample_rate: int) -> jax.Array:

@@ -258,7 +258,7 @@ def test_outputs_are_stages_of_one_sound(pipe):
     mels = pipe("rain", output="mel", **args)
     assert mels.shape == (1, 32, 80)  # 8000 samples at a hop of 256
     np.testing.assert_allclose(pipe.decode(latents, "mel")[:, :32], mels, atol=1e-5)
-    fade = 80  # samples at the end of a cut sound
+    fade = 80  # samples at the end of a sound
     np.testing.assert_allclose(pipe.decode(latents)[:, : 8000 - fade], wavs[:, :-fade], atol=1e-5)
     assert np.abs(wavs[:, -1]).max() < np.abs(wavs[:, -fade:]).max() / 10
 
