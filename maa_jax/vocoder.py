@@ -13,8 +13,8 @@ from flax import nnx
 from maa_jax.audio.mel import MelConfig
 from maa_jax.model_folder import networks
 
-# Frames added at either end of a mel: more than a vocoder's convolutions see, so that the zeros that
-# they pad their inputs with, and which are no silence, are heard in none of the frames kept. Those
+# Frames added at either end of a mel: more than a vocoder's convolutions see, so that the zeros
+# which pad their inputs, and which are no silence, are heard in none of the frames kept. Those
 # before the sound are silence, from which it begins; behind it the last one is repeated, since many
 # sounds go on where they end, and a sudden silence would be heard as a click.
 _FRAMES = 16
