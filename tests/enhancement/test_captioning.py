@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
         max_length=6,
         bos_token_id=begin,
         eos_token_id=end,
-        suppress_tokens=[i for i in tokenizer.special_ids if i != end],
+        suppress_tokens=tuple(i for i in tokenizer.special_ids if i != end),
     )
     params = random_network(lambda rngs: Captioner(config, rngs=rngs), 0)
     params["classifier"]["kernel"] *= 4
