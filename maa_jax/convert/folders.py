@@ -165,7 +165,7 @@ def released_to_folder(
     with _model_folder(out) as folder:
         for name in [*parts]:
             config, tensors = parts.pop(name)
-            params = torch_layout.from_torch(networks.abstract(config), tensors)
+            params = torch_layout.from_torch(networks.define(config)[1], tensors)
             networks.save_network(folder, name, config, params, dtype)
             print(f"Converted {name}", flush=True)
         if words and schedule:
@@ -208,16 +208,17 @@ def _read_clap(path: str, parts: "dict[str, released.Network]") -> "dict[str, re
 
     size = parts["text_projection"][0].out_size
     config = dataclasses.replace(ClapConfig.microsoft_2022(), embedding_size=size)
+    tensors = torch_files.read_tensors(user_path(path), "model")
     try:
-        towers = clap.from_released(torch_files.read_tensors(user_path(path), "model"))
+        towers = clap.from_released(tensors)
         audio = {
             name: (getattr(config, name), towers.get(name, {}))
             for name in ("audio_encoder", "audio_projection")
         }
         problems = [
             problem
-            for name, (sizes, tensors) in audio.items()
-            for problem in released.misfits(sizes, tensors, clap.PREFIXES[name])
+            for name, (sizes, given) in audio.items()
+            for problem in released.misfits(sizes, given, clap.PREFIXES[name])
         ]
         if problems:
             raise ValueError(f"not a CLAP of 2022: {torch_files.listed(problems)}")

@@ -241,7 +241,7 @@ def misfits(
       prefix: prefix of the names there.
       back: function from tensors under PyTorch's names of our network to those names.
     """
-    shapes = torch_layout.shapes(networks.abstract(config))
+    shapes = torch_layout.shapes(networks.define(config)[1])
     expected = back({name: np.broadcast_to(np.float32(0), s) for name, s in shapes.items()})
     problems = [f"missing: {prefix}{name}" for name in expected if name not in tensors]
     for name, value in tensors.items():
@@ -254,6 +254,8 @@ def misfits(
             )
         elif value.dtype.kind != "f":
             problems.append(f"type of {prefix}{name}: {value.dtype}, expected numbers with a point")
+        elif not np.isfinite(value.astype(np.float32, copy=False)).all():
+            problems.append(f"not finite: {prefix}{name}")
     return problems
 
 

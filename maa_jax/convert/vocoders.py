@@ -17,7 +17,7 @@ import yaml
 from maa_jax import schema
 from maa_jax.audio.mel import MelConfig
 from maa_jax.convert import released, torch_files
-from maa_jax.files import check_regular, read_json, replace_file
+from maa_jax.files import check_regular, replace_file
 from maa_jax.model_folder import torch_layout
 from maa_jax.models.bigvgan import BigVGANConfig
 from maa_jax.models.hifigan import HifiGanConfig
@@ -139,16 +139,15 @@ def read_vocoder(
 
 def _read_sizes(path: pathlib.Path) -> Mapping[str, Any]:
     """Returns the content of args.yml or config.json."""
-    if path.suffix == ".json":
-        return read_json(path)
+    kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("YAML", yaml.safe_load)
     try:
         check_regular(path)
         if path.stat().st_size > _MOST_SIZES:
             raise ValueError(f"more than {_MOST_SIZES >> 20} MiB")
-        sizes = yaml.safe_load(path.read_bytes())
+        sizes = parse(path.read_bytes())
     except Exception as error:  # any at all, of a parser
         cause = str(error).split("\n")[0]
-        raise ValueError(f"{path}: not YAML ({cause})") from error
+        raise ValueError(f"{path}: not {kind} ({cause})") from error
     if not isinstance(sizes, dict):
         raise ValueError(f"{path}: expected keys and values, such as upsample_rates")
     return sizes

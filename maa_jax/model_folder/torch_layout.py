@@ -48,10 +48,10 @@ def is_ignored(name: str) -> bool:
     return name.rsplit(".", 1)[-1] in _IGNORED
 
 
-def shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
-    """Returns {PyTorch name: shape in PyTorch's layout} of a module's arrays."""
+def shapes(state: nnx.State) -> dict[str, tuple[int, ...]]:
+    """Returns {PyTorch name: shape in PyTorch's layout} of the arrays of a module's state."""
     found = {}
-    for path, value in _walk(nnx.to_pure_dict(nnx.state(module))):
+    for path, value in _walk(nnx.to_pure_dict(state)):
         axes = _torch_axes(path, len(value.shape))
         found[torch_name(path)] = tuple(value.shape[axis] for axis in axes)
     return found

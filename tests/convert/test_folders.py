@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from maa_jax.audio.mel import MelConfig
 from maa_jax.configs import t2a
 from maa_jax.convert import folders, released, torch_files, vocoders
 from maa_jax.diffusion.schedule import Schedule
+from maa_jax.files import lock
 from maa_jax.model_folder import networks, torch_layout
 from maa_jax.models.bert import BertConfig
 from maa_jax.models.bigvgan import BigVGAN, BigVGANConfig
@@ -23,6 +25,7 @@ from maa_jax.stages import make_stage
 from maa_jax.text.tokenizer import Tokenizer, build_tokenizer
 from maa_jax.training.checkpoint import Checkpoints, write_config
 from tests.conftest import CAPTIONS, random_network
+from tests.fuzz import released_files
 from tests.parity import named_weights
 
 torch = pytest.importorskip("torch")
@@ -282,3 +285,156 @@ def test_released_files_that_cannot_be_read(tmp_path):
     assert released.schedule_of({}) == Schedule()
     with pytest.raises(ValueError, match=r"--vocoder_log=log: the checkpoint's mels are base-10"):
         folders.released_to_folder("out", checkpoint="a", vocoder="b", vocoder_log="log")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A released checkpoint of small networks, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("small")
+    build_tokenizer(CAPTIONS, folder / "tokenizer", 96)
+    torch.save({"state_dict": released_files.checkpoint()}, folder / "maa1_full.ckpt")
+    return folder
+
+
+def convert(small, out, *, state=None, **options):
+    path = small / "maa1_full.ckpt"
+    if state is not None:
+        path = out.parent / "other.ckpt"
+        torch.save({"state_dict": state}, path)
+    given = dict(checkpoint=str(path), tokenizer=str(small / "tokenizer")) | options
+    return folders.released_to_folder(str(out), **given)
+
+
+def test_all_that_a_checkpoint_lacks_is_listed_under_its_own_names(small, tmp_path):
+    state = released_files.checkpoint()
+    unet, vae, text = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+    del state[f"{unet}out.2.weight"], state[f"{vae}encoder.norm_out.bias"]
+    state[f"{vae}quant_conv.bias"] = torch.zeros(3)
+    state[f"{unet}out.2.bias"] = torch.zeros(4, dtype=torch.int8)
+    state[f"{text}caption_encoder.projection.linear1.weight"] = torch.zeros(())
+    state["ema.decay"] = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"other\.ckpt: not a released") as error:
+        convert(small, tmp_path / "out", state=state)
+    for fault in (
+        "missing: out.2.weight",
+        f"missing: {vae}encoder.norm_out.bias",
+        f"shape of {vae}quant_conv.bias: (3,), expected (8,)",
+        "shape of linear1.weight: (), expected 2 axes",
+        "no place for: ema.decay",
+    ):
+        assert fault in str(error.value)
+    state = released_files.checkpoint() | {"scale_factor": torch.ones(3)}
+    with pytest.raises(ValueError, match=r"scale_factor=\[1.0, 1.0, 1.0\]: expected one number"):
+        convert(small, tmp_path / "out", state=state)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_convert_leaves_nothing_new_and_a_second_one_waits(small, tmp_path):
+    out = tmp_path / "out"
+    loud = released_files.checkpoint()
+    loud["cond_stage_model.caption_encoder.projection.linear2.weight"][0, 0] = 1e6
+    with pytest.raises(ValueError, match=r"text_projection: not finite as float16: linear2"):
+        convert(small, out, state=loud, dtype="float16")
+    assert not out.exists()
+    convert(small, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    (out / ".tmp-of-a-killed-one").mkdir()
+    with pytest.raises(ValueError, match="not finite as float16"):
+        convert(small, out, state=loud, dtype="float16")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert not list(out.glob(".*"))
+    with lock(out), pytest.raises(ValueError, match="is in use by process"):
+        convert(small, out)
+
+
+@pytest.mark.parametrize("kind", [np.float16, jnp.bfloat16, np.float32])
+def test_a_schedule_is_known_again_from_rounded_betas(kind):
+    for schedule in (
+        Schedule(),
+        Schedule(1000, 0.0015, 0.0195),
+        Schedule(50, 1e-4, 0.02, "linear"),
+    ):
+        betas = schedule.betas.astype(kind).astype(np.float32)
+        if kind == jnp.bfloat16 and schedule.beta_end == 0.0195:
+            continue  # two of its digits are gone
+        assert released.schedule_of({"betas": betas}) == schedule
+
+
+def test_a_released_layout_gives_back_what_it_was_given_or_refuses_it(small, tmp_path):
+    with pytest.raises(ValueError, match=r"unet: .*cannot hold num_heads=4.*norm_num_groups=8"):
+        folders.folder_to_released("bundled", str(tmp_path / "a.ckpt"))
+    assert not list(tmp_path.iterdir())
+    there = convert(small, tmp_path / "there")
+    folders.folder_to_released(str(there), str(tmp_path / "files" / "a.ckpt"))
+    back = folders.released_to_folder(
+        str(tmp_path / "back"),
+        checkpoint=str(tmp_path / "files" / "a.ckpt"),
+        tokenizer=str(tmp_path / "files" / "tokenizer"),
+    )
+    for path in (path for path in there.rglob("*") if path.is_file()):
+        assert path.read_bytes() == (back / path.relative_to(there)).read_bytes(), path
+    index = json.loads((there / "model_index.json").read_text())
+    index["mel"]["fmax"] = 7600.0
+    (there / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"mel: .*cannot hold fmax=7600"):
+        folders.folder_to_released(str(there), str(tmp_path / "b.ckpt"))
+
+
+def write_files(folder, sizes, *tensors, names=("best_netG.pt",)):
+    folder.mkdir(exist_ok=True)
+    (folder / "args.yml").write_text(yaml.safe_dump(sizes))
+    for name, generator in zip(names, tensors, strict=True):
+        torch.save(generator, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("fmax", 7600),
+        ("fmin", 20),
+        ("n_fft", 2048),
+        ("win_size", 800),
+        ("hop_size", 200),
+        ("num_mels", 100),
+        ("sampling_rate", 22050),
+        ("mel_fmax", 11025.0),
+        ("filter_length", 512),
+        ("upsample_rates", [8, 16]),
+        ("resblock", "2"),
+        ("use_tanh_at_final", False),
+    ],
+)
+def test_a_vocoder_of_another_front_end_or_kind_is_refused(tmp_path, setting, value):
+    sizes, tensors = released_files.generator("bigvgan")
+    write_files(tmp_path / "v", sizes | {setting: value}, {"generator": tensors})
+    with pytest.raises(ValueError, match=rf"args\.yml: .*{setting}=") as error:
+        vocoders.read_vocoder(tmp_path / "v")
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_vocoders_weights_lack_is_listed_and_of_several_the_last_is_read(tmp_path, capsys):
+    sizes, tensors = released_files.generator("hifigan")
+    config, good = vocoders.read_vocoder(
+        write_files(tmp_path / "v", sizes, {"state_dict": tensors})
+    )
+    renamed = {
+        name.replace("weight_g", "parametrizations.weight.original0").replace(
+            "weight_v", "parametrizations.weight.original1"
+        ): value
+        for name, value in tensors.items()
+    }
+    again = vocoders.read_vocoder(write_files(tmp_path / "r", sizes | {"fmax": None}, renamed))[1]
+    assert again.keys() == good.keys()
+    assert all(np.array_equal(again[name], good[name]) for name in good)
+    few = {name: x for name, x in tensors.items() if name != "conv_post.weight_g"}
+    del few["ups.0.bias"]
+    with pytest.raises(ValueError, match=r"missing: conv_post\.weight_g, missing: ups\.0\.bias"):
+        vocoders.read_vocoder(write_files(tmp_path / "f", sizes, {"generator": few}))
+    names = ("g_00000900", "g_00001000")
+    several = write_files(tmp_path / "s", sizes, few, {"generator": tensors}, names=names)
+    assert vocoders.read_vocoder(several)[0] == config
+    assert "g_00001000, the last of 2" in capsys.readouterr().out
+    write_files(several, sizes, {"generator": tensors}, names=("generator_v2",))
+    with pytest.raises(ValueError, match=r"several files of weights, g_00000900, g_00001000, gen"):
+        vocoders.read_vocoder(several)

@@ -19,6 +19,7 @@ import numpy as np
 import maa_jax
 
 KINDS = {
+    "released": "tests.fuzz.released_files",
     "audio": "tests.fuzz.audio_files",
     "captions": "tests.fuzz.captions_files",
     "model_folders": "tests.fuzz.model_folders",
