@@ -9,7 +9,7 @@ import pickletools
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -164,7 +164,7 @@ def _pickle_fault(path: str | os.PathLike[str]) -> str:
     return ""
 
 
-def _unsafe(file: BinaryIO) -> str:
+def _unsafe(file: IO[bytes]) -> str:
     """Returns why the pickle at the file's position must not be opened, "" for a harmless one."""
     for name in _globals(file):
         if not _HARMLESS.fullmatch(name):
@@ -175,7 +175,7 @@ def _unsafe(file: BinaryIO) -> str:
     return ""
 
 
-def _globals(file: BinaryIO) -> Iterator[str]:
+def _globals(file: IO[bytes]) -> Iterator[str]:
     """Yields the dotted names that the pickle at the file's position refers to."""
     strings: list[Any] = ["?", "?"]
     for code, argument, _ in pickletools.genops(file):

@@ -4,6 +4,7 @@ BigVGAN's generator keeps its released names, without the fixed filters of its a
 activations, which are computed.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import yaml
 
@@ -134,7 +136,8 @@ def read_vocoder(
     back = dict if big else _to_released_hifigan
     if problems := problems + released.misfits(config, tensors, back=back):
         raise ValueError(f"{file}: not the weights of its sizes: {torch_files.listed(problems)}")
-    return config, tensors if big else {hifigan_name(k): v for k, v in tensors.items()}
+    tensors = tensors if big else {hifigan_name(k): v for k, v in tensors.items()}
+    return dataclasses.replace(config, mel=mel), tensors
 
 
 def _read_sizes(path: pathlib.Path) -> Mapping[str, Any]:
@@ -207,7 +210,7 @@ def _folded(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], l
             problems.append(f"shape of {stem}_g: {g.shape} beside {v.shape} of {stem}_v")
         else:
             # The norm is over all axes but the last here, and all but the first in PyTorch.
-            kernel = weight_norm(np.moveaxis(v, 0, -1), np.moveaxis(g, 0, -1))
+            kernel = weight_norm(*(jnp.moveaxis(x, 0, -1) for x in (v, g)))
             plain[stem] = np.moveaxis(np.asarray(kernel), -1, 0)
     return plain, problems
 
@@ -237,7 +240,9 @@ def write_vocoder(
 
     shared = {name: getattr(config, name) for name in _SHARED}
     front_end = {"model_in_dim": mel.n_mels, "sampling_rate": mel.sample_rate, "log": mel.log}
-    released.check_same("vocoder", config, type(config)(**shared, **front_end))
+    kind: Any = type(config)
+    read = kind(**shared, **front_end, mel=mel if config.mel else None)
+    released.check_same("vocoder", config, read)
     tensors = torch_layout.to_torch(split_weight_norm(params))
     wanted = vars(mel) | {"win_length": mel.n_fft}
     sizes = shared | {names[0]: wanted[field] for field, names in _FRONT_END.items()}

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from maa_jax.models.hifigan import HifiGanConfig
 from maa_jax.stages import make_stage
 from maa_jax.text.tokenizer import Tokenizer, build_tokenizer
 from maa_jax.training.checkpoint import Checkpoints, write_config
+from maa_jax.vocoder import Vocoder
 from tests.conftest import CAPTIONS, random_network
 from tests.fuzz import released_files
 from tests.parity import named_weights
@@ -154,7 +156,7 @@ def write_release(folder, cases, width, text, vocoder, **_):
 
 
 def pytorch_sound(release, folder, prompt, noise, steps, scale):
-    """The sound that diffusers, transformers and a plain BigVGAN generate from the files."""
+    """Mels, and their sound, that diffusers, transformers and a plain BigVGAN make of the files."""
     import diffusers
     import transformers
 
@@ -191,7 +193,7 @@ def pytorch_sound(release, folder, prompt, noise, steps, scale):
             if not leaf == "filter":
                 names[name] = value
         vocoder.load_state_dict(names)
-        return vocoder(mel).numpy()
+        return mel.numpy().swapaxes(1, 2), vocoder(mel).numpy()
 
 
 @pytest.mark.parametrize(
@@ -216,10 +218,14 @@ def test_released_files_sound_here_as_in_pytorch(size, tmp_path, capsys):
     noise = np.random.default_rng(0).standard_normal((1, *shape)).astype("f")
     request = dict(steps=sizes["steps"], guidance_scale=3.0, duration=sizes["seconds"])
     ours = pipe(["a crow caws"], initial_latents=noise, **request)
-    theirs = pytorch_sound(tmp_path, folder, "a crow caws", noise, sizes["steps"], 3.0)[
-        :, : ours.shape[1]
-    ]
-    assert np.abs(ours - theirs).max() < 1e-3 * np.abs(theirs).max()
+    mels, theirs = pytorch_sound(tmp_path, folder, "a crow caws", noise, sizes["steps"], 3.0)
+    graph, params = networks.load_network(folder, "vocoder")
+    wavs = jax.jit(networks.build(graph, params))(mels)
+    assert np.abs(wavs - theirs).max() < 1e-3 * np.abs(theirs).max()
+    # A pipeline also takes the vocoder's offset and its clicks at both ends away.
+    vocoder = jax.jit(Vocoder.from_folder(folder, MelConfig()))
+    cleaned, _ = vocoder(params, mels, np.array([ours.shape[1]]))
+    assert np.abs(ours - cleaned[:, : ours.shape[1]]).max() < 1e-3 * np.abs(theirs).max()
 
     if size == "small":  # and back, bit for bit except for entries that nothing reads
         folders.folder_to_released(str(folder), str(tmp_path / "back" / "maa.ckpt"))
@@ -247,6 +253,7 @@ def test_a_hifigan_alone_both_ways(tmp_path):
     folder = folders.released_to_folder(
         str(tmp_path / "model"), vocoder=str(tmp_path / "there"), vocoder_log="log"
     )
+    config = dataclasses.replace(config, mel=MelConfig(log="log"))
     assert networks.load_config(folder, "vocoder") == config
     graph, params = networks.load_network(folder, "vocoder")
     want = named_weights.reference("hifigan_small")
