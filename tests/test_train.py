@@ -215,6 +215,21 @@ def test_scores_that_are_not_one_for_each_example_are_refused(shape):
         score({}, {}, {"valid": np.ones(2, bool)}, jax.random.key(0))
 
 
+def test_a_validation_score_that_is_not_finite_is_told_and_never_the_best(capsys):
+    def eval_step(state, frozen, batch, key):
+        return {"loss": batch["audio"][:, 0], "l1": jnp.ones_like(batch["index"])}
+
+    mesh = sharding.create_mesh(common.base("clap").mesh)
+    score = loop._jit_score(types.SimpleNamespace(eval_step=eval_step), mesh)
+    batch = {"audio": np.array([[1.0], [np.nan]], "f"), "index": np.arange(2)}
+    evaluate = lambda valid: loop._evaluate(
+        score, {}, {}, [{**batch, "valid": np.array(valid)}], mesh, jax.random.key(0)
+    )
+    assert evaluate([True, True]) == {"validation/l1": 1}
+    assert "left out: validation/loss" in capsys.readouterr().out
+    assert evaluate([True, False]) == {"validation/l1": 1, "validation/loss": 1}  # padding
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_kept_for_debugging(
     make_config, tmp_path, monkeypatch
 ):

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import math
 import multiprocessing
 import os
 import pathlib
@@ -356,7 +357,10 @@ def _evaluate(
     mesh: Mesh,
     key: jax.Array,
 ) -> dict[str, float]:
-    """Returns the means of the stage's scores over the validation split."""
+    """Returns the means of the stage's scores over the validation split.
+
+    A mean that is not finite is told and left out: compared with others, it could be the best.
+    """
     sums: dict[str, float] = {}
     count = 0
     for batch in batches:
@@ -364,7 +368,11 @@ def _evaluate(
         part, valid = jax.device_get(score(state, frozen, sharding.put_batch(batch, mesh), key))
         sums = {name: sums.get(name, 0.0) + float(total) for name, total in part.items()}
         count += int(valid)
-    return {f"validation/{name}": total / count for name, total in sums.items()}
+    means = {f"validation/{name}": total / count for name, total in sums.items()}
+    faulty = [name for name, mean in means.items() if not math.isfinite(mean)]
+    if faulty:
+        _say(f"\nNot finite, and left out: {', '.join(faulty)}. Look at the validation recordings.")
+    return {name: mean for name, mean in means.items() if name not in faulty}
 
 
 def _profile(steps: tuple[int, ...], workdir: str, step: int, state: TrainState) -> None:
