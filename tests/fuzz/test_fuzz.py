@@ -6,7 +6,7 @@ import pytest
 
 from tests.fuzz import frame
 
-SMALL = 40  # cases of each kind in every run of the suite
+SMALL = 25  # cases of each kind in every run of the suite
 
 
 @pytest.mark.parametrize("kind", frame.KINDS)
