@@ -69,9 +69,10 @@ def write(
     if process_index == 0:
         content = {**facts, "run": run, "shards": process_count, "rows": len(texts)}
         write_json(folder / INDEX, content)
-        for path in [*folder.glob("*-of-*.npy"), *folder.glob("*-of-*.txt")]:
+        # Those of the run before. Other processes may still write: their temporaries begin with "."
+        for path in [*folder.glob("[!.]*-of-*.npy"), *folder.glob("[!.]*-of-*.txt")]:
             if not path.name.startswith(f"{run}-"):
-                path.unlink(missing_ok=True)  # of the run before, which the index named
+                path.unlink(missing_ok=True)
     return len(mine)
 
 

@@ -129,6 +129,15 @@ def test_a_writer_that_is_killed_leaves_the_contexts_that_were_there(
     assert len(list(tmp_path.iterdir())) == 3  # nothing of the old ones is left
 
 
+def test_a_process_that_is_done_leaves_alone_what_the_others_still_write(tmp_path):
+    def encode_slowly(captions):  # process 0 begins and ends within the second one's writing
+        write(tmp_path, CAPTIONS, encode, process_index=0, process_count=2, **T5)
+        return encode(captions)
+
+    write(tmp_path, CAPTIONS, encode_slowly, process_index=1, process_count=2, **T5)
+    np.testing.assert_array_equal(Contexts(tmp_path)(CAPTIONS), encode(CAPTIONS))
+
+
 def shorten(path):
     path.write_bytes(path.read_bytes()[:-33])
 
