@@ -59,10 +59,13 @@ def embed(config: "ml_collections.ConfigDict", request: Embedding) -> int:
       The number of captions written.
 
     Raises:
-      ValueError: training would make captions that cannot be known before it runs.
+      ValueError: the config is invalid, or training would make captions that cannot be known
+        before it runs.
     """
     from maa_jax import devices
+    from maa_jax.training import config as run_config
 
+    run_config.check(config)
     with devices.hold_folder(request.out):
         if request.retriever:
             from maa_jax.data import datasets

@@ -22,18 +22,21 @@ import dataclasses
 import json
 import pathlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maa_jax import command, options
-from maa_jax.checks import nearest
+from maa_jax.checks import differences, nearest
 from maa_jax.evaluators import EVALUATORS, find, make
-from maa_jax.files import file_names, make_folder, write_json
+from maa_jax.files import file_names, make_folder, read_json, write_json
 from maa_jax.options import FINE, REQUIRED, Options, option
 from maa_jax.pipeline.request import Request
 
 if TYPE_CHECKING:
     from maa_jax.data.config import DataConfig
     from maa_jax.evaluators.base import Sounds
+
+# The file of the scores, in the output folder.
+SCORES = "scores.json"
 
 
 def _check_evaluators(names: tuple[str, ...], _: Options) -> str:
@@ -111,7 +114,28 @@ def evaluate(request: Evaluation) -> dict[str, float]:
     from maa_jax.devices import hold_folder
 
     with hold_folder(request.out) as folder:
+        _check_earlier(request, folder)
         return _evaluate(request, folder)
+
+
+def _check_earlier(request: Evaluation, folder: pathlib.Path) -> None:
+    """Raises a ValueError if the folder holds the scores of other options."""
+    if not (folder / SCORES).exists():
+        return
+    different = differences(read_json(folder / SCORES), _options(request))
+    if different:
+        raise ValueError(
+            f"--out={folder} holds the scores of another evaluation: {'; '.join(different)}; give "
+            "another folder, or remove that one"
+        )
+
+
+def _options(request: Evaluation) -> dict[str, Any]:
+    """Returns the options that scores depend on; those of sampling only if sounds are made."""
+    record = request.record()
+    if request.sounds or not any("sounds" in find(name).needs for name in request.evaluators):
+        record = {key: value for key, value in record.items() if key not in request.keywords()}
+    return record
 
 
 def _evaluate(request: Evaluation, folder: pathlib.Path) -> dict[str, float]:
@@ -151,12 +175,9 @@ def _evaluate(request: Evaluation, folder: pathlib.Path) -> dict[str, float]:
             references = sources.recordings(data, samples, batch_size=request.batch_size)
         scores |= base.run(group, base.Inputs(sounds, references))
     if jax.process_index() == 0:
-        record = request.record()
-        if not made_by:  # then nothing was sampled
-            record = {k: v for k, v in record.items() if k not in request.keywords()}
         heard = {n.name: n.digest for evaluator in evaluators for n in evaluator.networks}
         result = {
-            **record,
+            **_options(request),
             **made_by,
             "networks": heard,
             "sounds_scored": len(sounds),
@@ -166,10 +187,10 @@ def _evaluate(request: Evaluation, folder: pathlib.Path) -> dict[str, float]:
             "seconds": round(time.perf_counter() - start, 1),
             "scores": scores,
         }
-        write_json(folder / "scores.json", result)
+        write_json(folder / SCORES, result)
         for name, value in scores.items():
             print(f"{name:<30}{value:>9.4g}")
-        print(f"All scores: {folder / 'scores.json'}")
+        print(f"All scores: {folder / SCORES}")
     return scores
 
 

@@ -55,6 +55,12 @@ def test_a_models_sounds_are_scored_and_its_wavs_can_be_scored_again(
     assert again == pytest.approx(scores, abs=1e-3)  # files hold 16 bits a sample
     assert "steps" not in json.loads((tmp_path / "again" / "scores.json").read_text())
 
+    # Neither scores nor sounds are replaced by those of other options.
+    other = Evaluation(out=tmp_path / "out", model=str(tiny_model), steps=2, **common)
+    with pytest.raises(ValueError, match=r"scores of another evaluation: .*steps=1 there, 2 here"):
+        evaluate(other)
+    assert json.loads((tmp_path / "out" / "scores.json").read_text()) == written
+
 
 def test_bad_settings_are_refused_before_any_work(tiny_model, tmp_path):
     with pytest.raises(ValueError, match="steps=0"):

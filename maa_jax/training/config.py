@@ -149,6 +149,12 @@ class RunConfig:
     profile: tuple[int, ...] = schema.field((), least=1, most=_MOST_STEPS, length=(0, 2))
 
     def __post_init__(self):
+        cosine = self.optimizer.cosine_steps
+        if 0 < cosine < self.total_steps and not self.total_epochs:
+            raise ValueError(
+                f"optimizer.cosine_steps={cosine}: the learning rate is 0 from then on; give at "
+                f"least total_steps={self.total_steps}"
+            )
         if len(self.profile) == 1:
             raise ValueError(f"profile={self.profile}: give the first step and a number of steps")
 

@@ -44,7 +44,7 @@ EVERYWHERE = [
     ("optimizer.base_lr", [0, -1e-4, NAN, float("inf"), "1e-4", None]),
     ("optimizer.scale_lr", [1, "True"]),
     ("optimizer.warmup_steps", [-1, 0.5]),
-    ("optimizer.cosine_steps", [-1]),
+    ("optimizer.cosine_steps", [-1, 1]),
     ("optimizer.decay_rate", [0, 1.1]),
     ("optimizer.decay_steps", [0]),
     ("optimizer.b1", [1, -0.1, NAN]),
