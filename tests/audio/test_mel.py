@@ -88,5 +88,5 @@ def test_bad_input_is_named():
         dataclasses.replace(MelConfig(), log="log2")
     with pytest.raises(ValueError, match=r"fmax.*9000"):
         MelConfig(fmax=9000)
-    with pytest.raises(ValueError, match="hop_length is 0"):
+    with pytest.raises(ValueError, match="hop_length=0: give a whole number"):
         MelConfig(hop_length=0)

@@ -45,16 +45,16 @@ if arguments[:1] == ["-m"]:
         write(folder / "samples.jsonl")
     elif what == "train":
         write(folder / "config.json", json.dumps(dict(total_steps=7)))
-        # A run that is told to stop saves and exits with 0, like a finished one.
-        step = 4 if fail == "stop " + folder.name else 7
-        write(folder / "checkpoints" / str(step) / "state")
+        # A run that is told to stop saves a checkpoint and exits with 143.
+        stopped = fail == "stop " + folder.name
+        write(folder / "checkpoints" / ("4" if stopped else "7") / "state")
+        if stopped:
+            sys.exit(143)
     elif what == "convert":
         write(pathlib.Path(flags["out"]) / "model_index.json")
 elif arguments[0] == "-c" and "prepare" in arguments[1]:
     note("build")
     write(pathlib.Path(arguments[2]) / "sonic_sounds" / "1")
-elif arguments[0] == "-c":
-    exec(arguments[1].replace("sys.argv[1]", "arguments[2]"))
 """
 
 

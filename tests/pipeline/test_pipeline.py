@@ -552,7 +552,8 @@ def test_half_precision_is_that_of_the_u_net_and_the_autoencoder(pipe, tiny_mode
         if name == "vocode":
             assert "bf16" not in program.as_text()
         else:
-            assert matrix_products.count("bf16") > 0.9 * len(matrix_products) > 3
+            # All but the convolutions at the networks' ends.
+            assert matrix_products.count("bf16") > 0.8 * len(matrix_products) > 3
         if name == "decode":
             assert matrix_products[-1] == "f32"
         assert {x.dtype for x in jax.tree.leaves(program.out_info)} == {np.dtype("float32")}

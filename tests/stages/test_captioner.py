@@ -3,6 +3,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from maa_jax.configs import common
 from maa_jax.data import datasets
@@ -146,8 +147,10 @@ def test_training_can_begin_with_an_encoder_of_panns(tokenizer, tmp_path):
     stage = CaptionerStage(make_config(tokenizer, **key))
     config = stage.captioner_config.encoder
     given = random_network(lambda rngs: Cnn10(config, rngs=rngs), 0)
-    classifier = {"kernel": np.ones((16, 16), "f")}  # PANNs' files have one too
-    networks.save_network(tmp_path, "cnn10", config, given | {"fc1": classifier})
+    networks.save_network(tmp_path, "cnn10", config, given)
+    file = tmp_path / "cnn10" / "model.safetensors"
+    tensors = load_file(file) | {"fc1.weight": np.ones((16, 16), "f")}  # PANNs' classifier
+    save_file(tensors, file, {"format": "pt"})
     train = jax.eval_shape(stage.init, jax.random.key(0))
     weights = stage.start_weights()
     assert weights.keys() == {"captioner"} and weights["captioner"].keys() == {"encoder"}

@@ -31,9 +31,8 @@ TRAIN = """
 import json, ml_collections
 from maa_jax.train import loop
 config = ml_collections.ConfigDict(json.loads({config!r}))
-for fsdp, total_steps, workdir in {runs!r}:
-    config.mesh.fsdp, config.total_steps = fsdp, total_steps
-    print("RESULT", json.dumps(loop.train(config, workdir)))
+config.mesh.fsdp, config.total_steps = {fsdp}, {steps}
+print("RESULT", json.dumps(loop.train(config, {workdir!r})))
 """
 
 
@@ -41,11 +40,10 @@ def test_eight_devices_and_four_that_take_over_give_the_losses_of_one(
     sharded_config, one, tmp_path
 ):
     config = sharded_config.to_json()
-    # Data-parallel alone, and with split parameters, which four devices take over.
-    runs = [(1, 3, str(tmp_path / "1")), (4, 2, str(tmp_path / "4"))]
-    output = run_python(TRAIN.format(config=config, runs=runs), devices=8)
-    _assert_same_losses(one, output)
-    output = run_python(TRAIN.format(config=config, runs=[(2, 3, str(tmp_path / "4"))]), devices=4)
+    workdir = str(tmp_path / "run")
+    # Batches split in two and parameters in four, which four devices split in two each.
+    run_python(TRAIN.format(config=config, fsdp=4, steps=2, workdir=workdir), devices=8)
+    output = run_python(TRAIN.format(config=config, fsdp=2, steps=3, workdir=workdir), devices=4)
     assert "Resuming from step 2" in output
     _assert_same_losses(one, output)
 
