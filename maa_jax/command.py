@@ -94,6 +94,8 @@ def _is_users(error: Exception) -> bool:
     """
     if isinstance(error, flags.Error | FileNotFoundError):
         return True
+    if isinstance(error, OSError) and error.errno in _PATH_ERRORS and error.filename:
+        return True
     if not isinstance(error, ValueError):
         return False
     if type(error).__module__.startswith("maa_jax"):
@@ -106,6 +108,17 @@ def _is_users(error: Exception) -> bool:
     return not any(place.is_relative_to(folder) for folder in libraries)
 
 
+# What the system says of a path that cannot be used as it was given.
+_PATH_ERRORS = (
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
 _FULL = {errno.ENOSPC: os.strerror(errno.ENOSPC), errno.EDQUOT: os.strerror(errno.EDQUOT)}
 
 
@@ -165,7 +178,12 @@ def read_config(argument: str) -> Any:
     """
     place, _, argument = argument.partition(":")
     if pathlib.Path(place).is_file():
-        get_config = runpy.run_path(place)["get_config"]
+        try:
+            get_config = runpy.run_path(place)["get_config"]
+        except (KeyError, SyntaxError) as error:
+            raise ValueError(
+                f"--config={place} is no Python file that defines get_config(arg) ({error})"
+            ) from error
     else:
         known = sorted(p.stem for p in _CONFIGS.glob("[!_]*.py") if p.stem != "common")
         if place not in known:

@@ -28,7 +28,10 @@ def user_path(path: str | os.PathLike[str]) -> str:
     text = os.fspath(path)
     if "://" in text or text == "bundled":
         return text
-    return os.path.abspath(os.path.expanduser(text))
+    expanded = os.path.expanduser(text)
+    if not text or expanded.startswith("~"):
+        raise ValueError(f"path {text!r}: give the path of a file or folder")
+    return os.path.abspath(expanded)
 
 
 INDEX = "model_index.json"  # which only a model folder has

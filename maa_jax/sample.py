@@ -161,7 +161,6 @@ def _sample(
         print(f"Already there: {len(there)} sound(s)")
     if journal.broken:
         print(f"Made again, since not whole: {len(journal.broken)} such as {journal.broken[0]}")
-    journal.begin()
     if chunks:
         clock = time.perf_counter()
         several = jax.local_device_count() > 1
@@ -169,6 +168,7 @@ def _sample(
             sampling.model, devices=jax.local_devices() if several else None
         )
         pipe.load(ranking=sampling.ranks)
+        journal.begin()
         print(f"Read the model in {model.path}: {time.perf_counter() - clock:.1f} s", flush=True)
         clock, where = time.perf_counter(), _where(model)
         with pipe.timed() as spent:

@@ -96,6 +96,8 @@ def test_a_mistake_is_one_line_and_ends_with_2(arguments, message, tmp_path):
     [
         ("raise ValueError('steps=0: give 1')", 2, "maa_jax.mine: steps=0: give 1\n"),
         ("open('/none/there')", 2, "/none/there"),
+        ("open('/dev/null/file')", 2, "/dev/null/file"),
+        ("open('/tmp/' + 'x' * 300)", 2, "File name too long"),
         ("raise KeyboardInterrupt", 130, ""),
         ("import json; json.loads('{')", 1, "Traceback"),
         ("raise OSError(28, 'No space left on device', '/full/file')", 1, "no room in /full: make"),

@@ -109,3 +109,9 @@ def test_what_is_no_regular_file_is_refused_before_it_is_read(tmp_path):
             files.read_json(tmp_path / name)
     with pytest.raises(ValueError, match="a device"):
         files.check_regular("/dev/zero")
+
+
+@pytest.mark.parametrize("path", ["", "~nobody-here/runs"])
+def test_paths_that_name_nothing_are_refused(path):
+    with pytest.raises(ValueError, match="give the path of a file or folder"):
+        files.user_path(path)

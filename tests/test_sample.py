@@ -139,6 +139,18 @@ def test_a_sound_that_is_not_whole_is_made_again(tiny_model, tmp_path, capsys):
     assert "Made again, since not whole: 3 such as 000_rain.wav" in capsys.readouterr().out
 
 
+def test_a_file_without_a_record_is_not_overwritten(tiny_model, tmp_path):
+    (tmp_path / "000_rain.wav").write_text("mine")
+    with pytest.raises(ValueError, match=r"000_rain\.wav is there, and no record says how"):
+        make(["rain"], tmp_path, tiny_model)
+    assert (tmp_path / "000_rain.wav").read_text() == "mine"
+    (tmp_path / "000_rain.wav").unlink()
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"file": "x" * 300}) + "\n")
+    (tmp_path / "000_rain.wav").mkdir()
+    with pytest.raises(ValueError, match=r"000_rain\.wav is there"):
+        make(["rain"], tmp_path, tiny_model)
+
+
 def test_a_folder_in_use_is_refused_and_a_failed_start_leaves_none(tiny_model, tmp_path):
     with files.output_folder(str(tmp_path / "held")):
         with pytest.raises(ValueError, match=r"held is in use by process \d+"):

@@ -141,8 +141,9 @@ def _check_chunks(file: BinaryIO, end: int, layout: _Layout) -> None:
 
 
 def _check_left(left: int, size: int, size_bytes: int) -> None:
-    # Programs that write into a pipe leave the size unset: as all ones, or somewhat less.
-    unset = size >= 2 ** (8 * size_bytes) - 2**16
+    # Programs that write into a pipe leave the size unset: as all ones, as the largest number with
+    # a sign, or somewhat less than either.
+    unset = any(0 <= 2**bits - size <= 2**16 for bits in (8 * size_bytes, 8 * size_bytes - 1))
     if left < size and not unset:
         raise AudioError(f"truncated: {max(left, 0)} of {size} bytes of samples are present")
 
@@ -156,6 +157,10 @@ def _check_ogg(file: BinaryIO, end: int) -> None:
     while position < end:
         file.seek(position)
         head = file.read(27)
+        if last and head[:4] == b"OggS" and head[5:6] == b"\2":  # libsndfile reads the first alone
+            raise AudioError(
+                "holds several streams, one behind the other: convert it to wav or FLAC"
+            )
         if head[:4] != b"OggS" and last:  # some other bytes behind the stream
             return
         lacing = file.read(head[26]) if len(head) == 27 else b""  # bytes of each segment

@@ -232,9 +232,15 @@ def front_end(folder: str | os.PathLike[str], network: str) -> MelConfig | None:
 
 
 def content_hash(folder: str | os.PathLike[str]) -> str:
-    """Returns the SHA-256 of a model folder's files, names and contents, in hex."""
+    """Returns the SHA-256 of a model folder's files, names and contents, in hex.
+
+    Parts that are links count as what they link to.
+    """
     folder, total = pathlib.Path(folder), hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    files = [path for path in folder.glob("[!.]*") if path.is_file()]
+    for part in folder.glob("[!.]*/"):  # whose own links to folders are no part of the model
+        files += [path for path in part.rglob("*") if path.is_file()]
+    for path in sorted(files):
         relative = path.relative_to(folder)
         if any(part.startswith(".") for part in relative.parts):
             continue

@@ -11,6 +11,8 @@ from maa_jax.files import check_regular, replace_file
 
 Row = dict[str, Any]
 
+_LONGEST = 255  # bytes of a file's name
+
 
 class Journal:
     """Metadata of the sounds in a folder: samples.jsonl, and the part files of unfinished runs.
@@ -32,12 +34,22 @@ class Journal:
           process: index of this process, from 0.
 
         Raises:
-          ValueError: a file of that name belongs to another request.
+          ValueError: a file of that name belongs to another request, or to none.
         """
         self.rows: dict[str, Row] = {}
         self.broken: list[str] = []
         self._folder, self._wanted = folder, wanted
         self._part = folder / f"samples.part-{process}.jsonl"
+        known = [self._folder / "samples.jsonl", *self._parts()]
+        foreign = [name for name in wanted if (folder / name).is_dir()]
+        # A run that was killed has at least its part file.
+        if not any(path.exists() for path in known):
+            foreign += [name for name in wanted if (folder / name).exists()]
+        if foreign:
+            raise ValueError(
+                f"--out={folder}: {foreign[0]} is there, and no record says how it was made: give "
+                "another folder, or move it away"
+            )
         for name, row in self._read().items():
             if name not in wanted or not (folder / name).exists():
                 continue
@@ -53,10 +65,11 @@ class Journal:
                 self.broken.append(name)
 
     def begin(self) -> None:
-        """Opens this process's part file for `add`, before any sound is written."""
+        """Makes this process's part file for `add`, before any sound is written."""
         if self._part.is_file() and not self._part.read_bytes().endswith(b"\n"):
             with self._part.open("ab") as file:  # ends a line that a kill truncated
                 file.write(b"\n")
+        self._part.touch()
 
     def add(self, row: Row) -> None:
         """Records that a sound's file has been written."""
@@ -111,7 +124,12 @@ def _read_rows(path: pathlib.Path) -> Iterator[Row]:
         except (ValueError, RecursionError):
             continue
         name = row.get("file") if isinstance(row, dict) else None
-        if isinstance(name, str) and name == pathlib.PurePath(name).name and "\0" not in name:
+        if (
+            isinstance(name, str)
+            and name == pathlib.PurePath(name).name
+            and "\0" not in name
+            and len(name.encode("utf-8", "replace")) <= _LONGEST
+        ):
             yield row
 
 

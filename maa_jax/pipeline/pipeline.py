@@ -120,6 +120,10 @@ class Pipeline:
         Raises:
           ValueError: the folder is missing, half-written or does not fit together.
         """
+        if devices is not None and not all(isinstance(device, jax.Device) for device in devices):
+            raise ValueError(f"devices={devices!r}: give some of jax.local_devices()")
+        if devices is not None and not len(devices):
+            raise ValueError("devices=[]: give at least one of jax.local_devices()")
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         return cls(read_model(hub.fetch_model(model)), _float_type(dtype), LocalDevices(devices))
@@ -368,7 +372,7 @@ class Pipeline:
           float32 [n, samples] in [-1, 1], or [n, frames, n_mels], of all that the latents hold.
 
         Raises:
-          ValueError: `latents` are no latents of this model.
+          ValueError: `latents` are no latents of this model, or their sound is not finite.
         """
         check_name("output", output, OUTPUTS)
         array = _numbers("latents", latents)
@@ -381,7 +385,14 @@ class Pipeline:
             raise ValueError(
                 f"latents has shape {array.shape}: give [n, {height}, width, {channels}]"
             )
-        return self._decode(jnp.asarray(array), output)[output]
+        decoded = self._decode(jnp.asarray(array), output)[output]
+        finite = np.isfinite(decoded).reshape(len(decoded), -1).all(axis=1)
+        if not finite.all():
+            raise ValueError(
+                f"latents[{int(np.argmin(finite))}] gives a sound that is not finite: give latents "
+                "as the U-Net has them, whose standard deviation is about 1"
+            )
+        return decoded
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes the model folder, with a model card where there is none.

@@ -166,7 +166,7 @@ class Checkpoints:
                     state=ocp.args.StandardSave(state.replace(ema=None)),
                     # Orbax restores no part of an item, and sampling loads only the average.
                     ema=ocp.args.StandardSave(state.ema or {"none": 0}),
-                    checksums=ocp.args.JsonSave(checksums(state)),
+                    checksums=ocp.args.JsonSave({"number": step, **checksums(state)}),
                 ),
                 metrics=kept,
             )
@@ -250,7 +250,7 @@ class Checkpoints:
         if old:
             logging.warning("step %d has no checksums: it cannot be verified", step)
             return state
-        found = checksums(state)
+        found = {"number": step, **checksums(state)}
         differ = [name for name in found if found[name] != expected.get(name)]
         if differ:
             more = f" and {len(differ) - 1} more" if len(differ) > 1 else ""

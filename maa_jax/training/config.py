@@ -327,6 +327,13 @@ def check(config: Any) -> RunConfig:
         for field in dataclasses.fields(kind)
         if field.name not in values
     ]
+    # The loop reads these blocks as they are, without the defaults of their classes.
+    for block in ("data", "mel", "mesh", "optimizer"):
+        problems += [
+            f"config.{block}.{field.name} is missing"
+            for field in dataclasses.fields(type(getattr(RunConfig(stage=""), block)))
+            if isinstance(values.get(block), Mapping) and field.name not in values[block]
+        ]
     for block, (names, source) in _DERIVED.items():
         problems += [
             f"config.{block}.{name} follows from {source}: leave it out"

@@ -93,8 +93,9 @@ def test_files_written_into_a_pipe_are_read_to_their_end():
     data[21:26] = bytes([data[21] & 0xF0, 0, 0, 0, 0])  # the number of samples
     assert len(decode(bytes(data))) == 16000
     data = bytearray(encoded(wav, 16000, "WAV", "PCM_16"))
-    data[40:44] = b"\xff" * 4
-    assert len(decode(bytes(data))) == 16000
+    for size in (0xFFFFFFFF, 0xFFFFF000, 0x7FFFF000, 0x80000000):
+        data[40:44] = size.to_bytes(4, "little")
+        assert len(decode(bytes(data))) == 16000
     data = bytearray(encoded(wav, 16000, "AU", "PCM_16"))
     data[8:12] = b"\xff" * 4
     assert len(decode(bytes(data))) == 16000
@@ -120,6 +121,12 @@ def test_a_broken_page_of_ogg_is_no_gap():
     data[len(data) // 2] ^= 1
     with pytest.raises(AudioError, match="checksum"):
         decode(bytes(data))
+
+
+def test_streams_of_ogg_behind_the_first_are_not_left_out_in_silence():
+    data = encoded(tone(48000, 1), 48000, "OGG", "OPUS")
+    with pytest.raises(AudioError, match="several streams"):
+        decode(data + data)
 
 
 @pytest.mark.parametrize("rate", [1, 100, 999, 800_000, 2**31 - 1])

@@ -433,6 +433,7 @@ def test_leftovers_of_killed_builds_are_removed_but_not_what_is_being_built(tmp_
         assert start_python("-c", KILLED, *arguments).wait(timeout=120) == -9
         assert [path.parent.name for path in root.glob("*/incomplete.*")] == [name]
     version = str(audio_folder.AudioFolder.VERSION)
+    (root / "mine" / f".tmp-1-{version}-skipped.tsv").touch()
     (root / "third").mkdir()
     with (root / f"third/.{version}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -441,6 +442,7 @@ def test_leftovers_of_killed_builds_are_removed_but_not_what_is_being_built(tmp_
             folder=tmp_path / "sounds", data_dir=tmp_path / "tfds", config="mine"
         ).download_and_prepare()
     assert [path.parent.name for path in root.glob("*/incomplete.*")] == ["third"]
+    assert not list(root.glob("*/.tmp-*"))
     assert list((tmp_path / "tmp").iterdir()) == []
 
 

@@ -477,6 +477,16 @@ def test_an_unknown_class_says_what_is_known(model):
         networks.load_network(model, "unet")
 
 
+def test_content_hash_sees_parts_that_are_links(model, tmp_path):
+    before = content_hash(model)
+    part = next(path.parent for path in model.glob("*/config.json"))
+    part.rename(tmp_path / "elsewhere")
+    part.symlink_to(tmp_path / "elsewhere")
+    assert content_hash(model) == before
+    (tmp_path / "elsewhere" / "config.json").write_text("{}")
+    assert content_hash(model) != before
+
+
 def test_content_hash_sees_every_byte(model):
     before = content_hash(model)
     assert before == content_hash(model)

@@ -99,6 +99,13 @@ def test_going_on_after_a_broken_step_replaces_it(two_steps, tmp_path):
     assert (tmp_path / "run" / "broken" / "2").is_dir()
 
 
+def test_a_step_under_the_name_of_another_is_broken(two_steps, tmp_path):
+    shutil.copytree(two_steps, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "2").rename(tmp_path / "run" / "checkpoints" / "9")
+    with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.restore_newest(_shapes(_state(0)))[0] == 1
+
+
 def test_a_run_without_a_whole_step_is_an_error_that_names_all(two_steps, tmp_path):
     shutil.copytree(two_steps, tmp_path / "run")
     for step in "12":

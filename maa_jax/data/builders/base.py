@@ -142,6 +142,8 @@ def _remove_leftovers(folder: epath.Path, held: epath.Path) -> None:
     """
     if "://" in os.fspath(folder):
         return
+    for left in held.parent.glob(f".tmp-*-{held.name}-skipped.tsv"):
+        left.unlink(missing_ok=True)
     for left in [*folder.glob("incomplete.*_*"), *folder.glob("*/incomplete.*_*")]:
         final = left.parent / left.name.partition("_")[2]
         try:

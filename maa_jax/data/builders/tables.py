@@ -38,7 +38,9 @@ _MISSING = re.compile(
     r"[-+]?nan|null|none|<na>|#?n/a|#n/a n/a|#na|undefined|#(value|ref|name|div/0|null|num)[!?]"
 )
 _PRINTED = re.compile(r"""\[\s*(['"]).*\1\s*,?\s*\]|\{\s*(['"]).*:.*\}|\[\s*\]""", re.DOTALL)
-_SOUND_FILE = re.compile(r"[^\n]+\.(wav|flac|ogg|opus|mp3|aiff?|m4a|w64|caf)", re.IGNORECASE)
+_SOUND_FILE = re.compile(
+    r"[^\n]+\.(wave?|bwf|flac|og[ga]|opus|mp3|aif[fc]?|caf|w64|rf64|au|snd|m4a)", re.IGNORECASE
+)
 
 
 class Row(dict[str, Any]):
@@ -291,14 +293,17 @@ def _meant(name: str, known: re.Pattern[str]) -> str | None:
 def _check_swallowed(row: Row, delimiter: str) -> None:
     """Raises if a cell that spans lines seems to hold whole lines of the table.
 
-    A quote that is opened and not closed takes in all that follows up to the next quote.
+    A quote that is opened and not closed takes in all that follows up to the next quote. A sentence
+    may span lines too: a line of the table has a file where this row has one, or as many cells as
+    the table without the blanks that follow the commas of a sentence.
     """
+    places = [i for i, cell in enumerate(row.values()) if _SOUND_FILE.fullmatch(cell.strip())]
     for column, cell in row.items():
         for line in cell.split("\n")[1:]:
-            parts = [part.strip(' "') for part in line.split(delimiter)]
-            if (len(parts) > 1 and any(map(_SOUND_FILE.fullmatch, parts))) or (
-                len(parts) >= len(row) > 2
-            ):
+            parts = [part.strip('"') for part in line.split(delimiter)]
+            files = [i < len(parts) and _SOUND_FILE.fullmatch(parts[i].strip(' "')) for i in places]
+            whole = len(parts) >= len(row) > 2 and not any(part[:1] == " " for part in parts)
+            if whole or (len(parts) > 1 and any(files)):
                 row.fail(
                     f"a quote opens in {column!r} and takes in the line {line[:60]!r}; close it, or"
                     " double it if it belongs to the text"

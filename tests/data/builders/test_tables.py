@@ -24,6 +24,16 @@ def captions(folder, name, content):
 
 
 RIGHT = {
+    "lines with commas": (
+        "t.csv",
+        'file,caption,label\na.wav,"a dog barks\nthen rain, wind, and thunder",dog\n',
+        ["a dog barks\nthen rain, wind, and thunder"],
+    ),
+    "a capital accent before a quote": (
+        "t.csv",
+        "file,caption,caption_2\na.wav,JOSÉ’S GUITAR,Kinder haben Spaß…\n",
+        ["JOSÉ’S GUITAR", "Kinder haben Spaß…"],
+    ),
     "a byte order mark": ("t.csv", "\ufefffile,caption\na.wav,x\n", ["x"]),
     "a byte order mark in JSON": ("t.jsonl", '\ufeff{"file": "a.wav", "caption": "x"}', ["x"]),
     "a quoted comma": ("t.csv", 'file,caption\na.wav,"a dog, then a bell"', ["a dog, then a bell"]),
@@ -73,6 +83,11 @@ WRONG = {
     "a quote that takes in a line of three cells": (
         "t.csv",
         'file,label,caption\na.wav,x,"a dog\nb,y,a bell"\n',
+        "line 2: a quote opens in 'caption'",
+    ),
+    "a quote that takes in a line with a rarer suffix": (
+        "t.csv",
+        HEAD + 'a.oga,"a dog barks\nb.oga,he says hello"\nc.oga,rain\n',
         "line 2: a quote opens in 'caption'",
     ),
     "two quotes that take in lines": (
