@@ -336,6 +336,7 @@ def test_a_run_that_is_told_to_stop_saves_first(number, status, make_config, tmp
         "maa_jax.train",
         "--config=configs/vocoder.py:runlocal",
         f"--workdir={workdir}",
+        "--config.optimizer.cosine_steps=0",
         *flags,
     )
     deadline = time.monotonic() + 300
