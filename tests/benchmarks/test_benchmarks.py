@@ -9,6 +9,7 @@ import pytest
 from tests.launch.documents import ROOT
 
 COMMANDS = {
+    "accelerator": ["--small"],
     "builds": ["--clips=20", "--seconds=0.1"],
     "enhancement": ["--clips=20", "--seconds=0.5", "--batch_size=8"],
     "bank": ["--captions=500", "--width=8", "--queries=4", "--repeats=1"],
@@ -17,6 +18,7 @@ COMMANDS = {
     "reliability": ["--kind=audio", "--count=5"],
 }
 PRINTED = {
+    "accelerator": "| ms | times_real_time |",
     "builds": "20 clips of 0.1 s",
     "enhancement": "20 clips of 0.5 s enhanced",
     "bank": "| 500 | 8 | 4 | 5 |",
