@@ -136,7 +136,7 @@ def no_room(error: BaseException) -> str:
     named = [e.filename for e in chain if isinstance(e, OSError) and e.filename]
     if named:
         return os.path.dirname(os.path.abspath(os.fsdecode(named[-1])))
-    given = (flags.FLAGS[name].value for name in ("workdir", "out") if name in flags.FLAGS)
+    given = (flags.FLAGS[name].value for name in ("out", "workdir") if name in flags.FLAGS)
     return next((str(value) for value in given if value), "the folder that is written to")
 
 
