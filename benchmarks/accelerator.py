@@ -1,14 +1,14 @@
-r"""The full-size networks on an accelerator: agreement, speed and memory, in under 8 minutes.
+r"""The full-size networks on an accelerator: agreement, speed and memory.
 
     python -m benchmarks.accelerator [--small] [--peak_tflops=990] [--out=accelerator.json]
 
 Needs jax, flax, optax, numpy and safetensors alone, so that it runs on a bare machine. For speed
 beside PyTorch on the same card, benchmarks/networks.py has the peers. Every row is printed as a
-line of JSON as soon as it is known, and the table last.
+line of JSON as soon as it is known, and the table last; after --seconds no further part begins.
 
 Agreement is the largest difference from the stored arrays of the authors' networks (tests/parity),
 as a share of the largest value. A training step is a forward pass, a backward pass and AdamW's
-update, on latents for the denoiser, as with `config.latents`. The share of peak takes the
+update; the denoiser's are on latents, without the encoder. The share of peak takes the
 arithmetic of each network as FlopCounterMode counts it in PyTorch.
 """
 
