@@ -24,7 +24,8 @@ from maa_jax.data.builders.general_midi.wording import captions
 _SPLITS = ("train", "validation", "test")
 _HELD_OUT = 0.02  # share of the clips in validation, and in test
 _PER_SHARD = 2_000
-_LOUDNESS_DB = (-28.0, -14.0)  # range of the level of a clip's loudest 0.4 s
+# Range of the level of a clip's loudest 0.4 s, in dB of full scale, by its loudest event.
+_LOUDNESS_DB = {"soft": (-28.0, -22.0), "medium": (-24.0, -18.0), "loud": (-20.0, -14.0)}
 _VARIANT = re.compile(r"(?P<clips>\d{1,9})x(?P<seconds>\d{1,3}(\.\d{1,3})?)(-(?P<seed>\d{1,9}))?")
 
 
@@ -84,7 +85,7 @@ class GeneralMidi(BuildsOnce, tfds.core.ShardBasedBuilder, skip_registration=Tru
         writes a shard, which is right for Beam.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     DEFAULT = "100000x4.1"
 
     def __init__(
@@ -177,7 +178,8 @@ def example(soundfont: str, variant: Variant, split: str, number: int) -> dict[s
     """
     rng = np.random.default_rng((variant.seed, _SPLITS.index(split), number))
     score = compose(rng, _combinations(split), variant.seconds)
-    loudness = float(rng.uniform(*_LOUDNESS_DB))
+    loudest = max((event.loudness for event in score.events), key=list(_LOUDNESS_DB).index)
+    loudness = float(rng.uniform(*_LOUDNESS_DB[loudest]))
     wav = synthesis.soundfont(soundfont).render(score, variant.seconds, loudness)
     names = [event.instrument.name for event in score.events]
     return {
