@@ -56,41 +56,38 @@ def full():
 
 
 def bundled():
-    """The autoencoder in the package, 2,001,213 parameters.
-
-    Trained on the 104 training recordings of sonic_sounds in half an hour on two shared cores of an
-    Intel Xeon, without the discriminator, whose steps take more than twice as long. Its validation
-    L1 is 0.173, in base-10 log mels (TensorBoard of that run). The learning rate is scheduled for
-    1,200 steps, of which 900 were run.
-    """
-    config = common.small_run(full(), steps=900)
-    config.batch_size = 8
-    config.data.samples = 64 * 256
-    config.ema_decay = 0.99
-    config.autoencoder.block_out_channels = (24, 48, 64, 96)
+    """The autoencoder in the package, 2,974,261 parameters."""
+    config = common.small_run(full(), steps=6_000)
+    common.bundled_data(config, weight=30)
+    config.batch_size = 4
+    config.data.samples = 128 * 256
+    config.ema_decay = 0.999
+    config.autoencoder.block_out_channels = (16, 32, 64, 128)
     config.autoencoder.layers_per_block = 1
     config.autoencoder.norm_num_groups = 8
     config.discriminator.multi_window.windows = (32, 64)
     config.discriminator.multi_window.channels = 32
-    config.discriminator.start = 900  # unused
+    config.discriminator.start = 4_000
     config.optimizer.base_lr = 1e-3
     config.optimizer.scale_lr = False
     config.optimizer.warmup_steps = 50
-    config.optimizer.cosine_steps = 1_200
+    config.optimizer.cosine_steps = config.total_steps
     config.optimizer.clip_norm = 1.0
     config.optimizer.b2 = 0.99
     return config
 
 
 def demo():
-    config = common.small_run(bundled(), steps=80)
-    config.optimizer.cosine_steps = config.total_steps
+    config = common.demo_run(bundled(), steps=80)
+    config.batch_size = 8
+    config.data.samples = 64 * 256
+    config.ema_decay = 0.99
     config.discriminator.start = 64
     return config
 
 
 def runlocal():
-    config = common.small_run(bundled(), steps=2)
+    config = common.demo_run(bundled(), steps=2)
     config.batch_size = 2
     config.data.samples = 32 * 256
     config.autoencoder.block_out_channels = (8, 8, 16, 16)

@@ -103,6 +103,23 @@ def small_run(config: ml_collections.ConfigDict, steps: int) -> ml_collections.C
     return config
 
 
+def bundled_data(config: ml_collections.ConfigDict, weight: float) -> None:
+    """Sets the data of the model in the package.
+
+    Args:
+      config: config to change.
+      weight: weight of the recordings in the package, of which there are few.
+    """
+    config.data.dataset = f"general_midi/40000x4.1 + sonic_sounds*{weight:g}"
+
+
+def demo_run(config: ml_collections.ConfigDict, steps: int) -> ml_collections.ConfigDict:
+    """Sets a short run on the recordings in the package alone, and returns the config."""
+    config.data.dataset = "sonic_sounds"
+    config.optimizer.cosine_steps = steps
+    return small_run(config, steps)
+
+
 def pick(arg: str | None, **choices):
     """Returns the choice that a config's argument names, `full` without one.
 

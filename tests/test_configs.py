@@ -80,7 +80,9 @@ def test_the_autoencoder_has_the_papers_size(discriminator):
     assert counts["vae"] == 68_984_037
 
 
-@pytest.mark.parametrize(("arg", "count"), [(None, 13_936_130), ("bigvgan", 112_231_250)])
+@pytest.mark.parametrize(
+    ("arg", "count"), [(None, 13_936_130), ("bigvgan", 112_231_250), ("vocos", 13_459_970)]
+)
 def test_the_vocoders_have_the_published_sizes(arg, count):
     config = importlib.import_module("maa_jax.configs.vocoder").get_config(arg)
     stage = make_stage(config)

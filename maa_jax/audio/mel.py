@@ -18,6 +18,9 @@ from maa_jax.audio.io import SAMPLE_RATE
 # Added to the power before the square root, as in HiFi-GAN, for a finite gradient at silence.
 _POWER_FLOOR = 1e-9
 LOGS = ("log10", "log")
+# Transforms of the log-spectral distance, and the smallest magnitude that it hears.
+SPECTRAL_SIZES = (512, 1024, 2048)
+_SPECTRAL_FLOOR = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,11 +134,35 @@ def stft_magnitude(wav: jax.Array, n_fft: int = 1024, hop_length: int = 256) -> 
             f" {max(padding, hop_length - 1)} samples; pad it with zeros"
         )
     wav = jnp.pad(wav, ((0, 0), (padding, padding)), mode="reflect")
-    frames = (wav.shape[1] - n_fft) // hop_length + 1
-    index = np.arange(frames)[:, None] * hop_length + np.arange(n_fft)
     window = np.hanning(n_fft + 1)[:-1].astype(np.float32)
-    spectrum = jnp.fft.rfft(wav[:, index] * window)
+    spectrum = jnp.fft.rfft(_frames(wav, n_fft, hop_length) * window)
     return jnp.sqrt(spectrum.real**2 + spectrum.imag**2 + _POWER_FLOOR)
+
+
+def _frames(wav: jax.Array, length: int, hop_length: int) -> jax.Array:
+    """Returns the overlapping frames [b, frames, length] of waveforms [b, samples]."""
+    count = (wav.shape[1] - length) // hop_length + 1
+    if length % hop_length:
+        return wav[:, np.arange(count)[:, None] * hop_length + np.arange(length)]
+    # Side by side, since the gradient of an indexing is slow on CPUs.
+    shifts = length // hop_length
+    parts = wav[:, : (count + shifts - 1) * hop_length].reshape(len(wav), -1, hop_length)
+    return jnp.concatenate([parts[:, i : i + count] for i in range(shifts)], axis=-1)
+
+
+def log_spectral_distances(wav: jax.Array, other: jax.Array) -> jax.Array:
+    """Returns the distances [b] of the spectra of waveforms [b, samples], in decades.
+
+    The mean absolute difference of the decimal logarithms of magnitudes, of at least 1e-4, with
+    transforms of 512, 1,024 and 2,048 samples and hops of a quarter; 20 times as much in dB.
+    """
+
+    def distance(n_fft: int) -> jax.Array:
+        magnitudes = (stft_magnitude(x, n_fft, n_fft // 4) for x in (wav, other))
+        a, b = (jnp.log10(jnp.maximum(x, _SPECTRAL_FLOOR)) for x in magnitudes)
+        return jnp.abs(a - b).mean((1, 2))
+
+    return sum(map(distance, SPECTRAL_SIZES), jnp.zeros(())) / len(SPECTRAL_SIZES)
 
 
 def log_mel(wav: jax.Array, config: MelConfig = MelConfig()) -> jax.Array:

@@ -34,6 +34,7 @@ NETWORKS = {
     "Cnn10": ("maa_jax", "maa_jax.models.cnn10", "Cnn10Config", "Cnn10"),
     "Cnn14": ("maa_jax", "maa_jax.models.cnn14", "Cnn14Config", "Cnn14"),
     "Projection": ("maa_jax", "maa_jax.models.clap", "ProjectionConfig", "Projection"),
+    "Vocos": ("maa_jax", "maa_jax.models.vocos", "VocosConfig", "Vocos"),
     "Retriever": ("maa_jax", "maa_jax.models.retriever", "RetrieverConfig", "Retriever"),
 }
 
@@ -41,7 +42,7 @@ NETWORKS = {
 PARTS = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
-    "vocoder": ("SpeechT5HifiGan", "BigVGAN"),
+    "vocoder": ("SpeechT5HifiGan", "BigVGAN", "Vocos"),
     "text_encoder": ("BertModel", "T5EncoderModel", "CLIPTextModel", "CLIPModel"),
     "text_projection": ("Projection",),
     "audio_encoder": ("Cnn14",),

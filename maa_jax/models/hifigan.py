@@ -136,6 +136,11 @@ def check_vocoder(config: Any) -> None:
             f"resblock_kernel_sizes = {config.resblock_kernel_sizes}: give odd numbers, whose"
             " convolutions keep the length."
         )
+    check_mel(config)
+
+
+def check_mel(config: Any) -> None:
+    """Raises a ValueError unless a vocoder's configuration agrees with its front end, if known."""
     if config.mel is not None:
         for ours, theirs in MEL_FIELDS.items():
             value, other = getattr(config, ours), getattr(config.mel, theirs)

@@ -1,8 +1,9 @@
-"""The vocoder's stage: HiFi-GAN's losses (Kong et al. 2020, section 2.4) for either generator.
+"""The vocoder's stage: HiFi-GAN's losses (Kong et al. 2020, section 2.4) for each generator.
 
 Least-squares adversarial losses on the waveform, feature matching, and the L1 distance of mels, on
-short segments whose mels are computed on the device. BigVGAN is trained alike, with a
-multi-resolution discriminator in place of the multi-scale one.
+short segments whose mels are computed on the device. BigVGAN and Vocos are trained alike, with a
+multi-resolution discriminator in place of the multi-scale one. The distance of spectra of three
+resolutions (Yamamoto et al. 2020, "Parallel WaveGAN", without its spectral convergence) may join.
 """
 
 import dataclasses
@@ -17,11 +18,11 @@ import ml_collections
 from flax import nnx
 
 from maa_jax import schema
-from maa_jax.audio.mel import MelConfig, log_mel
+from maa_jax.audio.mel import MelConfig, log_mel, log_spectral_distances
 from maa_jax.checks import check_name
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import save_index
-from maa_jax.models import bigvgan, hifigan
+from maa_jax.models import bigvgan, hifigan, vocos
 from maa_jax.models import waveform_discriminators as discriminators
 from maa_jax.models.layers1d import fold_weight_norm, split_weight_norm
 from maa_jax.stages import gan
@@ -34,7 +35,9 @@ _SUMMARIES = 4  # examples shown and played in TensorBoard
 _GENERATORS: dict[str, Any] = {
     "hifigan": (hifigan.HifiGan, hifigan.HifiGanConfig, ("period", "scale")),
     "bigvgan": (bigvgan.BigVGAN, bigvgan.BigVGANConfig, ("period", "resolution")),
+    "vocos": (vocos.Vocos, vocos.VocosConfig, ("period", "resolution")),
 }
+_WEIGHT_NORM = ("hifigan", "bigvgan")  # generators that are trained with it
 _DISCRIMINATORS: dict[str, Any] = {
     "period": (discriminators.MultiPeriodDiscriminator, discriminators.MultiPeriodConfig),
     "scale": (discriminators.MultiScaleDiscriminator, discriminators.MultiScaleConfig),
@@ -49,12 +52,14 @@ class VocoderStage(gan.GanStage):
     """Trains `vocoder` against two discriminators.
 
     Config keys, in addition to those of every stage:
-      generator: `name`, "hifigan" (paper) or "bigvgan" (release), and a block of that name with the
-        fields of its config; mel bands, sample rate and logarithm come from `config.mel`.
-      discriminator: blocks `period`, `scale` (HiFi-GAN) and `resolution` (BigVGAN) with the fields
-        of their configs; `start`, the first step at which they are trained and used.
+      generator: `name`, "hifigan" (paper), "bigvgan" (release) or "vocos" (quick), and a block of
+        that name with the fields of its config; mel bands, sample rate, logarithm and Vocos's hop
+        come from `config.mel`.
+      discriminator: blocks `period`, `scale` (HiFi-GAN) and `resolution` (the others) with the
+        fields of their configs; `start`, the first step at which they are trained and used.
       mel_weight: weight of the mels' L1 distance, in natural logarithm whatever `config.mel.log`,
         as in HiFi-GAN.
+      spectral_weight: weight of `audio.mel.log_spectral_distances`; HiFi-GAN has none.
       feature_weight: weight of feature matching.
     """
 
@@ -68,16 +73,17 @@ class VocoderStage(gan.GanStage):
         name, dtype = config.generator.name, jnp.dtype(config.dtype)
         check_name("config.generator.name", name, _GENERATORS)
         generator, sizes, names = _GENERATORS[name]
-        self.vocoder_config = schema.build(
-            sizes,
-            {
-                "model_in_dim": self.mel.n_mels,
-                "sampling_rate": self.mel.sample_rate,
-                "log": self.mel.log,
-                **config.generator[name],
-            },
-            f"config.generator.{name}",
-        )
+        derived = {
+            "model_in_dim": self.mel.n_mels,
+            "sampling_rate": self.mel.sample_rate,
+            "log": self.mel.log,
+        }
+        if name == "vocos":
+            derived["hop_length"] = self.mel.hop_length
+        where = f"config.generator.{name}"
+        self.vocoder_config = schema.build(sizes, {**derived, **config.generator[name]}, where)
+        self._normalized = name in _WEIGHT_NORM
+        options = {"weight_norm": True} if self._normalized else {}
 
         def make_discriminator(name: str, rngs: nnx.Rngs) -> nnx.Module:
             discriminator, sizes = _DISCRIMINATORS[name]
@@ -86,7 +92,7 @@ class VocoderStage(gan.GanStage):
 
         makes = {
             "vocoder": lambda rngs: generator(
-                self.vocoder_config, weight_norm=True, dtype=dtype, rngs=rngs
+                self.vocoder_config, **options, dtype=dtype, rngs=rngs
             )
         }
         makes |= {name: functools.partial(make_discriminator, name) for name in names}
@@ -95,10 +101,11 @@ class VocoderStage(gan.GanStage):
         self.vocoder_config = dataclasses.replace(self.vocoder_config, mel=self.mel)
 
     def _check_sizes(self) -> None:
-        hop, rates = self.mel.hop_length, self.vocoder_config.upsample_rates
+        hop = self.mel.hop_length
         if self.vocoder_config.hop_length != hop:
             raise ValueError(
-                f"config.generator.{self.config.generator.name}.upsample_rates={rates} make "
+                f"config.generator.{self.config.generator.name}.upsample_rates="
+                f"{self.vocoder_config.upsample_rates} make "
                 f"{self.vocoder_config.hop_length} samples per frame, but config.mel.hop_length is "
                 f"{hop}: choose rates whose product is {hop}."
             )
@@ -110,9 +117,8 @@ class VocoderStage(gan.GanStage):
 
     def start_weights(self) -> dict[str, Tree]:
         """Returns the generator to start from, {} for none."""
-        return split_weight_norm(
-            networks.start_weights(self.config.init_from, "vocoder", self.vocoder_config)
-        )
+        start = networks.start_weights(self.config.init_from, "vocoder", self.vocoder_config)
+        return split_weight_norm(start) if self._normalized else start
 
     def loss(
         self,
@@ -137,6 +143,9 @@ class VocoderStage(gan.GanStage):
         inputs = jax.lax.stop_gradient((disc_params, fake))
         scores, grads, disc_extra = self.gan_losses(active, *inputs, disc_extra, audio)
         loss = self.config.mel_weight * distance
+        if self.config.spectral_weight:
+            scores["spectral_l1"] = log_spectral_distances(fake, audio).mean()
+            loss = loss + self.config.spectral_weight * scores["spectral_l1"]
         loss = loss + scores["generator_loss"] + scores["feature_loss"]
         loss = gan.add_gradients(loss, {"fake": fake, "disc_params": disc_params}, grads)
         return loss, ({"mel_l1": distance, **scores}, disc_extra)
@@ -217,10 +226,11 @@ class VocoderStage(gan.GanStage):
         return mel, merge(self._graphs["vocoder"], train.weights()["vocoder"])(mel)
 
     def eval_step(self, train: TrainState, frozen: Tree, batch: Tree, key: jax.Array) -> Scalars:
-        """Returns each example's L1 distance of mels [b], in natural logarithm."""
+        """Returns each example's distances [b]: of mels in natural logarithm, and of spectra."""
         del frozen, key
         mel, fake = self._reconstruct(train, batch["audio"])
-        return {"loss": self.mel_distances(fake, mel)}
+        spectral = log_spectral_distances(fake, batch["audio"])
+        return {"loss": self.mel_distances(fake, mel), "spectral_l1": spectral}
 
     def summarize(
         self, train: TrainState, frozen: Tree, batch: Tree, key: jax.Array

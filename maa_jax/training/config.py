@@ -21,6 +21,7 @@ from maa_jax.models.hifigan import HifiGanConfig
 from maa_jax.models.mel_discriminators import MultiWindowConfig, PatchConfig
 from maa_jax.models.retriever import RetrieverConfig
 from maa_jax.models.unet import UNetConfig
+from maa_jax.models.vocos import VocosConfig
 from maa_jax.models.waveform_discriminators import (
     MultiPeriodConfig,
     MultiResolutionConfig,
@@ -184,9 +185,10 @@ class AutoencoderRun(RunConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Generators:
-    name: str = schema.field(choices=("hifigan", "bigvgan"))
+    name: str = schema.field(choices=("hifigan", "bigvgan", "vocos"))
     hifigan: HifiGanConfig
     bigvgan: BigVGANConfig
+    vocos: VocosConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,6 +207,7 @@ class VocoderRun(RunConfig):
     generator: _Generators
     discriminator: _WaveformDiscriminators
     mel_weight: float = schema.field(least=0, most=1e6)
+    spectral_weight: float = schema.field(least=0, most=1e6)
     feature_weight: float = schema.field(least=0, most=1e6)
 
 
@@ -296,6 +299,7 @@ STAGES: dict[str, type[RunConfig]] = {
 _DERIVED = {
     "generator.hifigan": (("model_in_dim", "sampling_rate", "log"), "config.mel"),
     "generator.bigvgan": (("model_in_dim", "sampling_rate", "log"), "config.mel"),
+    "generator.vocos": (("model_in_dim", "sampling_rate", "hop_length", "log"), "config.mel"),
     "captioner": (
         ("sample_rate", "pad_token_id", "bos_token_id", "eos_token_id", "suppress_tokens"),
         "config.mel and the tokenizer",

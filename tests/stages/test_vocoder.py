@@ -30,7 +30,10 @@ def tiny_config(name="hifigan"):
         resblock_dilation_sizes=((1, 3),),
     )
     config.generator = common.block(
-        name=name, hifigan=common.block(**tiny), bigvgan=common.block(**tiny)
+        name=name,
+        hifigan=common.block(**tiny),
+        bigvgan=common.block(**tiny),
+        vocos=common.block(n_fft=512, dim=16, intermediate_dim=32, num_layers=2),
     )
     config.discriminator = common.block(
         start=0,
@@ -40,7 +43,7 @@ def tiny_config(name="hifigan"):
         ),
         resolution=common.block(resolutions=((128, 32, 64),), channels=4),
     )
-    config.mel_weight, config.feature_weight = 45.0, 2.0
+    config.mel_weight, config.spectral_weight, config.feature_weight = 45.0, 0.0, 2.0
     config.optimizer.base_lr = 2e-4
     config.optimizer.b1, config.optimizer.b2 = 0.8, 0.99
     config.optimizer.weight_decay = 0.01
@@ -118,8 +121,11 @@ def test_the_mel_distance_is_in_natural_logarithm_whatever_the_front_end_has(bat
     assert np.all(distances[0] > 0.5)  # louder by ln 10 where nothing is at the floor
 
 
-def test_bigvgan_trains_against_its_discriminators(batch):
-    stage = make_stage(tiny_config("bigvgan"))
+@pytest.mark.parametrize("name", ["bigvgan", "vocos"])
+def test_other_generators_train_against_their_discriminators(name, batch):
+    config = tiny_config(name)
+    config.spectral_weight = 45.0
+    stage = make_stage(config)
     before = jax.jit(stage.init)(jax.random.key(0))
     after, scores = jax.jit(stage.train_step)(before, {}, batch, jax.random.key(1))
     assert all(np.isfinite(x) for x in scores.values())

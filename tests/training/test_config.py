@@ -14,7 +14,7 @@ CONFIGS = {
     "clap": (None, "demo", "runlocal", "bundled"),
     "retriever": (None, "demo", "runlocal", "bundled"),
     "t2a": (None, "paper", "clap", "t5", "bert", "clip", "demo", "runlocal", "bundled"),
-    "vocoder": (None, "bigvgan", "demo", "runlocal", "bundled"),
+    "vocoder": (None, "bigvgan", "vocos", "demo", "runlocal", "bundled"),
 }
 NAN = float("nan")
 
