@@ -71,7 +71,9 @@ def full():
     # The text encoder may also be a hub id, or clap, t5, bert or clip (encoders/text.py).
     config.autoencoder = "models/autoencoder"
     config.text_encoder = "models/clap"
-    config.text_embeddings = ""  # folder of all captions' contexts, made by maa_jax.embed
+    # Folders that maa_jax.embed makes: all captions' contexts, and the training examples' latents.
+    config.text_embeddings = ""
+    config.latents = ""
     config.vocoder = ""  # for the sounds in TensorBoard; copied into the exported model folder
 
     config.unet = common.fields_of(UNetConfig)

@@ -4,8 +4,8 @@
 
 Arguments: none, HiFi-GAN V1 as in the paper, 13,936,130 parameters with weight norm, on segments of
 8,192 samples; `bigvgan`, the release's BigVGAN of 112,231,250 against a multi-resolution
-discriminator; `vocos`, Vocos (Siuzdak 2023) of 13,459,970, all at the rate of the frames; `demo` and
-`runlocal` as in common.py; `bundled`, the vocoder inside the package.
+discriminator; `vocos`, Vocos (Siuzdak 2023) of 13,459,970, all at the rate of the frames; `demo`
+and `runlocal` as in common.py; `bundled`, the vocoder inside the package.
 
 Mels are compared in natural logarithm, as HiFi-GAN's weight of 45 means it, whatever logarithm the
 network reads. The learning rate falls by 0.999 every 809 steps, HiFi-GAN's epoch, however few

@@ -1,11 +1,20 @@
-"""Precomputes the contexts of all captions of a run.
+"""Precomputes what the frozen networks of a run make of its captions and recordings.
 
-    python -m maa_jax.embed --config=configs/t2a.py:t5 --out=embeddings/t5
-    python -m maa_jax.train --config=configs/t2a.py:t5 --config.text_embeddings=embeddings/t5 ...
+    python -m maa_jax.embed --config=configs/t2a.py:t5 --out=embeddings/t5 --epochs=1
+    python -m maa_jax.train --config=configs/t2a.py:t5 --config.text_embeddings=embeddings/t5 \
+        --config.latents=embeddings/t5 ...
 
-The captions are those of the config's splits for training and evaluation, its fixed prompts and
-the empty one. Several processes divide them; a context of T5-Large takes 315 KB, computed
-and stored in float32, or half of it with --dtype=float16.
+Contexts are those of the captions of the config's splits for training and evaluation, of its fixed
+prompts and of the empty one. A context of T5-Large takes 315 KB, computed and stored in float32, or
+half of it with --dtype=float16.
+
+With --epochs=N the latents of N epochs of training are stored too: N crops of each window of the
+recordings, with the events of reprogramming and the contexts of the captions that it composes. Of a
+clip of 10 s they take 25 KB, the mean and the log-variance of the posterior in float32, from which
+training draws anew. Training must then have the same data, seed and autoencoder, which is checked.
+
+Several processes divide the work. Latents that are there already are not computed again: the same
+command goes on after an interruption, and more epochs are added to fewer.
 
 With a retriever it writes a bank of captions instead, in which that retriever finds captions for
 recordings:
@@ -16,6 +25,7 @@ A bank holds only the captions of the config's training split.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,6 +36,8 @@ from maa_jax.options import REQUIRED, Options, option
 
 if TYPE_CHECKING:
     import ml_collections
+
+    from maa_jax.data import stored_latents
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +51,8 @@ class Embedding(Options):
         "Type of contexts on disk; float16 takes half the room, and rounds to 5e-4 of a value.",
         choices=("float32", "float16"),
     )
-    batch_size: int = option(32, "Captions encoded at a time, over all devices.", least=1)
+    epochs: float = option(0.0, "Epochs of training whose latents are stored too.", least=0)
+    batch_size: int = option(32, "Captions or clips encoded at a time, over all devices.", least=1)
 
 
 def define_flags() -> None:
@@ -79,10 +92,11 @@ def embed(config: "ml_collections.ConfigDict", request: Embedding) -> int:
 
 
 def _embed_contexts(config: "ml_collections.ConfigDict", request: Embedding) -> int:
-    if config.data.reprogram.events:
+    if config.data.reprogram.events and not request.epochs:
         raise ValueError(
             f"config.data.reprogram.events={config.data.reprogram.events!r}: reprogramming makes "
-            "new captions during training, whose contexts cannot be precomputed; set it to ''"
+            "new captions during training, whose contexts cannot be precomputed; set it to '', or "
+            "store the examples too, with --epochs=1"
         )
     import jax
     import numpy as np
@@ -101,8 +115,11 @@ def _embed_contexts(config: "ml_collections.ConfigDict", request: Embedding) -> 
         return batches.run(encode, params, conditioner.prepare(captions))
 
     captions = ["", *config.summary.prompts]
-    for split in (config.data.split, config.data.eval_split):
-        captions += datasets.captions(config.data, split)
+    captions += datasets.captions(config.data, config.data.eval_split)
+    if request.epochs:
+        captions += _embed_examples(config, request).captions
+    if not config.data.reprogram.events:
+        captions += datasets.captions(config.data, config.data.split)
     return text_embeddings.write(
         request.out,
         captions,
@@ -114,6 +131,54 @@ def _embed_contexts(config: "ml_collections.ConfigDict", request: Embedding) -> 
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+
+def _embed_examples(
+    config: "ml_collections.ConfigDict", request: Embedding
+) -> "stored_latents.Latents":
+    """Writes this process's share of the latents of a run's examples; returns those of all."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    from maa_jax import schema
+    from maa_jax.audio.mel import MelConfig
+    from maa_jax.data import datasets, input_pipeline, stored_latents
+    from maa_jax.data.config import DataConfig
+    from maa_jax.encoders.batching import Batches
+    from maa_jax.latents import LatentCodec
+    from maa_jax.model_folder import hub
+    from maa_jax.model_folder.index import content_hash
+
+    data = DataConfig.of(config.data)
+    process = jax.process_index()
+    mel = schema.build(MelConfig, config.mel, "config.mel")
+    # In the run's dtype, as in a run that encodes them.
+    codec, params = LatentCodec.load(config.autoencoder, mel=mel, dtype=config.dtype)
+    codec.check_clip(data.samples)
+    batches = Batches(request.batch_size)
+    on_devices, moments = batches.put(params), jax.jit(codec.moments)
+
+    def encode(clips: np.ndarray) -> np.ndarray:
+        return batches.run(moments, on_devices, clips)
+
+    facts = stored_latents.facts(data, datasets.contents(data, process), config.seed)
+    facts["autoencoder"] = content_hash(hub.resolve(config.autoencoder) / "vae")
+    count = round(request.epochs * datasets.num_examples(data, data.split))
+    stream = input_pipeline.training_examples(data, seed=config.seed, process_index=process)
+    folder = pathlib.Path(request.out, stored_latents.FOLDER)
+    stored_latents.write(
+        folder,
+        stream[:count],
+        encode,
+        facts,
+        batch_size=batches.batch_size,
+        process_index=process,
+        process_count=jax.process_count(),
+    )
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("latents")
+    return stored_latents.Latents(folder)
 
 
 def main() -> None:

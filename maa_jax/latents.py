@@ -123,11 +123,27 @@ class LatentCodec:
             without it, the mean is taken.
           scale: factor that the latents are multiplied by, the configuration's by default.
         """
-        mean, logvar = networks.build(self.graphdef, params).encode(self.image(audio))
-        latents = mean.astype(jnp.float32)
+        return self.sample(self.moments(params, audio), key, scale=scale)
+
+    def moments(self, params: Tree, audio: jax.Array) -> jax.Array:
+        """Returns the mean and the log-variance, float32 [b, h, w, 2 c], of waveforms' posteriors.
+
+        For the arguments see `encode`.
+        """
+        found = networks.build(self.graphdef, params).encode(self.image(audio))
+        return jnp.concatenate(found, axis=-1).astype(jnp.float32)
+
+    def sample(
+        self,
+        moments: jax.Array,
+        key: jax.Array | None = None,
+        *,
+        scale: jax.Array | float | None = None,
+    ) -> jax.Array:
+        """Returns scaled latents [b, h, w, c] of the result of `moments`; see `encode`."""
+        latents, logvar = jnp.split(moments, 2, axis=-1)
         if key is not None:
-            deviation = jnp.exp(0.5 * logvar.astype(jnp.float32))
-            latents += deviation * _normal(key, latents.shape)
+            latents += jnp.exp(0.5 * logvar) * _normal(key, latents.shape)
         return latents * (self.config.scaling_factor if scale is None else scale)
 
     def decode(

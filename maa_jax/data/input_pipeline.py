@@ -17,6 +17,7 @@ from maa_jax.data.config import DataConfig
 from maa_jax.data.datasets import Datasets, Drawn, captions, open_for_training
 from maa_jax.data.reprogram import Reprogram
 from maa_jax.data.stored import describe
+from maa_jax.data.stored_latents import Latents
 from maa_jax.data.text_embeddings import Contexts
 
 PrepareText = Callable[[Sequence[str]], Any]  # n captions to a tree of arrays [n, ...]
@@ -29,6 +30,7 @@ def train_iterator(
     seed: int,
     start: int = 0,
     prepare_text: PrepareText | None = None,
+    latents: Latents | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
@@ -49,6 +51,8 @@ def train_iterator(
       start: number of the first batch, the steps that a resumed run has made.
       prepare_text: function from the chosen captions to `text`, a tree of arrays [n, ...]; pickled
         if there are workers.
+      latents: stored examples of this stream, which are read in its place, in a new random order
+        each time that all were read; their batches have `moments` [b, h, w, 2 c] and no `audio`.
       process_index: index of this process.
       process_count: number of processes, which take consecutive parts of each global batch.
 
@@ -63,29 +67,50 @@ def train_iterator(
     """
     config = DataConfig.of(config)
     rows = _local_rows(batch_size, process_index, process_count)
-    if config.reprogram.events and isinstance(prepare_text, Contexts):
+    if latents is None and config.reprogram.events and isinstance(prepare_text, Contexts):
         raise ValueError(
-            "data.reprogram.events makes captions that text_embeddings lacks; set only one of them"
-            " to ''"
+            "data.reprogram.events makes captions that text_embeddings lacks; set one of them to"
+            " '', or store both with python -m maa_jax.embed --epochs=1, and read config.latents"
         )
     datasets = open_for_training(config, process_index)
     datasets.open(config.eval_parts())  # raises its errors before training begins
     if isinstance(prepare_text, Contexts):
-        for split in (config.split, config.eval_split):
-            prepare_text.require(captions(config, split))
-    drawn = datasets.training()
-    load = functools.partial(
-        _load, drawn.source, config.samples, seed, prepare_text, _reprogram(datasets)
-    )
+        prepare_text.require(latents.captions if latents else captions(config, config.split))
+        prepare_text.require(captions(config, config.eval_split))
+    if latents:
+        places = _shuffled(len(latents), seed)
+        load = functools.partial(_load_latents, latents, seed, prepare_text)
+    else:
+        places, read = _examples(datasets, seed)
+        load = functools.partial(_load, read, prepare_text)
     # Batches of places first, so that a process reads only the records of its rows.
     batches = (
-        _order(drawn, seed)
-        .map_with_index(lambda position, place: np.array([*place, position]))
+        places.map_with_index(lambda position, place: np.array([*np.atleast_1d(place), position]))
         .batch(batch_size)
         .map(lambda chosen: chosen[rows])
         .map(load)
     )
     return iter(_ahead(batches[start:], config))
+
+
+def training_examples(
+    config: DataConfig | Mapping[str, Any], *, seed: int, process_index: int = 0
+) -> grain.MapDataset:
+    """Returns the endless stream of a run's examples, in random access; see `train_iterator`.
+
+    An example is a dict: `audio` float32 [samples], `index`, and `captions`, of which training
+    draws one: all of the record, or the one that reprogramming composed.
+    """
+    places, read = _examples(open_for_training(DataConfig.of(config), process_index), seed)
+
+    def example(position: int, place: tuple[int, int, int]) -> dict[str, Any]:
+        found = read(*place, position)
+        known = transforms.all_captions(found)
+        caption = found["caption"]
+        captions = known if caption in known else [caption]
+        return {"audio": found["audio"], "index": place[0], "captions": captions}
+
+    return places.map_with_index(example)
 
 
 def eval_batches(
@@ -114,6 +139,7 @@ def eval_batches(
     config = DataConfig.of(config)
     rows = _local_rows(batch_size, process_index, process_count)
     source = Datasets(config, process_index).open(config.eval_parts())
+    read = functools.partial(_read, source, config.samples, 0, None)
 
     def choose(batch: int) -> np.ndarray:
         position = batch * batch_size + np.arange(batch_size)[rows]
@@ -121,7 +147,7 @@ def eval_batches(
         return np.stack([record, np.zeros_like(record), np.ones_like(record), position], axis=1)
 
     def load(chosen: np.ndarray) -> dict[str, np.ndarray]:
-        batch = _load(source, config.samples, 0, prepare_text, None, chosen)
+        batch = _load(read, prepare_text, chosen)
         return {**batch, "valid": chosen[:, 0] == chosen[:, -1]}
 
     batches = grain.MapDataset.range(-(-len(source) // batch_size)).map(choose).map(load)
@@ -141,16 +167,26 @@ def _order(drawn: Drawn, seed: int) -> grain.MapDataset:
         return place
 
     orders = [
-        grain.MapDataset.range(size)
-        .seed(int(np.random.SeedSequence((seed, part)).generate_state(1)[0]) if part else seed)
-        .shuffle()
-        .repeat()
-        .map(examples(drawn.records[part], drawn.windows[part]))
+        _shuffled(
+            size, int(np.random.SeedSequence((seed, part)).generate_state(1)[0]) if part else seed
+        ).map(examples(drawn.records[part], drawn.windows[part]))
         for part, size in enumerate(drawn.sizes)
     ]
     if len(orders) == 1:
         return orders[0]
     return grain.MapDataset.mix(orders, drawn.shares.tolist())
+
+
+def _shuffled(count: int, seed: int) -> grain.MapDataset:
+    """Returns the numbers below `count`, all of them again and again, each time in a new order."""
+    return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+
+
+def _examples(datasets: Datasets, seed: int) -> tuple[grain.MapDataset, Callable[..., dict]]:
+    """Returns the places of a run's examples, and the function that reads one; see `_read`."""
+    drawn = datasets.training()
+    samples, change = datasets.config.samples, _reprogram(datasets)
+    return _order(drawn, seed), functools.partial(_read, drawn.source, samples, seed, change)
 
 
 def _reprogram(datasets: Datasets) -> Reprogram | None:
@@ -178,27 +214,50 @@ def _local_rows(batch_size: int, process_index: int, process_count: int) -> slic
     return slice(process_index * share, (process_index + 1) * share)
 
 
-def _load(
+def _read(
     source: Sequence[dict],
     samples: int,
     seed: int,
-    prepare_text: PrepareText | None,
     reprogram: Reprogram | None,
-    chosen: np.ndarray,
-) -> dict[str, np.ndarray]:
-    """Returns the batch of `chosen`, int [b, 4].
+    record: int,
+    window: int,
+    windows: int,
+    position: int,
+) -> dict[str, Any]:
+    """Returns an example: one of a record's windows, and one of its captions.
 
-    A row is a record, one of its windows, their number, and the example's position in the stream.
+    Everything random depends on the seed and the example's position in the stream.
     """
-    examples = []
-    for record, window, windows, position in chosen.tolist():
-        rng = np.random.default_rng((seed, position))
-        example = transforms.clip_audio(source[record], rng, samples, window, windows)
-        example = transforms.pick_caption(example, rng)
-        examples.append(reprogram(example, rng) if reprogram else example)
+    rng = np.random.default_rng((seed, position))
+    example = transforms.clip_audio(source[record], rng, samples, window, windows)
+    example = transforms.pick_caption(example, rng)
+    return reprogram(example, rng) if reprogram else example
+
+
+def _load(
+    read: Callable[..., dict[str, Any]], prepare_text: PrepareText | None, chosen: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Returns the batch of `chosen`, int [b, 4], whose rows are the last arguments of `_read`."""
+    examples = [read(*row) for row in chosen.tolist()]
     batch = {"audio": np.stack([example["audio"] for example in examples]), "index": chosen[:, 0]}
     if prepare_text is not None:
         batch["text"] = prepare_text([example["caption"] for example in examples])
+    return batch
+
+
+def _load_latents(
+    latents: Latents, seed: int, prepare_text: PrepareText | None, chosen: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Returns the batch of `chosen`, int [b, 2]: the examples' places, and those in the stream."""
+    examples = [latents[place] for place in chosen[:, 0].tolist()]
+    batch = {
+        "moments": np.stack([example["moments"] for example in examples]),
+        "index": np.array([example["index"] for example in examples]),
+    }
+    if prepare_text is not None:
+        rngs = (np.random.default_rng((seed, position)) for position in chosen[:, 1].tolist())
+        pairs = zip(examples, rngs, strict=True)
+        batch["text"] = prepare_text([str(rng.choice(x["captions"])) for x, rng in pairs])
     return batch
 
 

@@ -13,6 +13,7 @@ from flax import nnx
 from maa_jax.training import optim, state
 
 if TYPE_CHECKING:
+    from maa_jax.data.stored_latents import Latents
     from maa_jax.text.tokenizer import Tokenizer
 
 Tree = Any
@@ -35,6 +36,8 @@ class Stage(Protocol):
         fresh run reads the captions that it may be built from.
       prepare_text: function from n captions to a tree of arrays [n, ...], called on the host by the
         input pipeline; None for a stage that reads no captions.
+      latents: stored latents of the training examples, of the stage's autoencoder; a batch then has
+        `moments` [b, h, w, 2 c] in place of `audio`. None for a stage that hears recordings.
       can_remat: whether the stage supports `config.remat`.
       prepare_batches: number of a fresh run's first batches that are passed to `prepare`.
     """
@@ -42,6 +45,7 @@ class Stage(Protocol):
     config: ml_collections.ConfigDict
     tokenizer: Tokenizer | None = None
     prepare_text: Callable[[Sequence[str]], Tree] | None = None
+    latents: Latents | None = None
     can_remat: bool = False
     prepare_batches: int = 0
 

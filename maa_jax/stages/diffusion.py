@@ -18,6 +18,8 @@ import numpy as np
 
 from maa_jax import schema
 from maa_jax.audio.mel import MelConfig
+from maa_jax.data.stored_latents import FOLDER as LATENTS
+from maa_jax.data.stored_latents import Latents
 from maa_jax.data.text_embeddings import Contexts
 from maa_jax.diffusion import samplers
 from maa_jax.diffusion.schedule import Schedule
@@ -27,7 +29,7 @@ from maa_jax.encoders.stored import StoredContexts
 from maa_jax.files import FolderError, replace_folder, user_path
 from maa_jax.latents import LatentCodec, check_front_end
 from maa_jax.model_folder import hub, networks
-from maa_jax.model_folder.index import front_end, save_index, save_scheduler
+from maa_jax.model_folder.index import content_hash, front_end, save_index, save_scheduler
 from maa_jax.models.unet import UNet, UNetConfig
 from maa_jax.stages.base import Scalars, SingleNetworkStage, SoundGenerator, Tree
 from maa_jax.stages.images import spectrogram_image
@@ -48,6 +50,8 @@ class DiffusionStage(SingleNetworkStage):
         Face hub or a name of `encoders.text.ENCODERS`.
       text_embeddings: folder of the training captions' contexts, computed by maa_jax.embed; "" to
         compute them in every step.
+      latents: folder of the training examples' latents, stored by maa_jax.embed; "" to encode the
+        recordings in every step.
       vocoder: model folder of a vocoder, for the sounds in TensorBoard and for export; "" for none.
       uncond_probability: probability that an example's condition is dropped.
       noise_draws: number of noisy copies of each latent in a step, which share one encoder pass.
@@ -80,6 +84,9 @@ class DiffusionStage(SingleNetworkStage):
         mel = schema.build(MelConfig, config.mel, "config.mel")
         self.codec = LatentCodec.from_folder(self._folders["autoencoder"], mel=mel, dtype=dtype)
         self.codec.check_clip(config.data.samples)
+        if config.latents:
+            self.latents = Latents(pathlib.Path(user_path(config.latents), LATENTS))
+            self.latents.check({"autoencoder": content_hash(self._folders["autoencoder"] / "vae")})
         if "vocoder" in self._folders:
             folder = self._folders["vocoder"]
             check_front_end(mel, {f"the vocoder in {folder}": front_end(folder, "vocoder")})
@@ -140,7 +147,7 @@ class DiffusionStage(SingleNetworkStage):
 
     def prepare(self, train: TrainState, frozen: Tree, batch: Tree, key: jax.Array) -> TrainState:
         """Adds a batch to the running variance of the latents; scale = 1 / standard deviation."""
-        z = self.codec.encode(frozen["vae"], batch["audio"], key, scale=1.0)
+        z = self._latents(frozen, batch, key, scale=1.0)
         seen = train.extra["latents"]
         count, total = seen["count"] + z.size, seen["sum"] + z.sum()
         squares = seen["sum_squares"] + jnp.square(z).sum()
@@ -170,9 +177,17 @@ class DiffusionStage(SingleNetworkStage):
 
         `key` is one PRNG key, or one for each example.
         """
-        scale = extra["latents"]["scale"]
-        z = self.codec.encode(frozen["vae"], batch["audio"], key, scale=scale)
+        z = self._latents(frozen, batch, key, scale=extra["latents"]["scale"])
         return z, self.conditioner.encode(frozen["text"], batch["text"])
+
+    def _latents(
+        self, frozen: Tree, batch: Tree, key: jax.Array, scale: jax.Array | float
+    ) -> jax.Array:
+        """Returns samples [b, h, w, c] of the posteriors of a batch, which may hold `moments`."""
+        moments = batch.get("moments")
+        if moments is None:
+            moments = self.codec.moments(frozen["vae"], batch["audio"])
+        return self.codec.sample(moments, key, scale=scale)
 
     def _errors(
         self, unet: UNet, z: jax.Array, context: jax.Array, timesteps: jax.Array, noise: jax.Array

@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from maa_jax import evaluators, peers
-from maa_jax.data import datasets, input_pipeline
+from maa_jax.data import datasets, input_pipeline, stored_latents
 from maa_jax.data.config import DataConfig
 from maa_jax.devices import batch_sharding, replicated
 from maa_jax.evaluators.periodic import PeriodicEvaluators
@@ -100,6 +100,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         total_steps = _total_steps(config, steps_per_epoch)
         stage = make_stage(config, read_tokenizer(workdir))
         evaluate_sounds = _evaluators(config, stage, mesh)
+        if stage.latents:
+            wanted = stored_latents.facts(DataConfig.of(config.data), data, config.seed)
+            stage.latents.check(wanted)
         train_batches, eval_batches = _batches(config, stage)
         train_batches()  # its errors come before any long work
         shapes = _shapes(stage, mesh)
@@ -253,8 +256,9 @@ def _batches(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    stream = functools.partial(input_pipeline.train_iterator, config.data, seed=config.seed)
     return (
-        functools.partial(input_pipeline.train_iterator, config.data, seed=config.seed, **reading),
+        functools.partial(stream, latents=stage.latents, **reading),
         functools.partial(input_pipeline.eval_batches, config.data, **reading),
     )
 

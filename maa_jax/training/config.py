@@ -227,6 +227,7 @@ class DiffusionRun(RunConfig):
     autoencoder: str
     text_encoder: str
     text_embeddings: str
+    latents: str
     vocoder: str
     uncond_probability: float = schema.field(least=0, most=1)
     noise_draws: int = schema.field(least=1, most=4096)
