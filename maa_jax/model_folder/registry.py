@@ -33,6 +33,12 @@ NETWORKS = {
     "Captioner": ("maa_jax", "maa_jax.models.captioner", "CaptionerConfig", "Captioner"),
     "Cnn10": ("maa_jax", "maa_jax.models.cnn10", "Cnn10Config", "Cnn10"),
     "Cnn14": ("maa_jax", "maa_jax.models.cnn14", "Cnn14Config", "Cnn14"),
+    "EventClassifier": (
+        "maa_jax",
+        "maa_jax.models.event_classifier",
+        "EventClassifierConfig",
+        "EventClassifier",
+    ),
     "Projection": ("maa_jax", "maa_jax.models.clap", "ProjectionConfig", "Projection"),
     "Vocos": ("maa_jax", "maa_jax.models.vocos", "VocosConfig", "Vocos"),
     "Retriever": ("maa_jax", "maa_jax.models.retriever", "RetrieverConfig", "Retriever"),
@@ -49,6 +55,7 @@ PARTS = {
     "audio_projection": ("Projection",),
     "captioner": ("Captioner",),
     "retriever": ("Retriever",),
+    "event_classifier": ("EventClassifier",),
 }
 
 # Classes whose files hold one of these networks among others, which are not read.

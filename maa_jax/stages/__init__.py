@@ -15,6 +15,7 @@ from maa_jax.stages.base import Stage
 from maa_jax.stages.captioner import CaptionerStage
 from maa_jax.stages.clap import ClapStage
 from maa_jax.stages.diffusion import DiffusionStage
+from maa_jax.stages.event_classifier import EventClassifierStage
 from maa_jax.stages.retriever import RetrieverStage
 from maa_jax.stages.vocoder import VocoderStage
 
@@ -26,6 +27,7 @@ STAGES: dict[str, Any] = {
     "captioner": CaptionerStage,
     "clap": ClapStage,
     "diffusion": DiffusionStage,
+    "event_classifier": EventClassifierStage,
     "retriever": RetrieverStage,
     "vocoder": VocoderStage,
 }

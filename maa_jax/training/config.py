@@ -17,6 +17,7 @@ from maa_jax.models.autoencoder import AutoencoderConfig
 from maa_jax.models.bigvgan import BigVGANConfig
 from maa_jax.models.captioner import CaptionerConfig
 from maa_jax.models.clap import ClapConfig
+from maa_jax.models.event_classifier import EventClassifierConfig
 from maa_jax.models.hifigan import HifiGanConfig
 from maa_jax.models.mel_discriminators import MultiWindowConfig, PatchConfig
 from maa_jax.models.retriever import RetrieverConfig
@@ -287,11 +288,21 @@ class CaptionerRun(RunConfig):
     label_smoothing: float = schema.field(least=0, most=_BELOW_1)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EventClassifierRun(RunConfig):
+    """Keys of the event classifier's stage; `stages/event_classifier.py` describes them."""
+
+    init_from: str
+    event_classifier: EventClassifierConfig
+    augment: _Augment
+
+
 STAGES: dict[str, type[RunConfig]] = {
     "autoencoder": AutoencoderRun,
     "captioner": CaptionerRun,
     "clap": ClapRun,
     "diffusion": DiffusionRun,
+    "event_classifier": EventClassifierRun,
     "retriever": RetrieverRun,
     "vocoder": VocoderRun,
 }

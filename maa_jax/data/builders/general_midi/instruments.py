@@ -239,3 +239,4 @@ def _table() -> tuple[Instrument, ...]:
 
 
 INSTRUMENTS = _table()
+FAMILIES = tuple(dict.fromkeys(instrument.family for instrument in INSTRUMENTS))
