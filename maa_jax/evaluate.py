@@ -1,8 +1,10 @@
-"""Scores sounds that a model generates from a dataset's captions, or the sounds in a folder.
+"""Scores sounds that a model generates from a dataset's captions, recordings, or a folder's sounds.
 
     python -m maa_jax.evaluate --model=bundled --dataset=sonic_sounds --split=train --out=scores
     python -m maa_jax.evaluate --model=bundled --evaluators=label_accuracy,clap_score --out=scores
     python -m maa_jax.evaluate --sounds=FOLDER --evaluators=clap_score --out=scores
+    python -m maa_jax.evaluate --recordings --split=test --evaluators=waveform --out=scores
+    python -m maa_jax.evaluate --model=bundled --evaluators=vocoder --split=test --out=scores
     python -m maa_jax.evaluate --model=models/retriever --evaluators=recall --out=scores
 
 Evaluators:
@@ -11,7 +13,12 @@ Evaluators:
                     label with the recording whose caption the sound was generated from
     clap_score      mean cosine of the CLAP embeddings of sounds and their captions
     recall          how often a retriever, which is then the model, finds recordings and captions
+    events          whether number, order, instruments and registers of events are those of the
+                    captions, by a classifier (--classifier); for datasets that know the truth
+    waveform        offset, clipping, loudness and clicks of sounds
+    vocoder         distance of the model's vocoder from recordings, beside Griffin-Lim's
 
+With --recordings the dataset's own recordings are scored, which shows what a perfect model reaches.
 The captions of a folder's sounds are read from its samples.jsonl, as maa_jax.sample writes it, or
 from a CSV file with the columns file, caption and label (--captions_file). The processes of a run
 divide the sounds among them. Scores are printed and written to OUT/scores.json, with the options
@@ -22,6 +29,7 @@ import dataclasses
 import json
 import pathlib
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from maa_jax import command, options
@@ -54,13 +62,14 @@ class Evaluation(Request):
     out: str = option(REQUIRED, "Folder for scores.json.", path=True, recorded=False)
     evaluators: tuple[str, ...] = option(
         ("label_accuracy",),
-        "Evaluators: label_accuracy, clap_score, recall.",
+        f"Evaluators: {', '.join(EVALUATORS)}.",
         check=_check_evaluators,
     )
     model: str = option("bundled", 'Model folder, hub id, or "bundled".')
     sounds: str | None = option(
         None, "Folder of wav files to score instead of a model's sounds.", path=True
     )
+    recordings: bool = option(False, "Score the dataset's recordings instead of a model's sounds.")
     captions_file: str | None = option(
         None, "CSV file with file,caption[,label] of those wav files.", path=True
     )
@@ -74,6 +83,7 @@ class Evaluation(Request):
         1, "Captions of a recording used as prompts; 0 for all.", least=0
     )
     clap: str = option("bundled", 'CLAP that scores: model folder, hub id, or "bundled".')
+    classifier: str = option("", "Model folder of the classifier of events.")
     keep_wavs: bool = option(False, "Write the sounds to OUT/wavs.", recorded=False)
     cache: str | None = option(
         None, "Folder in which features are cached for later runs.", path=True, recorded=False
@@ -85,6 +95,10 @@ class Evaluation(Request):
             raise ValueError(
                 f"output={self.output!r}, num_samples={self.num_samples}, start_index="
                 f"{self.start_index}: give 'wav', 1 and 0; one sound is scored for each caption"
+            )
+        if self.recordings and self.sounds:
+            raise ValueError(
+                f"recordings=True, sounds={self.sounds!r}: score one of them at a time"
             )
 
 
@@ -133,7 +147,8 @@ def _check_earlier(request: Evaluation, folder: pathlib.Path) -> None:
 def _options(request: Evaluation) -> dict[str, Any]:
     """Returns the options that scores depend on; those of sampling only if sounds are made."""
     record = request.record()
-    if request.sounds or not any("sounds" in find(name).needs for name in request.evaluators):
+    given = request.sounds or request.recordings
+    if given or not any("sounds" in find(name).needs for name in request.evaluators):
         record = {key: value for key, value in record.items() if key not in request.keywords()}
     return record
 
@@ -143,6 +158,7 @@ def _evaluate(request: Evaluation, folder: pathlib.Path) -> dict[str, float]:
 
     import maa_jax
     from maa_jax.audio.io import SAMPLE_RATE
+    from maa_jax.data import truth
     from maa_jax.data.config import DataConfig
     from maa_jax.evaluators import base, sources
     from maa_jax.evaluators.features import Networks
@@ -151,6 +167,8 @@ def _evaluate(request: Evaluation, folder: pathlib.Path) -> dict[str, float]:
     networks = Networks(
         clap=request.clap,
         retriever=request.model,
+        vocoder=request.model,
+        classifier=request.classifier,
         batch_size=request.batch_size,
         cache=request.cache,
     )
@@ -158,13 +176,19 @@ def _evaluate(request: Evaluation, folder: pathlib.Path) -> dict[str, float]:
     data = DataConfig(dataset=request.dataset, data_dir=request.data_dir, split=request.split)
     sounds = base.no_sounds()
     made_by: dict[str, str] = {}
+    truths: list[dict[str, Any]] = []
+    if any("truths" in evaluator.needs for evaluator in evaluators):
+        truths = truth.truths(data)
     if any("sounds" in evaluator.needs for evaluator in evaluators):
-        if request.sounds:
+        if request.recordings:
+            samples = _samples(request)
+            sounds = sources.recordings(data, samples, truths=truths, batch_size=request.batch_size)
+        elif request.sounds:
             sounds = sources.folder(
                 request.sounds, request.captions_file, batch_size=request.batch_size
             )
         else:
-            sounds, made_by = _generated(request, data)
+            sounds, made_by = _generated(request, data, truths)
     scores: dict[str, float] = {}
     for samples in dict.fromkeys(evaluator.samples for evaluator in evaluators):
         group = [evaluator for evaluator in evaluators if evaluator.samples == samples]
@@ -194,7 +218,21 @@ def _evaluate(request: Evaluation, folder: pathlib.Path) -> dict[str, float]:
     return scores
 
 
-def _generated(request: Evaluation, data: "DataConfig") -> "tuple[Sounds, dict[str, str]]":
+def _samples(request: Evaluation) -> int:
+    """Returns the length of the sounds that the model would generate, at 16 kHz."""
+    from maa_jax.audio.io import SAMPLE_RATE
+    from maa_jax.model_folder import hub
+    from maa_jax.model_folder.index import load_index
+
+    (seconds,) = request.durations(
+        load_index(hub.resolve(request.model), meta=("max_duration",))["max_duration"], 1
+    )
+    return round(seconds * SAMPLE_RATE)
+
+
+def _generated(
+    request: Evaluation, data: "DataConfig", truths: Sequence[Mapping[str, Any]]
+) -> "tuple[Sounds, dict[str, str]]":
     """Returns sounds that a model generates on demand from captions, and the model's record."""
     import jax
     import numpy as np
@@ -233,6 +271,7 @@ def _generated(request: Evaluation, data: "DataConfig") -> "tuple[Sounds, dict[s
         pipe.sample_rate,
         round(seconds * pipe.sample_rate),
         labels=labels,
+        truths=[truths[number] for number, _ in prompts] if truths else (),
         batch_size=request.batch_size,
         keep=keep,
     )

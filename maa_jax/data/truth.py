@@ -1,6 +1,7 @@
 """What is truly heard in the recordings of a dataset that knows it, such as `general_midi`."""
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def truths(config: datasets.Config, split: str | None = None) -> list[dict[str, 
 
 
 def targets(
-    found: list[dict[str, Any]],
+    found: Sequence[Mapping[str, Any]],
     families: tuple[str, ...],
     registers: tuple[str, ...],
     events: int,

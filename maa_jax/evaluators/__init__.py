@@ -32,6 +32,9 @@ EVALUATORS = {
     "label_accuracy": "maa_jax.evaluators.label_accuracy:LabelAccuracy",
     "clap_score": "maa_jax.evaluators.clap_score:ClapSimilarity",
     "recall": "maa_jax.evaluators.recall:Recall",
+    "events": "maa_jax.evaluators.events:Events",
+    "waveform": "maa_jax.evaluators.waveform:Waveform",
+    "vocoder": "maa_jax.evaluators.vocoder:VocoderDistance",
 }
 
 

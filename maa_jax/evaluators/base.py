@@ -1,8 +1,8 @@
 """The evaluators' protocol, and their inputs: sounds with captions and labels."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -22,6 +22,7 @@ class Sounds:
       names: name of each sound in errors, such as its file or a recording's id.
       captions: captions of each sound, empty where unknown.
       labels: labels of each sound, empty where unknown.
+      truths: what should truly be heard in each sound, empty where unknown; see `data.truth`.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Sounds:
         names: Sequence[str],
         captions: Sequence[Sequence[str]],
         labels: Sequence[Collection[str]],
+        truths: Sequence[Mapping[str, Any]] = (),
     ):
         """Describes the sounds; they are produced when their features are first needed.
 
@@ -44,9 +46,11 @@ class Sounds:
           names: name of each sound of all processes.
           captions: captions of each sound, empty where unknown.
           labels: labels of each sound, empty where unknown.
+          truths: what should truly be heard in each sound; () if unknown.
         """
         self.sample_rate, self.samples = sample_rate, samples
         self.names, self.captions, self.labels = names, captions, labels
+        self.truths = truths or [{}] * len(names)
         self._batches = batches
         self._features: dict[str, np.ndarray] = {}
 
@@ -98,8 +102,8 @@ class Evaluator(Protocol):
 
     Attributes:
       name: name in the registry.
-      needs: inputs that it reads, a subset of "sounds", "references", "captions" and "labels";
-        captions and labels of whichever of sounds and references it reads.
+      needs: inputs that it reads, a subset of "sounds", "references", "captions", "labels" and
+        "truths"; the last three of whichever of sounds and references it reads.
       networks: networks whose features of the sounds it reads.
       samples: length of the reference clips at 16 kHz; None for the length of the sounds.
     """
@@ -145,7 +149,7 @@ def check(evaluator: Evaluator, inputs: Inputs) -> None:
         sounds = getattr(inputs, side)
         if not len(sounds):
             raise ValueError(f"{evaluator.name} needs {side}, but there are none")
-        for fact in sorted(evaluator.needs & {"captions", "labels"}):
+        for fact in sorted(evaluator.needs & {"captions", "labels", "truths"}):
             known = getattr(sounds, fact)
             without = [name for name, of in zip(sounds.names, known, strict=True) if not of]
             if without:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ from maa_jax.encoders.clap import LAION_FILES, ClapScore
 from maa_jax.encoders.retriever import Embedder
 from maa_jax.files import replace_file
 from maa_jax.model_folder import hub
+
+if TYPE_CHECKING:
+    from maa_jax.evaluators.events import EventAudio
 
 
 class Network(Protocol):
@@ -123,6 +126,8 @@ class Networks:
         *,
         clap: str | os.PathLike[str] = "bundled",
         retriever: str | os.PathLike[str] = "",
+        vocoder: str | os.PathLike[str] = "bundled",
+        classifier: str | os.PathLike[str] = "",
         batch_size: int = 8,
         devices: Sequence[jax.Device] | None = None,
         cache: str | os.PathLike[str] | None = None,
@@ -132,11 +137,14 @@ class Networks:
         Args:
           clap: folder that `ClapScore` opens, a hub id, or "bundled".
           retriever: model folder of the retriever whose recall is measured.
+          vocoder: model folder whose vocoder is measured.
+          classifier: model folder of the classifier that hears events.
           batch_size: sounds embedded at a time, over all devices.
           devices: devices that share every batch, by default all of this process.
           cache: folder in which features are cached by content; None for no cache.
         """
         self._clap_folder, self._retriever_folder = clap, retriever
+        self._vocoder_folder, self._classifier_folder = vocoder, classifier
         self._batch_size, self._devices = batch_size, devices or jax.local_devices()
         self._cache = None if cache is None else pathlib.Path(cache)
 
@@ -166,7 +174,34 @@ class Networks:
     @functools.cached_property
     def log_mel(self) -> Network:
         """Statistics of log-mel spectrograms, too cheap to cache on disk."""
-        return LogMel(Batches(self._batch_size, self._devices))
+        return LogMel(self._batches())
+
+    @functools.cached_property
+    def vocoder(self) -> Network:
+        """The vocoder's sounds of recordings, beside Griffin-Lim's."""
+        from maa_jax.evaluators.vocoder import VocoderSounds
+
+        return self._kept(VocoderSounds(self._vocoder_folder, self._batches()))
+
+    @functools.cached_property
+    def events(self) -> "EventAudio":
+        """The classifier of events."""
+        from maa_jax.evaluators.events import EventAudio
+
+        if not self._classifier_folder:
+            raise ValueError(
+                "events are heard by a classifier: train one with --config=configs/"
+                "event_classifier.py, and give its model folder as classifier"
+            )
+        return EventAudio(self._classifier_folder, self._batches())
+
+    @functools.cached_property
+    def events_audio(self) -> Network:
+        """The classifier's logits."""
+        return self._kept(self.events)
+
+    def _batches(self) -> Batches:
+        return Batches(self._batch_size, self._devices)
 
     def _kept(self, network: Network) -> Network:
         return network if self._cache is None else Cached(network, self._cache)

@@ -59,6 +59,7 @@ def generated(
     samples: int,
     *,
     labels: Sequence[Collection[str]] | None = None,
+    truths: Sequence[Mapping[str, Any]] = (),
     batch_size: int = 8,
     keep: Callable[[int, np.ndarray], None] | None = None,
 ) -> Sounds:
@@ -74,6 +75,7 @@ def generated(
       sample_rate: sample rate of the sounds in Hz.
       samples: length of each sound.
       labels: labels that each sound should have, where known.
+      truths: what should truly be heard in each sound, where known.
       batch_size: number of sounds generated at a time.
       keep: function called with the index and waveform [samples] of each sound that this process
         generated.
@@ -98,11 +100,16 @@ def generated(
         names=captions,
         captions=[[caption] for caption in captions],
         labels=[()] * len(captions) if labels is None else labels,
+        truths=truths,
     )
 
 
 def recordings(
-    data: DataConfig | Mapping[str, Any], samples: int, *, batch_size: int = 8
+    data: DataConfig | Mapping[str, Any],
+    samples: int,
+    *,
+    truths: Sequence[Mapping[str, Any]] = (),
+    batch_size: int = 8,
 ) -> Sounds:
     """Returns the recordings of `data.split`, read on demand.
 
@@ -112,6 +119,7 @@ def recordings(
       data: dataset; its `samples` is replaced.
       samples: length of the clips at 16 kHz. Longer recordings are cropped at random, always in the
         same place; shorter ones are padded with zeros.
+      truths: what is truly heard in each recording, where known.
       batch_size: number of recordings read at a time, in each process.
     """
     data = DataConfig.of(data)
@@ -141,6 +149,7 @@ def recordings(
         names=[example["id"] for example in examples],
         captions=[example["captions"] for example in examples],
         labels=[example["labels"] for example in examples],
+        truths=truths,
     )
 
 

@@ -12,6 +12,7 @@ CONFIGS = {
     "autoencoder": (None, "demo", "runlocal", "bundled"),
     "captioner": (None, "self_critical", "demo", "runlocal", "bundled"),
     "clap": (None, "demo", "runlocal", "bundled"),
+    "event_classifier": (None, "demo", "runlocal", "bundled"),
     "retriever": (None, "demo", "runlocal", "bundled"),
     "t2a": (None, "paper", "clap", "t5", "bert", "clip", "demo", "runlocal", "bundled"),
     "vocoder": (None, "bigvgan", "vocos", "demo", "runlocal", "bundled"),
@@ -88,6 +89,11 @@ OF_STAGES = {
         ("augment.shift", [2]),
         ("tokenizer", [None]),
         ("init_from.text_encodr", ["x"]),
+    ],
+    "event_classifier": [
+        ("event_classifier.families", [[], "x"]),
+        ("event_classifier.events", [0, 1.5]),
+        ("event_classifier.encoder.channels", [[], [0]]),
     ],
     "retriever": [
         ("margin", [-0.1, NAN]),

@@ -11,9 +11,10 @@ import pytest
 import soundfile
 import tensorflow_datasets as tfds
 
+from maa_jax.audio.levels import loudest
 from maa_jax.data import datasets, stored
 from maa_jax.data.builders import general_midi
-from maa_jax.data.builders.general_midi import synthesis, wording
+from maa_jax.data.builders.general_midi import wording
 from maa_jax.data.builders.general_midi.instruments import INSTRUMENTS
 from maa_jax.data.builders.general_midi.score import combinations, compose
 from tests.data.builders.tiny_soundfont import write_soundfont
@@ -102,7 +103,7 @@ def test_levels_are_within_20_db_of_each_other(font):
     for number in range(40):
         audio = general_midi.example(str(font), variant, "train", number)["audio"]
         wav = soundfile.read(io.BytesIO(audio))[0]
-        levels.append(synthesis.loudest(wav))
+        levels.append(loudest(wav))
         peaks.append(abs(wav).max())
     assert max(levels) - min(levels) < 20 and max(peaks) <= 0.951
 

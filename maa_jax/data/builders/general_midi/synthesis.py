@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from maa_jax.audio.io import SAMPLE_RATE, resample
+from maa_jax.audio.levels import loudest
 from maa_jax.data.builders.general_midi.instruments import DRUM_BANK, INSTRUMENTS
 from maa_jax.data.builders.general_midi.score import Event, Note, Score
 
@@ -115,11 +116,3 @@ class Soundfont:
 def soundfont(path: str) -> Soundfont:
     """Returns the soundfont at a path; each process reads it once."""
     return Soundfont(path)
-
-
-def loudest(wav: np.ndarray) -> float:
-    """Returns the level of the loudest 0.4 s of [samples] at 16 kHz, in dB of full scale."""
-    width = min(len(wav), round(0.4 * SAMPLE_RATE))
-    power = np.concatenate([[0.0], np.cumsum(np.square(wav, dtype=np.float64))])
-    best = float((power[width:] - power[:-width]).max() / width)
-    return 10 * float(np.log10(max(best, 1e-12)))

@@ -1,0 +1,141 @@
+"""Whether sounds hold the events that their captions state, judged by a classifier."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from maa_jax.audio import io
+from maa_jax.data.truth import targets
+from maa_jax.encoders.batching import Batches
+from maa_jax.evaluators.base import Inputs
+from maa_jax.evaluators.features import Network, Networks
+from maa_jax.model_folder import hub, networks
+from maa_jax.model_folder.index import content_hash
+
+# Words by which a caption states a register.
+_STATED = {
+    "low": re.compile(r"\b(low|far down)\b"),
+    "high": re.compile(r"\bhigh\b"),
+}
+
+
+class Events:
+    """An `Evaluator` that compares what a classifier hears with the truth of the captions."""
+
+    name = "events"
+    needs = frozenset({"sounds", "captions", "truths"})
+
+    def __init__(self, networks: Networks):
+        self._classifier = networks.events
+        self.networks: Sequence[Network] = (networks.events_audio,)
+        self.samples: int | None = None
+
+    def run(self, inputs: Inputs) -> Iterator[tuple[str, float]]:
+        """Yields scores, each followed by that of guessing.
+
+        Yields:
+          ("events/family", share of single events whose instrument's family is right);
+          ("events/count", share of sounds with the right number of events); ("events/order", share
+          of two events in succession whose families are likelier in the right order);
+          ("events/register", share of single events in a register that their caption states, low or
+          high, that are heard in it). Guessing a family or a register is drawing one at random,
+          guessing a number is always saying the most frequent one.
+        """
+        sounds = inputs.sounds
+        (found,) = sounds.features(self.networks)
+        c = self._classifier.config
+        logits = self._classifier.unpack(found)
+        truths = sounds.truths
+        right = targets(truths, c.families, c.registers, c.events)
+        single = right["count"] == 1
+        if single.any():
+            family = logits["family"][:, 0].argmax(-1) == right["family"][:, 0]
+            yield "events/family", float(family[single].mean())
+            yield "events/family_chance", 1 / len(c.families)
+        yield "events/count", float((logits["count"].argmax(-1) + 1 == right["count"]).mean())
+        yield "events/count_chance", float(np.bincount(right["count"]).max() / len(truths))
+        if (pairs := _pairs(truths)).any():
+            first, second = right["family"][pairs, :2].T
+            heard = logits["family"][pairs]
+            rows = np.arange(len(first))
+            ours = heard[rows, 0, first] + heard[rows, 1, second]
+            other = heard[rows, 0, second] + heard[rows, 1, first]
+            yield "events/order", float((ours > other).mean())
+            yield "events/order_chance", 0.5
+        stated = single & _states_register(sounds.captions, truths)
+        if stated.any():
+            register = logits["register"][:, 0].argmax(-1) == right["register"][:, 0]
+            yield "events/register", float(register[stated].mean())
+            yield "events/register_chance", 1 / len(c.registers)
+
+
+def _pairs(truths: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Returns bool [n]: whether a sound has two events of different families in succession."""
+    return np.array(
+        [
+            len(t["events"]) == 2
+            and not t["together"]
+            and t["events"][0]["family"] != t["events"][1]["family"]
+            for t in truths
+        ]
+    )
+
+
+def _states_register(
+    captions: Sequence[Sequence[str]], truths: Sequence[Mapping[str, Any]]
+) -> np.ndarray:
+    """Returns bool [n]: whether all of a sound's captions state its first event's register."""
+
+    def states(texts: Sequence[str], truth: Mapping[str, Any]) -> bool:
+        words = _STATED.get(truth["events"][0]["register"])
+        return words is not None and all(words.search(text) for text in texts)
+
+    return np.array([states(*pair) for pair in zip(captions, truths, strict=True)])
+
+
+class EventAudio:
+    """A classifier's logits of sounds.
+
+    Args:
+      folder: model folder of the classifier.
+      batches: batches in which it computes.
+
+    Attributes:
+      config: configuration of the classifier.
+    """
+
+    name = "events"
+
+    def __init__(self, folder: str | os.PathLike[str], batches: Batches):
+        folder = hub.resolve(folder)
+        graph, params = networks.load_network(folder, "event_classifier")
+        self.config = networks.load_config(folder, "event_classifier")
+        self.digest = f"events {content_hash(folder / 'event_classifier')}"
+        self._batches, self._params = batches, batches.put(params)
+        self._run = jax.jit(lambda params, wavs: networks.build(graph, params)(wavs))
+
+    def __call__(self, wavs: np.ndarray, sample_rate: int) -> np.ndarray:
+        """See `Network`."""
+        rate = self.config.encoder.sample_rate
+        if sample_rate != rate:
+            wavs = np.stack([io.resample(wav, sample_rate, rate) for wav in wavs])
+        with jax.default_matmul_precision("highest"):
+            found = self._batches.run(self._run, self._params, wavs)
+        parts = (found[name].reshape(len(wavs), -1) for name in ("count", "family", "register"))
+        return np.concatenate(list(parts), axis=1)
+
+    def unpack(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the logits `count` [n, events], `family` and `register` [n, events, classes]."""
+        c = self.config
+        sizes = (c.events, c.events * len(c.families))
+        count, family, register = np.split(rows, np.cumsum(sizes), axis=1)
+        shape = (len(rows), c.events, -1)
+        return {
+            "count": count,
+            "family": family.reshape(shape),
+            "register": register.reshape(shape),
+        }
