@@ -30,43 +30,8 @@ vinyl crackle and hiss
 END
 
 steps=10
-number=0
-again=""
-running=""
-SECONDS=0
-
-# The time of an interrupted step is kept too; the report adds up all attempts of a step.
-keep_time() {
-  if [ -n "$running" ]; then printf '%s\t%s\n' "$running" $((SECONDS - began)) >>"$demo/times.tsv"; fi
-  running=""
-}
-trap keep_time EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
-clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
-
-# step NAME TITLE RESULT COMMAND...: runs the command, unless it finished before, its result still
-# exists and no earlier step was run again. Marking the step as finished comes last.
-step() {
-  local name=$1 title=$2 result=$demo/$3
-  shift 3
-  number=$((number + 1))
-  printf '\n=== %d/%d  %s  (%s since the start)\n' "$number" "$steps" "$title" "$(clock $SECONDS)"
-  if [ -z "$again" ] && [ -e "$demo/done/$name" ] && [ -e "$result" ]; then
-    echo "Done before: $result"
-    return
-  fi
-  again=yes
-  rm -f "$demo/done/$name"
-  running=$name
-  began=$SECONDS
-  "$@"
-  keep_time
-  mkdir -p "$demo/done"
-  touch "$demo/done/$name"
-  echo "Took $(clock $((SECONDS - began)))"
-}
+folder=$demo
+. launch/steps.sh
 
 sample() {  # sample MODEL FOLDER
   python -m maa_jax.sample --model="$1" --prompts_file="$prompts" --out="$demo/$2"
@@ -83,11 +48,6 @@ train() {  # train STAGE FLAGS...
   python -m maa_jax.train --config="configs/$stage.py:demo" --workdir="$demo/$stage" \
     --config.data.data_dir="$demo/data" "$@" || stopped $?
   python -m maa_jax.convert --from=workdir --workdir="$demo/$stage" --out="$demo/models/$stage"
-}
-
-stopped() {  # stopped STATUS
-  echo "Training ended early; start this command again to resume." >&2
-  exit "$1"
 }
 
 enhance() {  # captions for the recordings of $unknown, whose own captions and labels are withheld

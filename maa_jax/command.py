@@ -37,6 +37,7 @@ EXTRAS = {
     "etils": "train",
     "grain": "train",
     "jinja2": "train",
+    "librosa": "evaluation",
     "matplotlib": "report",
     "ml_collections": "train",
     "optax": "train",

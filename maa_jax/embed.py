@@ -12,6 +12,7 @@ With --epochs=N the latents of N epochs of training are stored too: N crops of e
 recordings, with the events of reprogramming and the contexts of the captions that it composes. Of a
 clip of 10 s they take 25 KB, the mean and the log-variance of the posterior in float32, from which
 training draws anew. Training must then have the same data, seed and autoencoder, which is checked.
+With --nocontexts only they are stored, where the text encoder is small and the captions are many.
 
 Several processes divide the work. Latents that are there already are not computed again: the same
 command goes on after an interruption, and more epochs are added to fewer.
@@ -52,7 +53,18 @@ class Embedding(Options):
         choices=("float32", "float16"),
     )
     epochs: float = option(0.0, "Epochs of training whose latents are stored too.", least=0)
+    contexts: bool = option(True, "Store the contexts of the captions.")
     batch_size: int = option(32, "Captions or clips encoded at a time, over all devices.", least=1)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.retriever and self.epochs:
+            raise ValueError(
+                f"retriever={self.retriever!r}, epochs={self.epochs}: a bank holds captions alone;"
+                " give one of them"
+            )
+        if not (self.contexts or self.epochs):
+            raise ValueError("contexts=False: there is nothing else to store; give epochs=1")
 
 
 def define_flags() -> None:
@@ -69,7 +81,7 @@ def embed(config: "ml_collections.ConfigDict", request: Embedding) -> int:
       request: options of the computation and its output.
 
     Returns:
-      The number of captions written.
+      The number of captions, contexts or latents written.
 
     Raises:
       ValueError: the config is invalid, or training would make captions that cannot be known
@@ -92,6 +104,8 @@ def embed(config: "ml_collections.ConfigDict", request: Embedding) -> int:
 
 
 def _embed_contexts(config: "ml_collections.ConfigDict", request: Embedding) -> int:
+    if not request.contexts:
+        return len(_embed_examples(config, request))
     if config.data.reprogram.events and not request.epochs:
         raise ValueError(
             f"config.data.reprogram.events={config.data.reprogram.events!r}: reprogramming makes "
@@ -188,7 +202,8 @@ def main() -> None:
     devices.initialize()
     request = options.from_flags(Embedding)
     count = embed(flags.FLAGS.config, request)
-    print(f"{count} {'captions' if request.retriever else 'contexts'} in {request.out}")
+    what = "captions" if request.retriever else "contexts" if request.contexts else "latents"
+    print(f"{count} {what} in {request.out}")
 
 
 def run() -> None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,10 @@ from maa_jax.audio import io
 from maa_jax.audio.mel import MelConfig, log_mel
 from maa_jax.encoders.batching import Batches
 from maa_jax.encoders.clap import LAION_FILES, ClapScore
+from maa_jax.encoders.events import EventAudio
 from maa_jax.encoders.retriever import Embedder
 from maa_jax.files import replace_file
 from maa_jax.model_folder import hub
-
-if TYPE_CHECKING:
-    from maa_jax.evaluators.events import EventAudio
 
 
 class Network(Protocol):
@@ -179,15 +177,13 @@ class Networks:
     @functools.cached_property
     def vocoder(self) -> Network:
         """The vocoder's sounds of recordings, beside Griffin-Lim's."""
-        from maa_jax.evaluators.vocoder import VocoderSounds
+        from maa_jax.evaluators.reconstruction import VocoderSounds
 
         return self._kept(VocoderSounds(self._vocoder_folder, self._batches()))
 
     @functools.cached_property
-    def events(self) -> "EventAudio":
+    def events(self) -> EventAudio:
         """The classifier of events."""
-        from maa_jax.evaluators.events import EventAudio
-
         if not self._classifier_folder:
             raise ValueError(
                 "events are heard by a classifier: train one with --config=configs/"

@@ -9,7 +9,6 @@ import optax
 from flax import nnx
 
 from maa_jax import schema
-from maa_jax.data import truth
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import save_index
 from maa_jax.models.event_classifier import EventClassifier, EventClassifierConfig
@@ -47,7 +46,9 @@ class EventClassifierStage(SingleNetworkStage):
         splits = {"train": self.config.data.split, "validation": self.config.data.eval_split}
         return {name: self._targets(split) for name, split in splits.items()}
 
-    def _targets(self, split: str) -> truth.Targets:
+    def _targets(self, split: str) -> Tree:
+        from maa_jax.data import truth  # nothing else in the stage needs a dataset
+
         found = truth.truths(self.config.data, split)
         sizes = self.sizes
         return truth.targets(found, sizes.families, sizes.registers, sizes.events)

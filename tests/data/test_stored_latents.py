@@ -80,6 +80,17 @@ def test_a_run_trains_on_latents_and_contexts(config, stored, tmp_path):
         make_stage(other)
 
 
+def test_latents_are_stored_without_contexts(config, tmp_path):
+    assert embed(
+        config, Embedding(out=tmp_path, epochs=0.1, contexts=False, batch_size=4)
+    ) == round(0.1 * datasets.num_examples(config.data, "train"))
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["latents"]
+    with pytest.raises(ValueError, match="contexts=False: there is nothing else to store"):
+        Embedding(out=tmp_path, contexts=False)
+    with pytest.raises(ValueError, match="a bank holds captions alone"):
+        Embedding(out=tmp_path, retriever="models/retriever", epochs=1)
+
+
 def test_each_pass_over_the_latents_has_every_one_once(config, stored):
     latents = Latents(stored / "latents")
     batches = input_pipeline.train_iterator(config.data, batch_size=2, seed=0, latents=latents)

@@ -5,7 +5,7 @@ from maa_jax.audio.mel import MelConfig, log_mel, log_spectral_distances
 from maa_jax.evaluators import base, make
 from maa_jax.evaluators.base import Inputs
 from maa_jax.evaluators.features import Networks
-from maa_jax.evaluators.vocoder import griffin_lim, silent_level
+from maa_jax.evaluators.reconstruction import griffin_lim, silent_level
 from tests.evaluators.test_waveform import RATE, sounds, tone
 
 

@@ -23,7 +23,7 @@ STUB = r"""#!{python}
 import json, pathlib, sys
 arguments = sys.argv[1:]
 flags = dict(a[2:].split("=", 1) for a in arguments if a.startswith("--") and "=" in a)
-workdir = pathlib.Path(__file__).parent.parent / "demo"
+workdir = pathlib.Path(__file__).parent.parent / "{folder}"
 def note(what):
     with open(workdir / "calls", "a") as file:
         file.write(json.dumps([what, arguments]) + "\n")
@@ -52,9 +52,14 @@ if arguments[:1] == ["-m"]:
             sys.exit(143)
     elif what == "convert":
         write(pathlib.Path(flags["out"]) / "model_index.json")
+    elif what == "embed":
+        write(folder / "latents" / "index.json")
+    elif what == "evaluate":
+        write(folder / "scores.json")
 elif arguments[0] == "-c" and "prepare" in arguments[1]:
     note("build")
-    write(pathlib.Path(arguments[2]) / "sonic_sounds" / "1")
+    for name in arguments[4:] or ["sonic_sounds"]:
+        write(pathlib.Path(arguments[2]) / name / "1")
 """
 
 
@@ -83,15 +88,15 @@ def test_the_jobset_sets_the_variables_by_which_processes_connect():
     assert given["JAX_COORDINATOR_ADDRESS"] == f"{host}:{port}"
 
 
-@pytest.fixture
-def demo(tmp_path):
-    """Runs the demo.sh of a copied checkout with a stand-in for Python.
+def runner(script, folder, tmp_path):
+    """Returns a function that runs a script of a copied checkout with a stand-in for Python.
 
     Calling it returns the finished process and the calls, [(name, arguments)].
     """
     shutil.copytree(ROOT / "launch", tmp_path / "launch")
     (tmp_path / "setup.py").touch()
-    workdir = tmp_path / "demo"
+    (tmp_path / "font.sf2").touch()
+    workdir = tmp_path / folder
     workdir.mkdir()
     binaries = tmp_path / "bin"
     binaries.mkdir()
@@ -101,23 +106,35 @@ def demo(tmp_path):
     )
     (tmp_path / "launch" / "environment.sh").write_text(environment)
     stub = binaries / "python"
-    stub.write_text(STUB.replace("{python}", sys.executable))
+    stub.write_text(STUB.replace("{python}", sys.executable).replace("{folder}", folder))
     stub.chmod(0o755)
 
-    def run(fail=""):
+    def run(fail="", **environment):
         (workdir / "fail").write_text(fail)
         (workdir / "calls").write_text("")
         done = subprocess.run(
-            ["bash", "launch/demo.sh"],
+            ["bash", f"launch/{script}"],
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            env={"PATH": os.environ["PATH"]},
+            env={"PATH": os.environ["PATH"], "SOUNDFONT": "font.sf2", **environment},
         )
         return done, [json.loads(line) for line in (workdir / "calls").read_text().splitlines()]
 
     run.workdir = workdir
     return run
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """Runs the demo; see `runner`."""
+    return runner("demo.sh", "demo", tmp_path)
+
+
+@pytest.fixture
+def bundled(tmp_path):
+    """Runs the training of the bundled model; see `runner`."""
+    return runner("train_bundled.sh", "bundled", tmp_path)
 
 
 def names(calls):
@@ -139,17 +156,39 @@ def test_the_demo_takes_every_step_once(demo):
     assert calls == []
 
 
-def test_the_demo_gives_flags_that_its_programs_have(demo):
-    _, calls = demo()
+def check_calls(calls):
     lines = collections.defaultdict(list)
     for _, arguments in calls:
         if arguments[0] == "-m":
             lines[arguments[1]].append(arguments[2:])
-    assert sorted(lines) == [
-        f"maa_jax.{name}" for name in ("convert", "enhance", "report", "sample", "train")
-    ]
     for program, flags in lines.items():
         check_flags(program, flags)
+    return sorted(name.removeprefix("maa_jax.") for name in lines)
+
+
+def test_the_demo_gives_flags_that_its_programs_have(demo):
+    assert check_calls(demo()[1]) == ["convert", "enhance", "report", "sample", "train"]
+
+
+def test_the_bundled_model_is_trained_once_and_scored(bundled):
+    first, calls = bundled(fail="train vocoder")
+    assert first.returncode == 3 and "start this command again" in first.stderr
+    done, rest = bundled()
+    assert done.returncode == 0, done.stderr
+    assert names(calls)[:3] == ["build", "train autoencoder", "convert autoencoder"]
+    assert names(rest) == [
+        *("train vocoder", "convert vocoder", "embed stored"),
+        *("train t2a", "convert t2a", "convert t2a"),
+        *(f"{verb} {name}" for name in ("event_classifier", "captioner", "retriever")
+          for verb in ("train", "convert")),
+        *(f"evaluate {name}" for name in ("vocoder", "model", "recordings")),
+    ]  # fmt: skip
+    assert check_calls(rest) == ["convert", "embed", "evaluate", "train"]
+    assert "vocoder_scores" in done.stdout and "13/13" in done.stdout
+    assert bundled()[1] == []
+    missing, calls = bundled(SOUNDFONT="none.sf2")
+    assert missing.returncode == 2 and not calls
+    assert "none.sf2 is not there: install fluidr3mono-gm-soundfont" in missing.stderr
 
 
 @pytest.mark.parametrize("fail", ["train vocoder", "convert vocoder", "stop vocoder"])
