@@ -10,6 +10,7 @@ from tests.launch.documents import ROOT
 
 COMMANDS = {
     "accelerator": ["--small"],
+    "latents": ["--small", "--steps=1"],
     "builds": ["--clips=20", "--seconds=0.1"],
     "enhancement": ["--clips=20", "--seconds=0.5", "--batch_size=8"],
     "bank": ["--captions=500", "--width=8", "--queries=4", "--repeats=1"],
@@ -19,6 +20,7 @@ COMMANDS = {
 }
 PRINTED = {
     "accelerator": "| ms | times_real_time |",
+    "latents": "| `runlocal` | ",
     "builds": "20 clips of 0.1 s",
     "enhancement": "20 clips of 0.5 s enhanced",
     "bank": "| 500 | 8 | 4 | 5 |",
