@@ -87,7 +87,7 @@ def demo():
 
 
 def runlocal():
-    config = common.demo_run(bundled(), steps=2)
+    config = common.local_run(bundled(), steps=2)
     config.batch_size = 2
     config.data.samples = 32 * 256
     config.autoencoder.block_out_channels = (8, 8, 16, 16)

@@ -67,7 +67,8 @@ def demo():
 
 
 def runlocal():
-    config = common.demo_run(bundled(), steps=2)
+    config = common.local_run(bundled(), steps=2)
+    config.optimizer.warmup_steps = 50
     config.batch_size = 2
     config.data.samples = 16_384
     config.clap.audio_encoder.channels = (4, 8)

@@ -115,8 +115,13 @@ def bundled_data(config: ml_collections.ConfigDict, weight: float) -> None:
 
 def demo_run(config: ml_collections.ConfigDict, steps: int) -> ml_collections.ConfigDict:
     """Sets a short run on the recordings in the package alone, and returns the config."""
-    config.data.dataset = "sonic_sounds"
     config.optimizer.cosine_steps = steps
+    return local_run(config, steps)
+
+
+def local_run(config: ml_collections.ConfigDict, steps: int) -> ml_collections.ConfigDict:
+    """As `demo_run`, with the learning rate of the config."""
+    config.data.dataset = "sonic_sounds"
     return small_run(config, steps)
 
 

@@ -76,7 +76,7 @@ def demo():
 
 
 def runlocal():
-    config = common.demo_run(bundled(), steps=2)
+    config = common.local_run(bundled(), steps=2)
     config.batch_size = 2
     config.data.samples = 16_384
     config.retriever.audio_encoder.channels = (4, 8, 16)

@@ -184,8 +184,11 @@ def demo():
 
 
 def runlocal():
-    config = common.demo_run(bundled(), steps=2)
+    config = common.local_run(bundled(), steps=2)
     config.data.reprogram.events = ""
+    config.data.reprogram.n_events = (1.0, 1.0, 1.0)
+    config.schedule.prediction_type = "epsilon"
+    config.optimizer.warmup_steps = 100
     config.batch_size = 2
     config.data.samples = 8_192
     config.autoencoder = config.text_encoder = "bundled"

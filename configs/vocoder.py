@@ -141,7 +141,7 @@ def demo():
 
 
 def runlocal():
-    config = common.demo_run(bundled(), steps=2)
+    config = common.local_run(bundled(), steps=2)
     config.batch_size = 2
     config.data.samples = 4_096
     config.generator.name = "hifigan"
