@@ -7,6 +7,7 @@ HiFi-GAN's `mel_spectrogram` (Kong et al., 2020) with the paper's decimal logari
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -161,6 +162,22 @@ def log_spectral_distances(wav: jax.Array, other: jax.Array) -> jax.Array:
         magnitudes = (stft_magnitude(x, n_fft, n_fft // 4) for x in (wav, other))
         a, b = (jnp.log10(jnp.maximum(x, _SPECTRAL_FLOOR)) for x in magnitudes)
         return jnp.abs(a - b).mean((1, 2))
+
+    return sum(map(distance, SPECTRAL_SIZES), jnp.zeros(())) / len(SPECTRAL_SIZES)
+
+
+def spectral_convergences(wav: jax.Array, other: jax.Array) -> jax.Array:
+    """Returns how far the spectra of waveforms [b, samples] are from those of others, [b].
+
+    The norm of the difference of magnitudes beside that of the others' magnitudes (Arik et al.
+    2018, "Fast spectrogram inversion"), which the loudest parts decide; transforms as in
+    `log_spectral_distances`. Recordings below -88 dB count as loud as that.
+    """
+
+    def distance(n_fft: int) -> jax.Array:
+        a, b = (stft_magnitude(x, n_fft, n_fft // 4) for x in (wav, other))
+        norm = lambda x: jnp.sqrt(jnp.square(x).sum((1, 2)) + _POWER_FLOOR)
+        return norm(a - b) / jnp.maximum(norm(b), 0.01 * math.sqrt(b[0].size))
 
     return sum(map(distance, SPECTRAL_SIZES), jnp.zeros(())) / len(SPECTRAL_SIZES)
 

@@ -3,7 +3,7 @@
 Least-squares adversarial losses on the waveform, feature matching, and the L1 distance of mels, on
 short segments whose mels are computed on the device. BigVGAN and Vocos are trained alike, with a
 multi-resolution discriminator in place of the multi-scale one. The distance of spectra of three
-resolutions (Yamamoto et al. 2020, "Parallel WaveGAN", without its spectral convergence) may join.
+resolutions (Yamamoto et al. 2020, "Parallel WaveGAN") may join.
 """
 
 import dataclasses
@@ -18,7 +18,12 @@ import ml_collections
 from flax import nnx
 
 from maa_jax import schema
-from maa_jax.audio.mel import MelConfig, log_mel, log_spectral_distances
+from maa_jax.audio.mel import (
+    MelConfig,
+    log_mel,
+    log_spectral_distances,
+    spectral_convergences,
+)
 from maa_jax.checks import check_name
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import save_index
@@ -59,7 +64,9 @@ class VocoderStage(gan.GanStage):
         fields of their configs; `start`, the first step at which they are trained and used.
       mel_weight: weight of the mels' L1 distance, in natural logarithm whatever `config.mel.log`,
         as in HiFi-GAN.
-      spectral_weight: weight of `audio.mel.log_spectral_distances`; HiFi-GAN has none.
+      spectral_weight: weight of the sum of `audio.mel.log_spectral_distances`, without which quiet
+        parts are neglected, and `spectral_convergences`, without which loud ones become too quiet;
+        HiFi-GAN has neither.
       feature_weight: weight of feature matching.
     """
 
@@ -145,7 +152,9 @@ class VocoderStage(gan.GanStage):
         loss = self.config.mel_weight * distance
         if self.config.spectral_weight:
             scores["spectral_l1"] = log_spectral_distances(fake, audio).mean()
-            loss = loss + self.config.spectral_weight * scores["spectral_l1"]
+            scores["convergence"] = spectral_convergences(fake, audio).mean()
+            both = scores["spectral_l1"] + scores["convergence"]
+            loss = loss + self.config.spectral_weight * both
         loss = loss + scores["generator_loss"] + scores["feature_loss"]
         loss = gan.add_gradients(loss, {"fake": fake, "disc_params": disc_params}, grads)
         return loss, ({"mel_l1": distance, **scores}, disc_extra)

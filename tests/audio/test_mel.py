@@ -9,8 +9,10 @@ import pytest
 from maa_jax.audio.mel import (
     MelConfig,
     log_mel,
+    log_spectral_distances,
     mel_filters,
     mel_frequencies,
+    spectral_convergences,
     stft_magnitude,
     triangular_filters,
 )
@@ -90,3 +92,27 @@ def test_bad_input_is_named():
         MelConfig(fmax=9000)
     with pytest.raises(ValueError, match="hop_length=0: give a whole number"):
         MelConfig(hop_length=0)
+
+
+def test_spectral_distances_are_those_of_their_definitions():
+    rng = np.random.default_rng(0)
+    wav = rng.normal(0, 0.1, (2, 8_000)).astype(np.float32)
+    # A tenth of the amplitude: a decade everywhere, and nine tenths of the norm.
+    np.testing.assert_allclose(log_spectral_distances(0.1 * wav, wav), [1, 1], rtol=1e-3)
+    np.testing.assert_allclose(spectral_convergences(0.1 * wav, wav), [0.9, 0.9], rtol=1e-3)
+    np.testing.assert_array_equal(log_spectral_distances(wav, wav), [0, 0])
+    expected = []
+    for n_fft in (512, 1024, 2048):
+        hop, window = n_fft // 4, np.hanning(n_fft + 1)[:-1]
+        padded = np.pad(wav, ((0, 0), ((n_fft - hop) // 2,) * 2), mode="reflect")
+        starts = range(0, padded.shape[1] - n_fft + 1, hop)
+        a, b = np.log10(np.maximum(1e-4, [
+            [np.abs(np.fft.rfft(x[i : i + n_fft] * window)) for i in starts] for x in padded
+        ]))  # fmt: skip
+        expected.append(np.abs(a - b).mean())
+    found = log_spectral_distances(wav[:1], wav[1:])
+    np.testing.assert_allclose(found, np.mean(expected), rtol=1e-3)
+    # Silence has no norm to divide by, and its gradient is finite.
+    loss = lambda x: spectral_convergences(x, jnp.zeros((1, 4_000))).sum()
+    value, slope = jax.value_and_grad(loss)(jnp.zeros((1, 4_000)))
+    assert value < 0.1 and np.isfinite(slope).all()
