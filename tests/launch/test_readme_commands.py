@@ -1,6 +1,6 @@
 """The README's commands, run by a shell as they are, from an empty folder with relative paths.
 
-Only two things are changed: `:bundled`, an hour of training, becomes `:runlocal`, two steps of tiny
+Only two things are changed: `:demo`, minutes of training, becomes `:runlocal`, two steps of tiny
 networks; and datasets are built in a folder of the tests.
 """
 
@@ -43,7 +43,7 @@ def shell(data_dir, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the README's commands are for bash")
 def test_training_every_stage_then_sampling(shell):
-    shell(block_with("--workdir=runs/t2a").replace(":bundled", ":runlocal"))
+    shell(block_with("--workdir=runs/t2a").replace(":demo", ":runlocal"))
     parts = "unet", "vae", "vocoder", "text_encoder", "tokenizer", "scheduler"
     assert all(pathlib.Path("models/t2a", part).is_dir() for part in parts)
     wav = io.load("out/t2a/000_a-crow-caws.wav")
