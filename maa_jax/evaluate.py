@@ -197,7 +197,7 @@ def _evaluate(request: Evaluation, folder: pathlib.Path) -> dict[str, float]:
             if samples is None:
                 samples = round(sounds.samples * SAMPLE_RATE / sounds.sample_rate)
             references = sources.recordings(data, samples, batch_size=request.batch_size)
-        scores |= base.run(group, base.Inputs(sounds, references))
+        scores |= base.values(base.run(group, base.Inputs(sounds, references)))
     if jax.process_index() == 0:
         heard = {n.name: n.digest for evaluator in evaluators for n in evaluator.networks}
         result = {

@@ -7,8 +7,8 @@ files that were cut. A recording is read in blocks, so that memory is bounded by
 import io
 import os
 import pathlib
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from absl import logging
@@ -40,6 +40,40 @@ def load(path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE) -> np.nda
     Raises:
       AudioError: the file cannot be used; the message begins with its path.
     """
+    return _read(path, lambda file: _decode(file, sample_rate, f"{path}: "))
+
+
+def sample_rate(path: str | os.PathLike[str]) -> int:
+    """Returns the sample rate in Hz that the header of a sound file states.
+
+    Raises:
+      AudioError: the file cannot be used; the message begins with its path.
+    """
+    import soundfile
+
+    def rate(file: BinaryIO) -> int:
+        try:
+            file = skip_tags(file)
+            file.seek(0)
+            with _sound_file(file) as sound:
+                _check_header(sound)
+                return int(sound.samplerate)
+        except soundfile.LibsndfileError as error:
+            raise _undecodable(error) from error
+
+    return _read(path, rate)
+
+
+def _undecodable(error: Any) -> AudioError:
+    """Returns the error for a soundfile.LibsndfileError."""
+    return AudioError(f"cannot be decoded ({error.error_string.rstrip('.')})")
+
+
+T = TypeVar("T")
+
+
+def _read(path: str | os.PathLike[str], function: Callable[[BinaryIO], T]) -> T:
+    """Returns what a function reads from a file; its AudioErrors then begin with the path."""
     from etils import epath
 
     try:
@@ -50,7 +84,7 @@ def load(path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE) -> np.nda
         raise AudioError(f"{path}: cannot be read ({reason})") from error
     with file:
         try:
-            return _decode(file, sample_rate, f"{path}: ")
+            return function(file)
         except AudioError as error:
             raise AudioError(f"{path}: {error}") from error
 
@@ -88,7 +122,7 @@ def _decode(file: BinaryIO, sample_rate: int, name: str) -> np.ndarray:
             logging.warning("%sits channels cancel; channel %d is taken", name, loudest + 1)
             wav, _, _ = _mono(file, sample_rate, held, loudest)
     except soundfile.LibsndfileError as error:
-        raise AudioError(f"cannot be decoded ({error.error_string.rstrip('.')})") from error
+        raise _undecodable(error) from error
     except AudioError:
         raise
     except (OSError, RuntimeError, TypeError, ValueError) as error:  # what else the decoders raise
@@ -207,6 +241,13 @@ def resample(wav: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     import soxr
 
     return soxr.resample(wav, from_rate, to_rate, quality="HQ")
+
+
+def resample_all(wavs: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Returns waveforms [n, samples] at another sample rate; the same array if it is the same."""
+    if from_rate == to_rate:
+        return wavs
+    return np.stack([resample(wav, from_rate, to_rate) for wav in wavs])
 
 
 def is_silent(wav: np.ndarray) -> bool:

@@ -243,8 +243,7 @@ class ClapScore:
           wavs: waveforms [n, samples], n at least 1.
           sample_rate: sample rate of the sounds in Hz.
         """
-        if sample_rate != self.sample_rate:
-            wavs = np.stack([io.resample(wav, sample_rate, self.sample_rate) for wav in wavs])
+        wavs = io.resample_all(wavs, sample_rate, self.sample_rate)
         return self._run(self._audio, self._clap.front_end(wavs))
 
     def __call__(self, prompts: Sequence[str], wavs: np.ndarray, sample_rate: int) -> np.ndarray:

@@ -34,9 +34,7 @@ class EventAudio:
 
     def __call__(self, wavs: np.ndarray, sample_rate: int) -> np.ndarray:
         """See `Network`."""
-        rate = self.config.encoder.sample_rate
-        if sample_rate != rate:
-            wavs = np.stack([io.resample(wav, sample_rate, rate) for wav in wavs])
+        wavs = io.resample_all(wavs, sample_rate, self.config.encoder.sample_rate)
         with jax.default_matmul_precision("highest"):
             found = self._batches.run(self._run, self._params, wavs)
         parts = (found[name].reshape(len(wavs), -1) for name in ("count", "family", "register"))

@@ -10,8 +10,8 @@ A program or a training loop scores sounds like this:
     references = sources.recordings(data, samples)                # once a run
     ...
     sounds = sources.generated(generate, prompts, rate, samples)  # again for other weights
-    for name, value in base.run(scores, base.Inputs(sounds, references)):
-        print(name, value)                                        # clap_score 0.31
+    for score in base.run(scores, base.Inputs(sounds, references)):
+        print(score.name, score.value)                                # clap_score 0.31
 
 `generate(captions, first)` returns the waveforms of a few captions, the first of which has index
 `first` among all; it is called only when sounds are needed. Every process of a run makes and

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,6 +23,8 @@ class Sounds:
       captions: captions of each sound, empty where unknown.
       labels: labels of each sound, empty where unknown.
       truths: what should truly be heard in each sound, empty where unknown; see `data.truth`.
+      recordings: name of the recording that each sound was made after, "" where unknown.
+      lengths: length of each sound before zeros were appended, int [n].
     """
 
     def __init__(
@@ -35,6 +37,8 @@ class Sounds:
         captions: Sequence[Sequence[str]],
         labels: Sequence[Collection[str]],
         truths: Sequence[Mapping[str, Any]] = (),
+        recordings: Sequence[str] = (),
+        lengths: Sequence[int] = (),
     ):
         """Describes the sounds; they are produced when their features are first needed.
 
@@ -47,10 +51,14 @@ class Sounds:
           captions: captions of each sound, empty where unknown.
           labels: labels of each sound, empty where unknown.
           truths: what should truly be heard in each sound; () if unknown.
+          recordings: name of the recording that each sound was made after; () if unknown.
+          lengths: length of each sound without appended zeros; () if all have `samples`.
         """
         self.sample_rate, self.samples = sample_rate, samples
         self.names, self.captions, self.labels = names, captions, labels
         self.truths = truths or [{}] * len(names)
+        self.recordings = recordings or [""] * len(names)
+        self.lengths = np.asarray(lengths or [samples] * len(names))
         self._batches = batches
         self._features: dict[str, np.ndarray] = {}
 
@@ -97,6 +105,27 @@ class Inputs:
     references: Sounds = dataclasses.field(default_factory=no_sounds)
 
 
+class Score(NamedTuple):
+    """A number, and what a reader must know to trust it.
+
+    Attributes:
+      name: name of the score, "EVALUATOR/SCORE" or "EVALUATOR".
+      value: the number.
+      interval: both ends of its 95 % interval; None if it has none.
+      facts: what it was computed from and how, as JSON values.
+    """
+
+    name: str
+    value: float
+    interval: tuple[float, float] | None = None
+    facts: Mapping[str, Any] = {}
+
+
+def values(scores: Iterable[Score]) -> dict[str, float]:
+    """Returns the scores' values by their names."""
+    return {score.name: score.value for score in scores}
+
+
 class Evaluator(Protocol):
     """Scores sounds.
 
@@ -117,12 +146,12 @@ class Evaluator(Protocol):
         """Takes the networks that it needs, which are then read."""
         ...
 
-    def run(self, inputs: Inputs) -> Iterator[tuple[str, float]]:
-        """Yields names of scores and their values."""
+    def run(self, inputs: Inputs) -> Iterator[Score]:
+        """Yields scores."""
         ...
 
 
-def run(evaluators: Sequence[Evaluator], inputs: Inputs) -> Iterator[tuple[str, float]]:
+def run(evaluators: Sequence[Evaluator], inputs: Inputs) -> Iterator[Score]:
     """Yields the scores of all evaluators; every sound is made or read once for all of them.
 
     Raises:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from maa_jax.evaluators.base import Inputs
+from maa_jax.evaluators.base import Inputs, Score
 from maa_jax.evaluators.features import Network, Networks
 
 
@@ -19,10 +19,10 @@ class ClapSimilarity:
         self.networks: Sequence[Network] = (networks.clap_audio,)
         self._clap = networks.clap
 
-    def run(self, inputs: Inputs) -> Iterator[tuple[str, float]]:
+    def run(self, inputs: Inputs) -> Iterator[Score]:
         """Yields ("clap_score", mean cosine of all pairs of a sound and its caption)."""
         (heard,) = inputs.sounds.features(self.networks)
         pairs = [(i, text) for i, texts in enumerate(inputs.sounds.captions) for text in texts]
         words = self._clap.text_embeddings([text for _, text in pairs])
         sounds = heard[[sound for sound, _ in pairs]]
-        yield "clap_score", float(np.mean(np.sum(words * sounds, axis=1)))
+        yield Score("clap_score", float(np.mean(np.sum(words * sounds, axis=1))))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from maa_jax.data.truth import targets
-from maa_jax.evaluators.base import Inputs
+from maa_jax.evaluators.base import Inputs, Score
 from maa_jax.evaluators.features import Network, Networks
 
 # Words by which a caption states a register.
@@ -28,7 +28,7 @@ class Events:
         self.networks: Sequence[Network] = (networks.events_audio,)
         self.samples: int | None = None
 
-    def run(self, inputs: Inputs) -> Iterator[tuple[str, float]]:
+    def run(self, inputs: Inputs) -> Iterator[Score]:
         """Yields scores, each followed by that of guessing.
 
         Yields:
@@ -48,23 +48,25 @@ class Events:
         single = right["count"] == 1
         if single.any():
             family = logits["family"][:, 0].argmax(-1) == right["family"][:, 0]
-            yield "events/family", float(family[single].mean())
-            yield "events/family_chance", 1 / len(c.families)
-        yield "events/count", float((logits["count"].argmax(-1) + 1 == right["count"]).mean())
-        yield "events/count_chance", float(np.bincount(right["count"]).max() / len(truths))
+            yield Score("events/family", float(family[single].mean()))
+            yield Score("events/family_chance", 1 / len(c.families))
+        yield Score(
+            "events/count", float((logits["count"].argmax(-1) + 1 == right["count"]).mean())
+        )
+        yield Score("events/count_chance", float(np.bincount(right["count"]).max() / len(truths)))
         if (pairs := _pairs(truths)).any():
             first, second = right["family"][pairs, :2].T
             heard = logits["family"][pairs]
             rows = np.arange(len(first))
             ours = heard[rows, 0, first] + heard[rows, 1, second]
             other = heard[rows, 0, second] + heard[rows, 1, first]
-            yield "events/order", float((ours > other).mean())
-            yield "events/order_chance", 0.5
+            yield Score("events/order", float((ours > other).mean()))
+            yield Score("events/order_chance", 0.5)
         stated = single & _states_register(sounds.captions, truths)
         if stated.any():
             register = logits["register"][:, 0].argmax(-1) == right["register"][:, 0]
-            yield "events/register", float(register[stated].mean())
-            yield "events/register_chance", 1 / len(c.registers)
+            yield Score("events/register", float(register[stated].mean()))
+            yield Score("events/register_chance", 1 / len(c.registers))
 
 
 def _pairs(truths: Sequence[Mapping[str, Any]]) -> np.ndarray:

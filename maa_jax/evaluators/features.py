@@ -63,10 +63,7 @@ class RetrieverAudio:
 
     def __call__(self, wavs: np.ndarray, sample_rate: int) -> np.ndarray:
         """See `Network`."""
-        rate = self._embedder.sample_rate
-        if sample_rate != rate:
-            wavs = np.stack([io.resample(wav, sample_rate, rate) for wav in wavs])
-        return self._embedder.audio(wavs)
+        return self._embedder.audio(io.resample_all(wavs, sample_rate, self._embedder.sample_rate))
 
 
 class LogMel:
@@ -77,19 +74,19 @@ class LogMel:
 
     def __init__(self, batches: Batches):
         self._batches = batches
-        self._statistics = jax.jit(_mel_statistics, static_argnames="sample_rate")
+        self._statistics = jax.jit(_mel_statistics)
 
     def __call__(self, wavs: np.ndarray, sample_rate: int) -> np.ndarray:
         """See `Network`."""
-        function = functools.partial(self._statistics, sample_rate=sample_rate)
+        wavs = io.resample_all(wavs, sample_rate, io.SAMPLE_RATE)
         with jax.default_matmul_precision("highest"):
-            return self._batches.run(function, {}, wavs)
+            return self._batches.run(self._statistics, {}, wavs)
 
 
-def _mel_statistics(params: dict, wavs: jax.Array, sample_rate: int) -> jax.Array:
-    """Returns [b, 2 * n_mels] of waveforms [b, samples]."""
+def _mel_statistics(params: dict, wavs: jax.Array) -> jax.Array:
+    """Returns [b, 2 * n_mels] of waveforms [b, samples] at 16 kHz."""
     del params
-    mel = log_mel(wavs, MelConfig(sample_rate=sample_rate, fmax=sample_rate / 2))
+    mel = log_mel(wavs, MelConfig())
     return jnp.concatenate([mel.mean(axis=1), mel.std(axis=1)], axis=1)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from maa_jax.evaluators.base import Inputs
+from maa_jax.evaluators.base import Inputs, Score
 from maa_jax.evaluators.features import Network, Networks
 from maa_jax.evaluators.neighbours import nearest
 
@@ -27,7 +27,7 @@ class LabelAccuracy:
     def __init__(self, networks: Networks):
         self.networks: Sequence[Network] = (networks.clap_audio, networks.log_mel)
 
-    def run(self, inputs: Inputs) -> Iterator[tuple[str, float]]:
+    def run(self, inputs: Inputs) -> Iterator[Score]:
         """Yields scores, for FEATURES in "clap" and "log_mel" and K in 1 and 5.
 
         Yields:
@@ -37,9 +37,9 @@ class LabelAccuracy:
           themselves, each compared with all others).
         """
         sounds, references = inputs.sounds, inputs.references
-        yield "prompts", float(len(sounds))
+        yield Score("prompts", float(len(sounds)))
         for k in TOPS:
-            yield f"top_{k}_chance", chance(sounds.labels, references.labels, k)
+            yield Score(f"top_{k}_chance", chance(sounds.labels, references.labels, k))
         features = (side.features(self.networks) for side in (sounds, references))
         for network, ours, theirs in zip(self.networks, *features, strict=True):
             if network.name == "log_mel":  # its dimensions differ in spread
@@ -48,9 +48,11 @@ class LabelAccuracy:
             made = nearest(ours, theirs, max(TOPS))
             recorded = nearest(theirs, theirs, max(TOPS), leave_out_self=True)
             for k in TOPS:
-                yield f"{network.name}/top_{k}", top(made[:, :k], sounds.labels, references.labels)
+                yield Score(
+                    f"{network.name}/top_{k}", top(made[:, :k], sounds.labels, references.labels)
+                )
                 score = top(recorded[:, :k], references.labels, references.labels)
-                yield f"{network.name}/top_{k}_recordings", score
+                yield Score(f"{network.name}/top_{k}_recordings", score)
 
 
 def top(

@@ -77,7 +77,7 @@ class PeriodicEvaluators:
             if step % block.every == 0 or last:
                 sounds = self._sounds(state, frozen, block.num_prompts)
                 found = base.run([self._evaluators[name]], base.Inputs(sounds, self._references))
-                scores |= {f"{name}/{score}": value for score, value in found}
+                scores |= {f"{name}/{score}": value for score, value in base.values(found).items()}
         return scores
 
     def _sounds(self, state: Any, frozen: Tree, count: int) -> base.Sounds:

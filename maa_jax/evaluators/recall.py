@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from maa_jax.evaluators.base import Inputs
+from maa_jax.evaluators.base import Inputs, Score
 from maa_jax.evaluators.features import Network, Networks
 from maa_jax.evaluators.neighbours import nearest
 
@@ -25,7 +25,7 @@ class Recall:
         self._retriever = networks.retriever
         self.samples: int | None = networks.retriever.config.max_samples
 
-    def run(self, inputs: Inputs) -> Iterator[tuple[str, float]]:
+    def run(self, inputs: Inputs) -> Iterator[Score]:
         """Yields scores, for K in 1, 5 and 10.
 
         Yields:
@@ -47,11 +47,11 @@ class Recall:
         text = self._retriever.text(captions)
         recordings_found = nearest(text, audio, max(TOPS))
         captions_found = nearest(audio, text, max(TOPS))
-        yield "captions", float(len(captions))
-        yield "recordings", float(len(references))
+        yield Score("captions", float(len(captions)))
+        yield Score("recordings", float(len(references)))
         for k in TOPS:
-            yield f"text_to_audio/recall_at_{k}", recall(recordings_found[:, :k], of_caption)
-            yield f"audio_to_text/recall_at_{k}", recall(captions_found[:, :k], of_recording)
+            yield Score(f"text_to_audio/recall_at_{k}", recall(recordings_found[:, :k], of_caption))
+            yield Score(f"audio_to_text/recall_at_{k}", recall(captions_found[:, :k], of_recording))
 
 
 def recall(found: np.ndarray, right: Sequence[set[int]]) -> float:

@@ -45,9 +45,7 @@ class VocoderSounds:
 
     def __call__(self, wavs: np.ndarray, sample_rate: int) -> np.ndarray:
         """See `Network`."""
-        rate = self._mel.sample_rate
-        if sample_rate != rate:
-            wavs = np.stack([io.resample(wav, sample_rate, rate) for wav in wavs])
+        wavs = io.resample_all(wavs, sample_rate, self._mel.sample_rate)
         wavs = wavs[:, : wavs.shape[1] // self._mel.hop_length * self._mel.hop_length]
         with jax.default_matmul_precision("highest"):
             mels, made = self._batches.run(self._run, self._params, wavs)

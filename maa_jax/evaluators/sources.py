@@ -1,5 +1,6 @@
 """Sources of the sounds to score: a model, the recordings of a dataset, a folder."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -11,7 +12,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from maa_jax.audio.io import SAMPLE_RATE, as_read, load
+from maa_jax.audio.io import SAMPLE_RATE, as_read, load, sample_rate
 from maa_jax.data import datasets, input_pipeline
 from maa_jax.data.builders import tables
 from maa_jax.data.config import DataConfig
@@ -60,6 +61,7 @@ def generated(
     *,
     labels: Sequence[Collection[str]] | None = None,
     truths: Sequence[Mapping[str, Any]] = (),
+    recordings: Sequence[str] = (),
     batch_size: int = 8,
     keep: Callable[[int, np.ndarray], None] | None = None,
 ) -> Sounds:
@@ -76,6 +78,7 @@ def generated(
       samples: length of each sound.
       labels: labels that each sound should have, where known.
       truths: what should truly be heard in each sound, where known.
+      recordings: name of the recording whose caption each sound is made from, where known.
       batch_size: number of sounds generated at a time.
       keep: function called with the index and waveform [samples] of each sound that this process
         generated.
@@ -101,6 +104,7 @@ def generated(
         captions=[[caption] for caption in captions],
         labels=[()] * len(captions) if labels is None else labels,
         truths=truths,
+        recordings=recordings,
     )
 
 
@@ -161,23 +165,33 @@ def folder(
 ) -> Sounds:
     """Returns the wav files of a folder, read on demand.
 
-    The processes of a run divide the files among them. All are resampled to 16 kHz and padded with
-    zeros to the length of the longest.
+    The processes of a run divide the files among them. They keep their sample rate, and are padded
+    with zeros to the length of the longest.
 
     Args:
       path: folder of the wav files.
       captions_file: CSV file with the columns `file`, `caption` and optionally `label` (several
         separated by `;`); by default the folder's samples.jsonl, as maa_jax.sample and
-        maa_jax.evaluate write it, if there is one.
+        maa_jax.evaluate write it, if there is one. Its `recording` names the recording that a
+        sound was made after, which is else the name of the file.
       batch_size: number of files read at a time.
 
     Raises:
-      ValueError: there is no wav file, or the table is broken or lacks a file.
+      ValueError: there is no wav file, their sample rates differ, or the table is broken or lacks a
+        file.
     """
     path = pathlib.Path(path)
     files = sorted(path.glob("*.wav"))
     if not files:
-        raise ValueError(f"sounds={str(path)!r} holds no wav file: give a folder with wav files")
+        raise ValueError(f"{str(path)!r} holds no wav file: give a folder with wav files")
+    rates = {file: sample_rate(file) for file in files}
+    rate = rates[files[0]]
+    other = [file for file in files if rates[file] != rate]
+    if other:
+        raise ValueError(
+            f"{str(path)!r} holds sounds of {rate} Hz, such as {files[0].name}, and of "
+            f"{rates[other[0]]} Hz, such as {other[0].name}: resample them to one rate"
+        )
     rows = _read_table(path, captions_file)
     missing = [file.name for file in files if file.name not in rows] if rows else []
     if missing:
@@ -185,7 +199,8 @@ def folder(
             f"{captions_file or path / TABLE} lacks {len(missing)} of the {len(files)} wav files, "
             f"such as {missing[0]}: add a row for each"
         )
-    samples = max(len(load(file)) for file in files)
+    lengths = [len(load(file, rate)) for file in files]
+    samples = max(lengths)
 
     def batches() -> Iterator[Batch]:
         mine = share(np.arange(len(files)))
@@ -193,34 +208,45 @@ def folder(
             numbers = mine[start : start + batch_size]
             wavs = np.zeros((len(numbers), samples), np.float32)
             for wav, number in zip(wavs, numbers, strict=True):
-                content = load(files[number])
+                content = load(files[number], rate)
                 wav[: len(content)] = content
             yield numbers, wavs
 
-    known = [rows.get(file.name, ([], [])) for file in files]
+    known = [rows.get(file.name, _Row()) for file in files]
     return Sounds(
         batches,
-        SAMPLE_RATE,
+        rate,
         samples,
         names=[file.name for file in files],
-        captions=[captions for captions, _ in known],
-        labels=[labels for _, labels in known],
+        captions=[row.captions for row in known],
+        labels=[row.labels for row in known],
+        recordings=[row.recording or file.name for row, file in zip(known, files, strict=True)],
+        lengths=lengths,
     )
 
 
-def _read_table(
-    path: pathlib.Path, table: str | os.PathLike[str] | None
-) -> dict[str, tuple[list[str], list[str]]]:
-    """Returns {file: (captions, labels)}, empty where there is no table."""
-    found: dict[str, tuple[list[str], list[str]]] = {}
+@dataclasses.dataclass
+class _Row:
+    """What a table says about a sound."""
+
+    captions: list[str] = dataclasses.field(default_factory=list)
+    labels: list[str] = dataclasses.field(default_factory=list)
+    recording: str = ""
+
+
+def _read_table(path: pathlib.Path, table: str | os.PathLike[str] | None) -> dict[str, _Row]:
+    """Returns {file: its row}, empty where there is no table."""
+    found: dict[str, _Row] = {}
     if table is None:
         if (path / TABLE).is_file():
             for row in tables.read(epath.Path(path / TABLE)):
-                found[row.text("file")] = ([row.text("prompt")], list(row.texts("labels")))
+                found[row.text("file")] = _Row(
+                    [row.text("prompt")], list(row.texts("labels")), row.text("recording")
+                )
         return found
     rows = tables.read(epath.Path(table), ("file", "caption"), known=_COLUMNS)
     for row in rows:
-        captions, labels = found.setdefault(row.text("file"), ([], []))
-        captions += filter(None, [row.sentence("caption")])
-        labels += filter(None, map(str.strip, row.sentence("label").split(";")))
+        known = found.setdefault(row.text("file"), _Row())
+        known.captions += filter(None, [row.sentence("caption")])
+        known.labels += filter(None, map(str.strip, row.sentence("label").split(";")))
     return found

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from maa_jax.evaluators.base import Inputs
+from maa_jax.evaluators.base import Inputs, Score
 from maa_jax.evaluators.features import Network, Networks
 
 _ITERATIONS = 60
@@ -21,7 +21,7 @@ class VocoderDistance:
     def __init__(self, networks: Networks):
         self.networks: Sequence[Network] = (networks.vocoder,)
 
-    def run(self, inputs: Inputs) -> Iterator[tuple[str, float]]:
+    def run(self, inputs: Inputs) -> Iterator[Score]:
         """Yields scores.
 
         Yields:
@@ -34,10 +34,10 @@ class VocoderDistance:
         """
         (found,) = inputs.references.features(self.networks)
         distance, griffin_lim, offset, skewness, silence = found.T
-        yield "vocoder/distance", float(distance.mean())
-        yield "vocoder/griffin_lim", float(griffin_lim.mean())
-        yield "vocoder/ratio", float(distance.mean() / griffin_lim.mean())
-        yield "vocoder/offset", float(np.median(offset))
-        yield "vocoder/skewness", float(np.mean(skewness <= 1))
+        yield Score("vocoder/distance", float(distance.mean()))
+        yield Score("vocoder/griffin_lim", float(griffin_lim.mean()))
+        yield Score("vocoder/ratio", float(distance.mean() / griffin_lim.mean()))
+        yield Score("vocoder/offset", float(np.median(offset)))
+        yield Score("vocoder/skewness", float(np.mean(skewness <= 1)))
         if (silence > -np.inf).any():
-            yield "vocoder/silence", float(np.mean(silence[silence > -np.inf] < _SILENT_DB))
+            yield Score("vocoder/silence", float(np.mean(silence[silence > -np.inf] < _SILENT_DB)))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from maa_jax.audio import levels
-from maa_jax.evaluators.base import Inputs
+from maa_jax.evaluators.base import Inputs, Score
 from maa_jax.evaluators.features import Network, Networks
 
 _FULL_SCALE = 1 - 2**-15  # of 16 bits
@@ -24,7 +24,7 @@ class Waveform:
         del networks
         self.networks: Sequence[Network] = (WaveformStatistics(),)
 
-    def run(self, inputs: Inputs) -> Iterator[tuple[str, float]]:
+    def run(self, inputs: Inputs) -> Iterator[Score]:
         """Yields scores.
 
         Yields:
@@ -38,10 +38,10 @@ class Waveform:
         )
         offset, clipped, level, begins = sounds.T
         middle = float(np.median(recordings[:, 2]))
-        yield "waveform/offset", float(np.median(offset))
-        yield "waveform/unclipped", float(np.mean(clipped == 0))
-        yield "waveform/loudness", float(np.mean(np.abs(level - middle) <= _NEAR_DB))
-        yield "waveform/clicks", float(np.mean((begins == 1) & (level < middle)))
+        yield Score("waveform/offset", float(np.median(offset)))
+        yield Score("waveform/unclipped", float(np.mean(clipped == 0)))
+        yield Score("waveform/loudness", float(np.mean(np.abs(level - middle) <= _NEAR_DB)))
+        yield Score("waveform/clicks", float(np.mean((begins == 1) & (level < middle))))
 
 
 class WaveformStatistics:

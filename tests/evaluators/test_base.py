@@ -29,7 +29,7 @@ class Mean:
 
     def run(self, inputs):
         (features,) = inputs.sounds.features(self.networks)
-        yield "mean", float(features.mean())
+        yield base.Score("mean", float(features.mean()))
 
 
 def sounds(wavs, passes=None):
@@ -52,7 +52,7 @@ def test_sounds_are_made_once_for_all_evaluators_and_embedded_once_by_each_netwo
     one, two, passes = Means("one"), Means("two"), []
     inputs = Inputs(sounds(WAVS, passes))
     evaluators = [Mean(one), Mean(two), Mean(one)]
-    assert [value for _, value in base.run(evaluators, inputs)] == [5.5, 5.5, 5.5]
+    assert [score.value for score in base.run(evaluators, inputs)] == [5.5, 5.5, 5.5]
     assert len(passes) == 1 and one.heard == two.heard == 3
     features = inputs.sounds.features([two])[0]
     np.testing.assert_array_equal(features, WAVS.mean(axis=1, keepdims=True))  # in order

@@ -20,6 +20,6 @@ def test_the_score_is_the_mean_cosine_of_sounds_and_their_captions(tiny_model, t
     clap = ClapScore(tiny_model)
     pairs = [("a crow caws", 0), ("rain falls", 1), ("a dog barks", 1)]
     expected = np.mean([clap([text], tones[i : i + 1], 16000) for text, i in pairs])
-    assert [name for name, _ in base.run(evaluators, Inputs(sounds))] == ["clap_score"]
-    ((_, value),) = base.run(evaluators, Inputs(sounds))
+    assert [score.name for score in base.run(evaluators, Inputs(sounds))] == ["clap_score"]
+    ((_, value, *_),) = base.run(evaluators, Inputs(sounds))
     np.testing.assert_allclose(value, expected, atol=1e-6)

@@ -47,7 +47,7 @@ def recordings():
 
 def test_sounds_of_the_right_class_score_one(evaluators, recordings):
     made = sounds([labels[0] for labels in LABELS], LABELS, 0)
-    scores = dict(base.run(evaluators, Inputs(made, recordings)))
+    scores = base.values(base.run(evaluators, Inputs(made, recordings)))
     assert scores["prompts"] == 6
     for name in ("clap", "log_mel"):
         assert scores[f"{name}/top_1"] == scores[f"{name}/top_5"] == 1
@@ -57,7 +57,7 @@ def test_sounds_of_the_right_class_score_one(evaluators, recordings):
 
 def test_sounds_of_a_wrong_class_score_nothing(evaluators, recordings):
     made = sounds(["bell", "voice", "drum"], [["drum"], ["bell"], ["voice"]], 0)
-    scores = dict(base.run(evaluators, Inputs(made, recordings)))
+    scores = base.values(base.run(evaluators, Inputs(made, recordings)))
     assert scores["log_mel/top_1"] == scores["clap/top_1"] == 0
 
 
@@ -80,6 +80,6 @@ def test_top_asks_whether_any_found_recording_has_a_right_label():
 def test_recordings_without_labels_are_refused(evaluators, recordings):
     unlabelled = sounds(["drum", "bell"], [["drum"], []], 0)
     with pytest.raises(ValueError, match=r"needs labels of all sounds, but 1 of 2 .* 'bell'"):
-        dict(base.run(evaluators, Inputs(unlabelled, recordings)))
+        base.values(base.run(evaluators, Inputs(unlabelled, recordings)))
     with pytest.raises(ValueError, match="needs references"):
-        dict(base.run(evaluators, Inputs(recordings)))
+        base.values(base.run(evaluators, Inputs(recordings)))

@@ -36,7 +36,7 @@ def test_the_recall_of_a_split_is_that_of_its_cosines(model, data_dir):
     (evaluator,) = make(["recall"], Networks(retriever=model))
     data = {"data_dir": data_dir, "split": "validation"}
     recordings = sources.recordings(data, evaluator.samples)
-    scores = dict(base.run([evaluator], Inputs(references=recordings)))
+    scores = base.values(base.run([evaluator], Inputs(references=recordings)))
     captions = sorted({text for texts in recordings.captions for text in texts})
     right = np.array([[text in texts for texts in recordings.captions] for text in captions])
     assert scores["recordings"] == 13 and scores["captions"] == len(captions)

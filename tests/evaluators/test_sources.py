@@ -73,15 +73,15 @@ def test_processes_share_the_recordings_of_a_split(data_dir, monkeypatch):
 @pytest.fixture
 def folder(tmp_path, tones):
     io.write_wav(tmp_path / "a.wav", tones[0, :8000], 16000)
-    io.write_wav(tmp_path / "b.wav", tones[1], 8000)
+    io.write_wav(tmp_path / "b.wav", tones[1], 16000)
     return tmp_path
 
 
-def test_a_folder_of_wavs_has_the_captions_of_its_table(folder):
+def test_a_folder_of_wavs_has_the_captions_of_its_table(folder, tones):
     sounds = sources.folder(folder)
-    assert sounds.samples == 32000  # the longest, at 16 kHz
+    assert sounds.samples == len(tones[1]) and sounds.lengths.tolist() == [8000, len(tones[1])]
     found = read(sounds)
-    assert found[0].shape == found[1].shape == (32000,) and not found[0][8000:].any()
+    assert found[0].shape == found[1].shape == (sounds.samples,) and not found[0][8000:].any()
     assert list(sounds.captions) == [[], []]
     rows = [{"file": "a.wav", "prompt": "a sine", "labels": ["sine"]}]
     rows += [{"file": "b.wav", "prompt": "a chirp"}]
@@ -113,3 +113,24 @@ def test_a_table_that_lacks_something_is_refused(folder):
         sources.folder(folder)
     with pytest.raises(ValueError, match="holds no wav file"):
         sources.folder(folder / "none")
+
+
+def test_sounds_keep_their_sample_rate_of_which_there_is_one(folder, tones):
+    for name in ("a.wav", "b.wav"):
+        io.write_wav(folder / name, tones[0, :8000], 44100)
+    sounds = sources.folder(folder)
+    assert sounds.sample_rate == 44100 and sounds.samples == 8000
+    io.write_wav(folder / "b.wav", tones[1], 16000)
+    with pytest.raises(ValueError, match=r"44100 Hz, such as a\.wav, and of 16000 Hz"):
+        sources.folder(folder)
+    (folder / "b.wav").write_bytes(b"RIFF")
+    with pytest.raises(ValueError, match=r"b\.wav: cannot be decoded"):
+        sources.folder(folder)
+
+
+def test_a_sound_names_the_recording_that_it_was_made_after(folder):
+    assert list(sources.folder(folder).recordings) == ["a.wav", "b.wav"]
+    rows = [{"file": "a.wav", "prompt": "a sine", "recording": "one"}]
+    rows += [{"file": "b.wav", "prompt": "a chirp"}]
+    (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    assert list(sources.folder(folder).recordings) == ["one", "b.wav"]

@@ -29,7 +29,7 @@ def test_griffin_lim_returns_a_tone(recordings):
 
 def test_a_vocoder_is_measured_beside_griffin_lim(tiny_model, recordings):
     evaluators = make(["vocoder"], Networks(vocoder=tiny_model, batch_size=2))
-    found = dict(base.run(evaluators, Inputs(references=sounds(*recordings))))
+    found = base.values(base.run(evaluators, Inputs(references=sounds(*recordings))))
     assert found["vocoder/ratio"] == pytest.approx(
         found["vocoder/distance"] / found["vocoder/griffin_lim"]
     )

@@ -26,7 +26,7 @@ def tone(level_db, length=RATE):
 def test_good_sounds_pass_and_each_fault_is_seen():
     references = sounds(*(tone(level) for level in (-26, -20, -14)))
     (evaluator,) = make(["waveform"], Networks())
-    good = dict(base.run([evaluator], Inputs(references, references)))
+    good = base.values(base.run([evaluator], Inputs(references, references)))
     assert good == {
         "waveform/offset": pytest.approx(0, abs=1e-6),
         "waveform/unclipped": 1,
@@ -36,7 +36,7 @@ def test_good_sounds_pass_and_each_fault_is_seen():
     click = tone(-28)
     click[20] = 0.9
     faulty = sounds(tone(-20) + 0.3, np.clip(2 * tone(-3), -1, 1), tone(-40), click)
-    found = dict(base.run([evaluator], Inputs(faulty, references)))
+    found = base.values(base.run([evaluator], Inputs(faulty, references)))
     assert found["waveform/unclipped"] == 0.75
     assert found["waveform/loudness"] == 0.5
     assert found["waveform/clicks"] == 0.25
