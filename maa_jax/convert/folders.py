@@ -43,34 +43,11 @@ def workdir_to_folder(
       ValueError: there is no such checkpoint, or it is broken.
     """
     # Imported after the flags are parsed, so that --help and mistakes in them are answered at once.
-    import jax
-
     from maa_jax.model_folder import networks
     from maa_jax.model_folder.index import networks_in
-    from maa_jax.stages import make_stage
-    from maa_jax.training import config as run_config
-    from maa_jax.training.checkpoint import Checkpoints, read_config, read_tokenizer
+    from maa_jax.stages.export import restored
 
-    config = read_config(workdir)
-    run_config.check(config)
-    stage = make_stage(config, tokenizer=read_tokenizer(workdir))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        jax.eval_shape(stage.init, jax.random.key(0)),
-    )
-    with Checkpoints(workdir) as checkpoints:
-        steps = checkpoints.all_steps()
-        if not steps:
-            raise ValueError(
-                f"--workdir={workdir} holds no finished checkpoint; train on until the first"
-            )
-        if step is not None and step not in steps:
-            raise ValueError(f"--step={step}: --workdir={workdir} holds {steps}")
-        if step is None:
-            _, state = checkpoints.restore_newest(shapes)
-        else:
-            state = checkpoints.restore(step, shapes)
+    stage, state = restored(workdir, step)
     with _model_folder(out) as folder:
         stage.export(state.weights() if ema else state.params, state.extra, folder)
         if dtype != "float32":
