@@ -66,6 +66,17 @@ class CnnConfig:
         """Samples of the shortest clip that yields a frame after the last block."""
         return max((self.reduction - 1) * self.hop_length, self.n_fft // 2 + 1)
 
+    def mel(self) -> MelConfig:
+        """Returns the settings of the mel filters."""
+        return MelConfig(
+            sample_rate=self.sample_rate,
+            n_fft=self.n_fft,
+            hop_length=self.hop_length,
+            n_mels=self.n_mels,
+            fmin=self.fmin,
+            fmax=self.fmax,
+        )
+
     def frames(self, samples: int) -> int:
         """Returns the number of frames after the last block for a clip of `samples`."""
         return (1 + samples // self.hop_length) // self.reduction
@@ -242,17 +253,7 @@ def decibel_mel(wav: jax.Array, config: CnnConfig) -> jax.Array:
     window, Slaney mel filters, 10 log10 with a floor of 1e-10.
     """
     power = centred_power(wav, config.n_fft, config.hop_length)
-    filters = mel_filters(
-        MelConfig(
-            sample_rate=config.sample_rate,
-            n_fft=config.n_fft,
-            hop_length=config.hop_length,
-            n_mels=config.n_mels,
-            fmin=config.fmin,
-            fmax=config.fmax,
-        )
-    )
-    return 10 * jnp.log10(jnp.maximum(power @ filters, 1e-10))
+    return 10 * jnp.log10(jnp.maximum(power @ mel_filters(config.mel()), 1e-10))
 
 
 def _halve(x: jax.Array) -> jax.Array:
