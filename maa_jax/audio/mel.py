@@ -140,6 +140,26 @@ def stft_magnitude(wav: jax.Array, n_fft: int = 1024, hop_length: int = 256) -> 
     return jnp.sqrt(spectrum.real**2 + spectrum.imag**2 + _POWER_FLOOR)
 
 
+def centred_power(wav: jax.Array, n_fft: int, hop_length: int) -> jax.Array:
+    """Returns power spectra of centred frames with reflected ends, periodic Hann window, float32.
+
+    Args:
+      wav: waveforms [b, samples], of more than n_fft / 2 samples.
+      n_fft: length of the transform and of its window, in samples.
+      hop_length: samples from one frame to the next.
+
+    Returns:
+      [b, 1 + samples // hop_length, n_fft // 2 + 1].
+    """
+    half = n_fft // 2
+    wav = jnp.pad(wav.astype(jnp.float32), ((0, 0), (half, half)), mode="reflect")
+    frames = 1 + (wav.shape[1] - n_fft) // hop_length
+    starts = np.arange(frames)[:, None] * hop_length
+    window = np.hanning(n_fft + 1)[:-1].astype(np.float32)
+    spectrum = jnp.fft.rfft(wav[:, starts + np.arange(n_fft)] * window)
+    return jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+
+
 def _frames(wav: jax.Array, length: int, hop_length: int) -> jax.Array:
     """Returns the overlapping frames [b, frames, length] of waveforms [b, samples]."""
     count = (wav.shape[1] - length) // hop_length + 1

@@ -223,6 +223,40 @@ def _compared(parts: dict, towers: dict) -> str:
     )
 
 
+def classifier_to_folder(
+    out: str, *, checkpoint: str, mel_statistics: str = "", dtype: str = "float32"
+) -> pathlib.Path:
+    """Writes a released classifier of sounds into a model folder, as `audio_classifier`.
+
+    Args:
+      out: path of the model folder.
+      checkpoint: path of the file of a Melception, a Cnn14 or a VGGish; see `read_classifier`.
+      mel_statistics: for a Melception, the file with the statistics of its mel bins.
+      dtype: storage type of the weights, "float32" or "float16"; rounded weights do not count as
+        the published ones.
+
+    Returns:
+      The path of the model folder.
+
+    Raises:
+      ValueError: a file is missing, refused or of another layout.
+    """
+    from maa_jax.convert import classifiers
+    from maa_jax.model_folder import networks, torch_layout
+    from maa_jax.model_folder.index import save_index
+
+    config, tensors = classifiers.read_classifier(checkpoint, mel_statistics)
+    if dtype != "float32":
+        config = dataclasses.replace(config, published=None)
+    known = f"the published {config.published}" if config.published else "no published weights"
+    print(f"{checkpoint}: a {type(config).__name__.removesuffix('Config')}, {known}", flush=True)
+    with _model_folder(out) as folder:
+        params = torch_layout.from_torch(networks.define(config)[1], tensors)
+        networks.save_network(folder, "audio_classifier", config, params, dtype)
+        save_index(folder)
+    return pathlib.Path(user_path(out))
+
+
 def folder_to_released(model: str, out: str) -> pathlib.Path:
     """Writes a model folder in the release's layout: a checkpoint, and its vocoder beside it.
 

@@ -25,11 +25,34 @@ _HARMLESS = re.compile(
     r"|torch\.nn\.parameter\.Parameter"
     r"|torch\._utils\._rebuild_(tensor(_v[23])?|parameter(_with_state)?)"
 )
+# What numpy's numbers and arrays in a pickle refer to. Training keeps some beside the weights, such
+# as a score or the order of examples; they are not made, since they too could fill the memory.
+_NUMPY = tuple(
+    f"numpy.{name}"
+    for name in (
+        "core.multiarray.scalar",
+        "core.multiarray._reconstruct",
+        "_core.multiarray.scalar",
+        "_core.multiarray._reconstruct",
+        "ndarray",
+        "dtype",
+    )
+)
 # Pickles at the start of a PyTorch file from before version 1.6; storages follow them.
 _OLD_PICKLES = 5
 _AGAIN = "copy or download it again"
 _LFS = b"version https://git-lfs"
 _MOST_HEADER = 100_000_000  # of a safetensors file, by its specification
+
+
+class NumpyValue:
+    """Stands for a number or an array of numpy, and forgets what it is made of."""
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
 
 
 def read_tensors(path: str | os.PathLike[str], key: str = "state_dict") -> Tensors:
@@ -111,7 +134,8 @@ def _content(path: str | os.PathLike[str]) -> Any:
         refused = (_zip_fault if zipped else _pickle_fault)(path)
         if not refused:
             # Older files cannot be mapped.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            with torch.serialization.safe_globals([(NumpyValue, name) for name in _NUMPY]):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # any at all, of three libraries
         cause = str(error).split("\n")[0]
         cause = f" ({cause})" if cause and "weights_only" not in cause else ""
@@ -167,7 +191,7 @@ def _pickle_fault(path: str | os.PathLike[str]) -> str:
 def _unsafe(file: IO[bytes]) -> str:
     """Returns why the pickle at the file's position must not be opened, "" for a harmless one."""
     for name in _globals(file):
-        if not _HARMLESS.fullmatch(name):
+        if not (_HARMLESS.fullmatch(name) or name in _NUMPY):
             return (
                 f"refused, it holds more than tensors and plain values: {name}, which could run "
                 "code. Ask for a file of its state_dict alone"

@@ -39,9 +39,16 @@ NETWORKS = {
         "EventClassifierConfig",
         "EventClassifier",
     ),
+    "Melception": (
+        "maa_jax",
+        "maa_jax.models.inception",
+        "MelceptionConfig",
+        "Melception",
+    ),
     "Projection": ("maa_jax", "maa_jax.models.clap", "ProjectionConfig", "Projection"),
     "Vocos": ("maa_jax", "maa_jax.models.vocos", "VocosConfig", "Vocos"),
     "Retriever": ("maa_jax", "maa_jax.models.retriever", "RetrieverConfig", "Retriever"),
+    "VGGish": ("maa_jax", "maa_jax.models.vggish", "VGGishConfig", "VGGish"),
 }
 
 # Classes that a part of a model folder may have.
@@ -56,6 +63,7 @@ PARTS = {
     "captioner": ("Captioner",),
     "retriever": ("Retriever",),
     "event_classifier": ("EventClassifier",),
+    "audio_classifier": ("Melception", "Cnn14", "VGGish"),
 }
 
 # Classes whose files hold one of these networks among others, which are not read.

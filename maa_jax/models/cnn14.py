@@ -7,11 +7,10 @@ from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from maa_jax import schema
-from maa_jax.audio.mel import MelConfig, mel_filters
+from maa_jax.audio.mel import MelConfig, centred_power, mel_filters
 from maa_jax.models import hf_config
 from maa_jax.models.layers import Conv
 
@@ -67,6 +66,17 @@ class CnnConfig:
         """Samples of the shortest clip that yields a frame after the last block."""
         return max((self.reduction - 1) * self.hop_length, self.n_fft // 2 + 1)
 
+    def mel(self) -> MelConfig:
+        """Returns the settings of the mel filters."""
+        return MelConfig(
+            sample_rate=self.sample_rate,
+            n_fft=self.n_fft,
+            hop_length=self.hop_length,
+            n_mels=self.n_mels,
+            fmin=self.fmin,
+            fmax=self.fmax,
+        )
+
     def frames(self, samples: int) -> int:
         """Returns the number of frames after the last block for a clip of `samples`."""
         return (1 + samples // self.hop_length) // self.reduction
@@ -76,8 +86,7 @@ class CnnConfig:
         return {
             "architectures": [self.NAME],
             "model_type": self.NAME.lower(),
-            **dataclasses.asdict(self),
-            "channels": list(self.channels),
+            **{k: v for k, v in dataclasses.asdict(self).items() if v is not None},
         }
 
     @classmethod
@@ -96,7 +105,9 @@ class CnnConfig:
 class Cnn14Config(CnnConfig):
     """Front end and widths; the defaults are PANNs' Cnn14_16k.
 
-    Every block but the last halves time and mels.
+    Every block but the last halves time and mels. `labels` are the names of the classes, and
+    `published` that of the released weights (see `maa_jax.convert.classifiers`); None: not known,
+    or others.
     """
 
     NAME = "Cnn14"
@@ -104,6 +115,17 @@ class Cnn14Config(CnnConfig):
     channels: tuple[int, ...] = schema.size((64, 128, 256, 512, 1024, 2048), length=(1, 12))
     num_classes: int = schema.size(527)
     head_dropout: float = schema.rate(0.5)
+    labels: tuple[str, ...] | None = schema.field(None, length=(1, 65_536))
+    published: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_labels(self)
+
+    @classmethod
+    def panns_32k(cls) -> Self:
+        """PANNs' Cnn14 at 32 kHz (qiuqiangkong/audioset_tagging_cnn, README.md)."""
+        return cls(sample_rate=32000, n_fft=1024, hop_length=320, fmax=14000.0)
 
     @classmethod
     def clap_2022(cls) -> Self:
@@ -114,6 +136,15 @@ class Cnn14Config(CnnConfig):
     def halvings(self) -> int:
         """Number of blocks, from the first, after which time and mels are halved."""
         return len(self.channels) - 1
+
+
+def check_labels(config: Any) -> None:
+    """Raises a ValueError if a classifier's `labels` are not as many as its `num_classes`."""
+    if config.labels is not None and len(config.labels) != config.num_classes:
+        raise ValueError(
+            f"labels: {len(config.labels)} names of num_classes={config.num_classes} classes; give"
+            " as many, or none"
+        )
 
 
 class ConvBlock(nnx.Module):
@@ -204,13 +235,15 @@ class Cnn14(Cnn14Frames):
         """Embeds recordings; for the arguments see `frames`.
 
         Returns:
-          `embedding` [b, channels[-1]] and `clipwise` [b, num_classes], probabilities.
+          `embedding` [b, channels[-1]]; `logits` and `clipwise`, probabilities, of each class on
+          its own, [b, num_classes], float32.
         """
         x = self.frames(wav, use_running_average=use_running_average, rngs=rngs)
         x = jnp.max(x, axis=1) + jnp.mean(x, axis=1)
         drop = functools.partial(self.head_dropout, deterministic=rngs is None, rngs=rngs)
         x = nnx.relu(self.fc1(drop(x)))
-        return {"embedding": drop(x), "clipwise": nnx.sigmoid(self.fc_audioset(x))}
+        logits = self.fc_audioset(x).astype(jnp.float32)
+        return {"embedding": drop(x), "logits": logits, "clipwise": nnx.sigmoid(logits)}
 
 
 def decibel_mel(wav: jax.Array, config: CnnConfig) -> jax.Array:
@@ -219,24 +252,8 @@ def decibel_mel(wav: jax.Array, config: CnnConfig) -> jax.Array:
     The front end of PANNs (torchlibrosa): centred frames with reflected ends, a periodic Hann
     window, Slaney mel filters, 10 log10 with a floor of 1e-10.
     """
-    half = config.n_fft // 2
-    wav = jnp.pad(wav.astype(jnp.float32), ((0, 0), (half, half)), mode="reflect")
-    frames = 1 + (wav.shape[1] - config.n_fft) // config.hop_length
-    starts = np.arange(frames)[:, None] * config.hop_length
-    window = np.hanning(config.n_fft + 1)[:-1].astype(np.float32)
-    spectrum = jnp.fft.rfft(wav[:, starts + np.arange(config.n_fft)] * window)
-    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
-    filters = mel_filters(
-        MelConfig(
-            sample_rate=config.sample_rate,
-            n_fft=config.n_fft,
-            hop_length=config.hop_length,
-            n_mels=config.n_mels,
-            fmin=config.fmin,
-            fmax=config.fmax,
-        )
-    )
-    return 10 * jnp.log10(jnp.maximum(power @ filters, 1e-10))
+    power = centred_power(wav, config.n_fft, config.hop_length)
+    return 10 * jnp.log10(jnp.maximum(power @ mel_filters(config.mel()), 1e-10))
 
 
 def _halve(x: jax.Array) -> jax.Array:

@@ -45,6 +45,20 @@ def test_tensors_are_read_whatever_they_are_wrapped_in(tmp_path):
             np.testing.assert_array_equal(found["w"], value)
 
 
+def test_numbers_and_arrays_of_numpy_beside_the_tensors_are_never_made(tmp_path):
+    path = tmp_path / "a.ckpt"
+    beside = {"mAP": np.float64(0.4), "order": [np.arange(5)]}
+    beside["huge"] = Payload(np._core.multiarray._reconstruct, np.ndarray, (1 << 60,), b"d")
+    for new in (True, False):
+        content = {"model": {"w": torch.ones(2)}, **beside}
+        torch.save(content, path, _use_new_zipfile_serialization=new)
+        np.testing.assert_array_equal(read_tensors(path, "model")["w"], np.ones(2, "f"))
+    torch.save({"w": np.float64(0.4), "v": Payload(np.zeros, 1)}, path)
+    assert "numpy.zeros" in refusal(path)
+    torch.save({"w": np.float64(0.4)}, path)
+    assert "w: a NumpyValue" in refusal(path)
+
+
 def test_content_and_not_the_name_tells_the_format(tmp_path):
     path = tmp_path / "a.ckpt"
     safetensors_torch.save_file({"w": torch.ones(2, dtype=torch.bfloat16)}, path)

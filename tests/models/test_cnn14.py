@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 
@@ -70,6 +71,19 @@ def test_agrees_with_plain_pytorch_layers():
     out = ours(wav)
     np.testing.assert_allclose(out["embedding"], x.numpy(), atol=1e-5)
     np.testing.assert_allclose(out["clipwise"], y.numpy(), atol=1e-5)
+    np.testing.assert_allclose(out["logits"], torch.logit(y).numpy(), atol=1e-4)
+
+
+def test_the_front_end_at_32_khz_is_librosas():
+    librosa = pytest.importorskip("librosa", reason="the front end is compared with librosa's")
+    config = Cnn14Config.panns_32k()
+    wav = np.random.default_rng(0).uniform(-0.5, 0.5, 32_000).astype("f")
+    mel = librosa.feature.melspectrogram(
+        y=wav, sr=32_000, n_fft=1024, hop_length=320, n_mels=64, fmin=50, fmax=14_000,
+        pad_mode="reflect",
+    )  # fmt: skip
+    theirs = librosa.power_to_db(mel, amin=1e-10, top_db=None).T
+    np.testing.assert_allclose(decibel_mel(wav[None], config)[0], theirs, atol=1e-3)
 
 
 def test_decibels_follow_the_wave():
@@ -104,7 +118,11 @@ def test_dropout_and_spec_augment_need_a_key():
 
 
 def test_config_is_read_back_from_json():
-    assert Cnn14Config.from_hf(json.loads(json.dumps(SMALL.to_hf()))) == SMALL
+    named = dataclasses.replace(SMALL, labels=("a", "b", "c", "d", "e"))
+    for config in (SMALL, named):
+        assert Cnn14Config.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+    with pytest.raises(ValueError, match="5 names of num_classes=6"):
+        dataclasses.replace(named, num_classes=6)
     with pytest.raises(ValueError, match="model_type='bert'"):
         Cnn14Config.from_hf({"model_type": "bert"})
 
