@@ -74,6 +74,11 @@ def bundled():
 
 
 def demo():
+    """The same for 150 steps on the 104 training recordings, in three and a half minutes.
+
+    That was on one shared core of an AMD EPYC. Of the 13 validation recordings, in 18 classes, it
+    names 8; of the training recordings 4 of 5.
+    """
     config = common.demo_run(bundled(), steps=150)
     config.batch_size = 32
     config.optimizer.warmup_steps = 20
