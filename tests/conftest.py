@@ -142,6 +142,8 @@ def make_config(data_dir, tiny_model):
             config.autoencoder = config.text_encoder = str(tiny_model)
             config.unet.cross_attention_dim = 24
             config.unet.block_out_channels = (16,)
+        if name == "audio_classifier":
+            config.classifier.name = "cnn14"
         if name == "autoencoder":
             config.autoencoder.block_out_channels = (8,)
         return config

@@ -79,21 +79,24 @@ def _config(tensors: Mapping[str, np.ndarray]) -> MelceptionConfig | Cnn14Config
     """Returns the configuration of the network whose names and sizes these are."""
 
     def size(name: str) -> int:
-        if np.ndim(tensors.get(name)) < 2:
+        if name not in tensors or tensors[name].ndim < 2:
             raise ValueError(f"missing, or no kernel: {name}")
         return len(tensors[name])
 
     if "embeddings.4.weight" in tensors:
-        sizes = (size(f"{name}.weight") for name in ("features.0", "embeddings.0", "embeddings.4"))
-        return VGGishConfig(*sizes)
+        return VGGishConfig(
+            width=size("features.0.weight"),
+            hidden_size=size("embeddings.0.weight"),
+            embedding_size=size("embeddings.4.weight"),
+        )
     if "fc_audioset.weight" in tensors:
         blocks = sum(re.fullmatch(r"conv_block\d+\.conv1\.weight", k) is not None for k in tensors)
         channels = tuple(size(f"conv_block{i + 1}.conv1.weight") for i in range(blocks))
         # The front ends of the two published networks differ in their filters, which files hold.
-        found = tensors.get("logmel_extractor.melW")
+        found = tensors.get("logmel_extractor.melW", np.zeros(0))
         for config in (Cnn14Config(), Cnn14Config.panns_32k()):
             filters = mel_filters(config.mel())
-            if np.shape(found) == filters.shape and np.allclose(found, filters, atol=1e-6):
+            if found.shape == filters.shape and np.allclose(found, filters, atol=1e-6):
                 classes = size("fc_audioset.weight")
                 return dataclasses.replace(config, channels=channels, num_classes=classes)
         raise ValueError("logmel_extractor.melW: not the mel filters of PANNs at 16 or 32 kHz")

@@ -19,8 +19,8 @@ from maa_jax.models import hf_config
 from maa_jax.models.cnn14 import check_labels
 from maa_jax.models.layers import Conv, Linear
 
-# Mels and frames that are left one wide by the last block.
-_LEAST = 23
+# Frames, and mels, of which the last block leaves one.
+LEAST_FRAMES = 23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +48,12 @@ class MelceptionConfig:
     sample_rate: int = schema.field(22_050, least=1000, most=768_000)
     n_fft: int = schema.field(1024, least=16, most=16_384)
     hop_length: int = schema.field(256, least=16, most=16_384)
-    n_mels: int = schema.field(80, least=_LEAST, most=1024)
+    n_mels: int = schema.field(80, least=LEAST_FRAMES, most=1024)
     fmin: float = schema.field(125.0, least=0, most=384_000)
     fmax: float = schema.field(7600.0, least=0, most=384_000)
     samples: int = schema.field(220_500, least=1, most=10**9)
     first_frame: int = schema.field(6, least=0, most=65_536)
-    frames: int = schema.field(848, least=_LEAST, most=65_536)
+    frames: int = schema.field(848, least=LEAST_FRAMES, most=65_536)
     width: int = schema.size(16, most=64)
     dropout: float = schema.rate(0.5)
     num_classes: int = schema.size(309)
@@ -66,12 +66,6 @@ class MelceptionConfig:
         self.mel()  # checks its settings
         if self.samples <= self.n_fft // 2:
             raise ValueError(f"samples={self.samples}: give more than half of n_fft={self.n_fft}")
-        there, wanted = 1 + self.samples // self.hop_length, self.first_frame + self.frames
-        if there < wanted:
-            raise ValueError(
-                f"frames={self.frames} from first_frame={self.first_frame}: samples={self.samples}"
-                f" have {there} frames; give at least {(wanted - 1) * self.hop_length} samples"
-            )
 
     def scaled(self, channels: int) -> int:
         """Returns the number of channels for one of Inception v3, a multiple of 16."""
@@ -337,6 +331,12 @@ class Melception(nnx.Module):
     UNUSED = re.compile(r"AuxLogits\..*|.*\.num_batches_tracked")
 
     def __init__(self, config: MelceptionConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        there = 1 + config.samples // config.hop_length
+        if there < config.first_frame + config.frames:
+            raise ValueError(
+                f"frames={config.frames} from first_frame={config.first_frame}: "
+                f"samples={config.samples} have {there}; hear fewer frames, or longer clips"
+            )
         self.config = config
         self.dtype = dtype
         how: dict[str, Any] = dict(dtype=dtype, rngs=rngs)

@@ -10,6 +10,7 @@ from maa_jax import schema
 from maa_jax.audio.mel import MelConfig
 from maa_jax.checks import check_name
 from maa_jax.latents import check_front_end
+from maa_jax.stages.audio_classifier import AudioClassifierStage
 from maa_jax.stages.autoencoder import AutoencoderStage
 from maa_jax.stages.base import Stage
 from maa_jax.stages.captioner import CaptionerStage
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from maa_jax.text.tokenizer import Tokenizer
 
 STAGES: dict[str, Any] = {
+    "audio_classifier": AudioClassifierStage,
     "autoencoder": AutoencoderStage,
     "captioner": CaptionerStage,
     "clap": ClapStage,

@@ -18,8 +18,8 @@ from maa_jax.stages.base import Tree
 if TYPE_CHECKING:
     from maa_jax.text.tokenizer import Tokenizer
 
-# Fields in which the configuration of pretrained weights may differ: they are regularisation, and
-# no shape depends on them.
+# Fields in which the configuration of pretrained weights may differ: they are regularisation and
+# names, and no shape depends on them.
 _IGNORED: tuple[str, ...] = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -28,6 +28,8 @@ _IGNORED: tuple[str, ...] = (
     "stripes",
     "time_stripe",
     "mel_stripe",
+    "labels",
+    "published",
 )
 
 

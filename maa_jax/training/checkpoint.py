@@ -50,6 +50,9 @@ _IGNORED = (
 # Keys that may change while a run goes on, so that one that diverged can be saved.
 _CHANGEABLE = ("optimizer.base_lr", "optimizer.clip_norm")
 
+# Keys that a run finds in its data where they are empty, and keeps.
+_FOUND = ("labels",)
+
 
 def _completed(config: dict[str, Any]) -> dict[str, Any]:
     """Returns a config with the blocks that older workdirs lack, as their runs used them."""
@@ -322,6 +325,8 @@ def _checksum(x: jax.Array) -> jax.Array:
 def check_config(workdir: str, config: ml_collections.ConfigDict) -> list[str]:
     """Checks that `workdir` is new, or holds a run with the same config.
 
+    What the run there has found in its data is filled in where `config` leaves it empty.
+
     Returns:
       The changes of the keys that may change while a run goes on, as lines for the log.
 
@@ -332,6 +337,9 @@ def check_config(workdir: str, config: ml_collections.ConfigDict) -> list[str]:
     content = _read_config(workdir)
     if content is None:
         return []
+    for key in _FOUND:
+        if content.get(key) and not config.get(key, True):
+            config[key] = tuple(content[key])
     # Both via JSON, which has no tuples.
     old, new = (_flatten(_completed(x)) for x in (content, json.loads(config.to_json())))
     compared = [

@@ -17,8 +17,10 @@ from maa_jax.models.autoencoder import AutoencoderConfig
 from maa_jax.models.bigvgan import BigVGANConfig
 from maa_jax.models.captioner import CaptionerConfig
 from maa_jax.models.clap import ClapConfig
+from maa_jax.models.cnn14 import Cnn14Config
 from maa_jax.models.event_classifier import EventClassifierConfig
 from maa_jax.models.hifigan import HifiGanConfig
+from maa_jax.models.inception import MelceptionConfig
 from maa_jax.models.mel_discriminators import MultiWindowConfig, PatchConfig
 from maa_jax.models.retriever import RetrieverConfig
 from maa_jax.models.unet import UNetConfig
@@ -297,7 +299,25 @@ class EventClassifierRun(RunConfig):
     augment: _Augment
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Classifiers:
+    name: str = schema.field(choices=("melception", "cnn14"))
+    melception: MelceptionConfig
+    cnn14: Cnn14Config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AudioClassifierRun(RunConfig):
+    """Keys of the audio classifier's stage; `stages/audio_classifier.py` describes them."""
+
+    init_from: str
+    classifier: _Classifiers
+    labels: tuple[str, ...] = schema.field(length=(0, 65_536))
+    augment: _Augment
+
+
 STAGES: dict[str, type[RunConfig]] = {
+    "audio_classifier": AudioClassifierRun,
     "autoencoder": AutoencoderRun,
     "captioner": CaptionerRun,
     "clap": ClapRun,
@@ -316,6 +336,11 @@ _DERIVED = {
         ("sample_rate", "pad_token_id", "bos_token_id", "eos_token_id", "suppress_tokens"),
         "config.mel and the tokenizer",
     ),
+    "classifier.melception": (
+        ("samples", "first_frame", "frames", "num_classes", "labels", "published"),
+        "config.data.samples and config.labels",
+    ),
+    "classifier.cnn14": (("num_classes", "labels", "published"), "config.labels"),
     "retriever.audio_transformer": (("max_frames",), "config.data.samples"),
 }
 

@@ -9,6 +9,7 @@ from maa_jax.train.loop import train
 from maa_jax.training import config as run_config
 
 CONFIGS = {
+    "audio_classifier": (None, "cnn14", "demo", "runlocal", "bundled"),
     "autoencoder": (None, "demo", "runlocal", "bundled"),
     "captioner": (None, "self_critical", "demo", "runlocal", "bundled"),
     "clap": (None, "demo", "runlocal", "bundled"),
@@ -65,6 +66,14 @@ EVERYWHERE = [
     ("mesh.model", [1]),
 ]
 OF_STAGES = {
+    "audio_classifier": [
+        ("classifier.name", ["vggish", "", None]),
+        ("classifier.melception.width", [0, 1.5]),
+        ("classifier.melception.frames", [848]),
+        ("classifier.cnn14.channels", [[], [0]]),
+        ("classifier.cnn14.num_classes", [527]),
+        ("labels", ["x", [3]]),
+    ],
     "autoencoder": [
         ("autoencoder.layers_per_block", [2.5]),
         ("autoencoder.norm_num_groups", ["8"]),
