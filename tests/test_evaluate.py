@@ -1,4 +1,6 @@
 import json
+import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from maa_jax.evaluate import Evaluation, evaluate
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import save_index
 from maa_jax.models.retriever import Retriever
+from maa_jax.models.vggish import VGGish, VGGishConfig
 from tests.conftest import random_network
 from tests.models.test_retriever import TINY
 from tests.subprocesses import start_two
@@ -62,6 +65,73 @@ def test_a_models_sounds_are_scored_and_its_wavs_can_be_scored_again(
     assert json.loads((tmp_path / "out" / "scores.json").read_text()) == written
 
 
+@pytest.fixture(scope="module")
+def vggish(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vggish")
+    config = VGGishConfig(width=2, hidden_size=8, embedding_size=6, published="vggish")
+    weights = random_network(lambda rngs: VGGish(config, rngs=rngs), 0)
+    networks.save_network(folder, "audio_classifier", config, weights)
+    return str(folder)
+
+
+def test_two_models_scores_by_a_protocol_are_compared(
+    tiny_model, vggish, data_dir, tmp_path, capsys
+):
+    common = dict(
+        protocol=("vggish-fad", "clap-ms"),
+        vggish=vggish,
+        clap=str(tiny_model),
+        data_dir=data_dir,
+        split="validation",
+        num_prompts=4,
+        steps=1,
+        resamples=100,
+    )
+    files = []
+    for seed in (0, 1):
+        out = tmp_path / str(seed)
+        evaluate(Evaluation(out=out, model=str(tiny_model), seed=seed, **common))
+        files.append(str(out / "scores.json"))
+    written = json.loads(pathlib.Path(files[0]).read_text())
+    details = written["details"]["vggish-fad/fad"]
+    low, high = details["interval"]
+    assert low < written["scores"]["vggish-fad/fad"] < high
+    assert details["network"] == "vggish" and details["sounds"] == 4
+    capsys.readouterr()
+    changes = evaluate(Evaluation(compare=tuple(files)))
+    there, here = (json.loads(pathlib.Path(file).read_text())["scores"] for file in files)
+    assert changes == {name: here[name] - there[name] for name in there}
+    assert re.search(r"vggish-fad/fad .* to [+-]", capsys.readouterr().out)
+
+    # The same protocol on other sounds cannot be compared.
+    evaluate(
+        Evaluation(out=tmp_path / "more", model=str(tiny_model), **common | {"num_prompts": 5})
+    )
+    with pytest.raises(ValueError, match="no score of both was made alike"):
+        evaluate(Evaluation(compare=(files[0], str(tmp_path / "more" / "scores.json"))))
+    assert "Not comparable: vggish-fad/fad: sounds=4 there, 5 here" in capsys.readouterr().out
+
+
+def test_prompts_that_a_model_was_trained_on_are_refused_by_protocols(
+    tiny_model, vggish, data_dir, tmp_path
+):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    save_index(folder, data={"dataset": "sonic_sounds*2", "split": "train"})
+    request = Evaluation(
+        out=tmp_path / "out",
+        model=str(folder),
+        protocol=("vggish-fad",),
+        vggish=vggish,
+        data_dir=data_dir,
+        split="train[:5]",
+    )
+    with pytest.raises(ValueError, match="the captions of this split were in the training"):
+        evaluate(request)
+    with pytest.raises(ValueError, match="reference='none': there is no such folder"):
+        evaluate(request.replace(split="validation[:2]", reference="none", steps=1))
+
+
 def test_bad_settings_are_refused_before_any_work(tiny_model, tmp_path):
     with pytest.raises(ValueError, match="steps=0"):
         Evaluation(out=tmp_path, steps=0)
@@ -71,6 +141,14 @@ def test_bad_settings_are_refused_before_any_work(tiny_model, tmp_path):
         Evaluation(out=tmp_path, num_samples=2)
     with pytest.raises(ValueError, match=r"evaluators=.*give 'clap_score'"):
         Evaluation(out=tmp_path, evaluators=("clapscore",))
+    with pytest.raises(ValueError, match=r"protocol=.*give 'specvqgan'"):
+        Evaluation(out=tmp_path, protocol=("specvqvae",))
+    with pytest.raises(ValueError, match="out=None: give the folder"):
+        Evaluation()
+    with pytest.raises(ValueError, match=r"compare=.*give two files"):
+        Evaluation(compare=("scores.json",))
+    with pytest.raises(ValueError, match=r"recordings=True, workdir='/x': score one of them"):
+        Evaluation(out=tmp_path, recordings=True, workdir="/x")
     with pytest.raises(ValueError, match="no folder"):
         evaluate(Evaluation(out=tmp_path, model=str(tmp_path / "none"), clap=str(tiny_model)))
 

@@ -75,12 +75,14 @@ class _Family(Protocol):
       tokenizer: tokenizer of the text tower.
       params: weights of both towers.
       sample_rate: sample rate in Hz that the audio tower was trained with.
+      published: "clap-ms" or "clap-laion" if its sizes are those of the published networks.
     """
 
     digest: str
     tokenizer: Tokenizer
     params: Tree
     sample_rate: int
+    published: str | None
 
     def front_end(self, wavs: np.ndarray) -> Tree:
         """Returns the audio tower's inputs for sounds [n, samples]; on the host."""
@@ -130,6 +132,8 @@ class _Microsoft:
         self.sample_rate = config.sample_rate
         self._min_samples = config.min_samples
         self._repeats = self.sample_rate == Cnn14Config.clap_2022().sample_rate
+        large = config.channels == Cnn14Config.clap_2022().channels and text.hidden_size == 768
+        self.published = "clap-ms" if self._repeats and large else None
 
     def front_end(self, wavs: np.ndarray) -> np.ndarray:
         if self._repeats:
@@ -176,6 +180,8 @@ class _Laion:
                 f"num_mel_bins={bands}; take both files from one model"
             )
         self.sample_rate = self._features.sampling_rate
+        sizes = config.text_config.hidden_size, config.projection_dim
+        self.published = "clap-laion" if sizes == (768, 512) else None
 
     def front_end(self, wavs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         mels, longer = zip(*map(self._features, map(_without_end, wavs)), strict=True)
@@ -201,6 +207,7 @@ class ClapScore:
     Attributes:
       sample_rate: sample rate of the audio tower in Hz; other sounds are resampled.
       digest: hash of the networks' files, which identifies this CLAP.
+      name: "clap-ms" or "clap-laion" for networks of the published sizes, else "clap" with a hash.
     """
 
     def __init__(
@@ -227,6 +234,7 @@ class ClapScore:
         self._clap: _Family = _Laion(laion) if laion else _Microsoft(folder)
         self.sample_rate = self._clap.sample_rate
         self.digest = self._clap.digest
+        self.name = self._clap.published or f"clap_{self.digest[:8]}"
         self._batches = Batches(batch_size, devices or jax.local_devices()[:1])
         self._params = self._batches.put(self._clap.params)
         self._text, self._audio = jax.jit(self._clap.text), jax.jit(self._clap.audio)
@@ -245,6 +253,16 @@ class ClapScore:
         """
         wavs = io.resample_all(wavs, sample_rate, self.sample_rate)
         return self._run(self._audio, self._clap.front_end(wavs))
+
+    def window_embeddings(self, wavs: np.ndarray) -> np.ndarray:
+        """Returns the embeddings of waveforms [n, samples] at `sample_rate`, heard as they are.
+
+        Raises:
+          ValueError: this is no Microsoft CLAP, whose audio tower alone takes waveforms.
+        """
+        if not isinstance(self._clap, _Microsoft):
+            raise ValueError("a LAION CLAP hears no windows of waveforms: give Microsoft's")
+        return self._run(self._audio, wavs)
 
     def __call__(self, prompts: Sequence[str], wavs: np.ndarray, sample_rate: int) -> np.ndarray:
         """Returns the score of each sound for its prompt, float32 [n] in [-1, 1].

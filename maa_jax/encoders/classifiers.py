@@ -30,6 +30,7 @@ class SoundClassifier:
       sample_rate: sample rate of its sounds, in Hz.
       labels: names of the classes, () where they are not known.
       samples: length that it cuts sounds, or fills them up with zeros, to; None if it hears all.
+      widths: width of each of its features.
 
     Raises:
       FolderError: there is no such folder, or it holds no classifier of sounds.
@@ -54,6 +55,9 @@ class SoundClassifier:
         self.samples = config.samples if isinstance(config, MelceptionConfig) else None
         self._batches, self._params = batches, batches.put(params)
         self._run = jax.jit(lambda params, wavs: networks.build(graph, params)(wavs))
+        clip = jax.ShapeDtypeStruct((1, self.samples or 2 * self.sample_rate), np.float32)
+        found = jax.eval_shape(self._run, self._params, clip)
+        self.widths: dict[str, int] = {name: value.shape[-1] for name, value in found.items()}
 
     def features(self, wavs: np.ndarray) -> dict[str, np.ndarray]:
         """Returns features and logits of sounds, float32.

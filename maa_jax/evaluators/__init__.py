@@ -36,16 +36,30 @@ EVALUATORS = {
     "waveform": "maa_jax.evaluators.waveform:Waveform",
     "vocoder": "maa_jax.evaluators.vocoder:VocoderDistance",
 }
+# Sets of scores as published tools compute them.
+PROTOCOLS = {
+    "specvqgan": "maa_jax.evaluators.protocols:SpecVqgan",
+    "audioldm_eval-cnn14": "maa_jax.evaluators.protocols:AudioldmEval",
+    "vggish-fad": "maa_jax.evaluators.protocols:VggishFad",
+    "fadtk": "maa_jax.evaluators.protocols:Fadtk",
+    "kadtk-paper": "maa_jax.evaluators.protocols:KadtkPaper",
+    "kadtk-code": "maa_jax.evaluators.protocols:KadtkCode",
+    "clap-laion": "maa_jax.evaluators.protocols:ClapLaion",
+    "clap-ms": "maa_jax.evaluators.protocols:ClapMs",
+    "clap-release": "maa_jax.evaluators.protocols:ClapRelease",
+    "make-an-audio": "maa_jax.evaluators.protocols:MakeAnAudio",
+}
 
 
 def find(name: str) -> "type[Evaluator]":
-    """Returns the class of an evaluator.
+    """Returns the class of an evaluator or a protocol.
 
     Raises:
       ValueError: there is none of that name; the error names the nearest.
     """
-    check_name("evaluators", name, EVALUATORS)
-    module, _, attribute = EVALUATORS[name].partition(":")
+    known = EVALUATORS | PROTOCOLS
+    check_name("evaluators", name, known)
+    module, _, attribute = known[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 

@@ -111,14 +111,25 @@ class Score(NamedTuple):
     Attributes:
       name: name of the score, "EVALUATOR/SCORE" or "EVALUATOR".
       value: the number.
-      interval: both ends of its 95 % interval; None if it has none.
-      facts: what it was computed from and how, as JSON values.
+      replicates: the number for resampled sounds [resamples]; empty if it was not resampled.
+      facts: what it was computed from and how, as JSON values; scores are comparable if theirs are
+        equal.
+      notes: what a reader should know.
     """
 
     name: str
     value: float
-    interval: tuple[float, float] | None = None
+    replicates: np.ndarray = np.zeros(0)
     facts: Mapping[str, Any] = {}
+    notes: tuple[str, ...] = ()
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Both ends of the 95 % interval; None if there are no replicates."""
+        if not len(self.replicates):
+            return None
+        low, high = np.percentile(self.replicates, [2.5, 97.5])
+        return float(low), float(high)
 
 
 def values(scores: Iterable[Score]) -> dict[str, float]:
@@ -132,7 +143,8 @@ class Evaluator(Protocol):
     Attributes:
       name: name in the registry.
       needs: inputs that it reads, a subset of "sounds", "references", "captions", "labels" and
-        "truths"; the last three of whichever of sounds and references it reads.
+        "truths". Labels are needed of both sounds and references, if it reads both; captions and
+        truths of the sounds, or of the references where it reads these alone.
       networks: networks whose features of the sounds it reads.
       samples: length of the reference clips at 16 kHz; None for the length of the sounds.
     """
@@ -178,7 +190,10 @@ def check(evaluator: Evaluator, inputs: Inputs) -> None:
         sounds = getattr(inputs, side)
         if not len(sounds):
             raise ValueError(f"{evaluator.name} needs {side}, but there are none")
-        for fact in sorted(evaluator.needs & {"captions", "labels", "truths"}):
+        facts = {"captions", "labels", "truths"}
+        if side == "references" and "sounds" in evaluator.needs:
+            facts = {"labels"}
+        for fact in sorted(evaluator.needs & facts):
             known = getattr(sounds, fact)
             without = [name for name, of in zip(sounds.names, known, strict=True) if not of]
             if without:

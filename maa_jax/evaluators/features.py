@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import zlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from maa_jax.audio import io
 from maa_jax.audio.mel import MelConfig, log_mel
 from maa_jax.encoders.batching import Batches
 from maa_jax.encoders.clap import LAION_FILES, ClapScore
+from maa_jax.encoders.classifiers import SoundClassifier
 from maa_jax.encoders.events import EventAudio
 from maa_jax.encoders.retriever import Embedder
 from maa_jax.files import replace_file
@@ -50,6 +52,94 @@ class ClapAudio:
     def __call__(self, wavs: np.ndarray, sample_rate: int) -> np.ndarray:
         """See `Network`."""
         return self._clap.audio_embeddings(wavs, sample_rate)
+
+
+class ClapWindow:
+    """A CLAP's audio tower on a window of each sound, as the authors' code hears it.
+
+    The window has 5 s at the sound's own rate, but is taken after resampling: 1.8 s of a sound at
+    16 kHz. The authors draw it at random; here its place follows from the sound's samples.
+    """
+
+    name = "clap"
+    _SECONDS = 5
+
+    def __init__(self, clap: ClapScore):
+        self.digest = f"clap window {clap.digest}"
+        self._clap = clap
+
+    def __call__(self, wavs: np.ndarray, sample_rate: int) -> np.ndarray:
+        """See `Network`."""
+        length = self._SECONDS * sample_rate
+        windows = []
+        for wav in io.resample_all(wavs, sample_rate, self._clap.sample_rate):
+            start = 0
+            if len(wav) > length:
+                rng = np.random.default_rng(zlib.crc32(wav.tobytes()))
+                start = int(rng.integers(len(wav) - length))
+            windows.append(np.resize(wav[start : start + length], length))
+        return self._clap.window_embeddings(np.stack(windows))
+
+
+class ClassifierAudio:
+    """Features of a classifier of sounds, several of them side by side.
+
+    Attributes:
+      sample_rate: sample rate of the classifier, to which sounds are resampled.
+      seconds: length that it cuts or fills sounds to; None if it hears all.
+    """
+
+    def __init__(
+        self,
+        classifier: SoundClassifier,
+        keys: tuple[str, ...],
+        *,
+        centred: bool = False,
+        least_seconds: float = 0.0,
+    ):
+        """Takes the classifier.
+
+        Args:
+          classifier: the classifier.
+          keys: names of its features, as `SoundClassifier.features` returns them.
+          centred: whether sounds lose their mean first.
+          least_seconds: length up to which zeros are appended.
+        """
+        self.name = classifier.name
+        self.digest = f"{classifier.digest} {keys} centred={centred} least={least_seconds}"
+        self.sample_rate = classifier.sample_rate
+        samples = classifier.samples
+        self.seconds = None if samples is None else samples / self.sample_rate
+        self._classifier, self._keys = classifier, keys
+        self._centred, self._least = centred, round(least_seconds * self.sample_rate)
+
+    def __call__(self, wavs: np.ndarray, sample_rate: int) -> np.ndarray:
+        """See `Network`."""
+        if self._centred:
+            wavs = wavs - wavs.mean(axis=1, keepdims=True)
+        wavs = io.resample_all(wavs, sample_rate, self.sample_rate)
+        wavs = np.pad(wavs, ((0, 0), (0, max(0, self._least - wavs.shape[1]))))
+        found = self._classifier.features(wavs)
+        return np.concatenate([found[key].reshape(len(wavs), -1) for key in self._keys], axis=1)
+
+    def unpack(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the features by name, [n, width], or [n, frames, width] of VGGish."""
+        widths = [self._classifier.widths[key] for key in self._keys]
+        if len(widths) == 1 and rows.shape[1] > widths[0]:
+            return {self._keys[0]: rows.reshape(len(rows), -1, widths[0])}
+        parts = np.split(rows, np.cumsum(widths)[:-1], axis=1)
+        return dict(zip(self._keys, parts, strict=True))
+
+
+class Peaks:
+    """The largest size of each sound's samples."""
+
+    name = digest = "peaks"
+
+    def __call__(self, wavs: np.ndarray, sample_rate: int) -> np.ndarray:
+        """See `Network`."""
+        del sample_rate
+        return np.abs(wavs).max(axis=1, keepdims=True)
 
 
 class RetrieverAudio:
@@ -123,6 +213,10 @@ class Networks:
         retriever: str | os.PathLike[str] = "",
         vocoder: str | os.PathLike[str] = "bundled",
         classifier: str | os.PathLike[str] = "",
+        melception: str | os.PathLike[str] = "",
+        cnn14: str | os.PathLike[str] = "",
+        vggish: str | os.PathLike[str] = "",
+        resamples: int = 0,
         batch_size: int = 8,
         devices: Sequence[jax.Device] | None = None,
         cache: str | os.PathLike[str] | None = None,
@@ -134,12 +228,19 @@ class Networks:
           retriever: model folder of the retriever whose recall is measured.
           vocoder: model folder whose vocoder is measured.
           classifier: model folder of the classifier that hears events.
+          melception: model folder of the Melception that protocols use.
+          cnn14: model folder of their Cnn14.
+          vggish: model folder of their VGGish.
+          resamples: resamples of the sounds for the intervals of scores; 0 for none.
           batch_size: sounds embedded at a time, over all devices.
           devices: devices that share every batch, by default all of this process.
           cache: folder in which features are cached by content; None for no cache.
         """
         self._clap_folder, self._retriever_folder = clap, retriever
         self._vocoder_folder, self._classifier_folder = vocoder, classifier
+        self._sound_classifiers = {"melception": melception, "cnn14": cnn14, "vggish": vggish}
+        self._read: dict[str, SoundClassifier] = {}
+        self.resamples = resamples
         self._batch_size, self._devices = batch_size, devices or jax.local_devices()
         self._cache = None if cache is None else pathlib.Path(cache)
 
@@ -159,12 +260,12 @@ class Networks:
     @functools.cached_property
     def clap_audio(self) -> Network:
         """The CLAP's audio tower."""
-        return self._kept(ClapAudio(self.clap))
+        return self.kept(ClapAudio(self.clap))
 
     @functools.cached_property
     def retriever_audio(self) -> Network:
         """The retriever's audio side."""
-        return self._kept(RetrieverAudio(self.retriever))
+        return self.kept(RetrieverAudio(self.retriever))
 
     @functools.cached_property
     def log_mel(self) -> Network:
@@ -176,7 +277,7 @@ class Networks:
         """The vocoder's sounds of recordings, beside Griffin-Lim's."""
         from maa_jax.evaluators.reconstruction import VocoderSounds
 
-        return self._kept(VocoderSounds(self._vocoder_folder, self._batches()))
+        return self.kept(VocoderSounds(self._vocoder_folder, self._batches()))
 
     @functools.cached_property
     def events(self) -> EventAudio:
@@ -191,10 +292,34 @@ class Networks:
     @functools.cached_property
     def events_audio(self) -> Network:
         """The classifier's logits."""
-        return self._kept(self.events)
+        return self.kept(self.events)
+
+    def sound_classifier(self, kind: str) -> SoundClassifier:
+        """Returns the Melception, Cnn14 or VGGish that protocols use.
+
+        Args:
+          kind: "melception", "cnn14" or "vggish".
+
+        Raises:
+          ValueError: its folder was not given, or holds another network.
+        """
+        if kind in self._read:
+            return self._read[kind]
+        folder = self._sound_classifiers[kind]
+        if not folder:
+            raise ValueError(
+                f"{kind}='': give the model folder of the published weights (maa_jax.convert "
+                "--from=classifier), or of weights trained here (configs/audio_classifier.py)"
+            )
+        found = SoundClassifier(folder, self._batches())
+        if not found.name.startswith(kind):
+            raise ValueError(f"{kind}={str(folder)!r} holds {found.name}: give a {kind}'s folder")
+        self._read[kind] = found
+        return found
 
     def _batches(self) -> Batches:
         return Batches(self._batch_size, self._devices)
 
-    def _kept(self, network: Network) -> Network:
+    def kept(self, network: Network) -> Network:
+        """Returns a network whose features are cached on disk, if there is a cache."""
         return network if self._cache is None else Cached(network, self._cache)

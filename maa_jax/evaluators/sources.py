@@ -13,11 +13,14 @@ import tqdm
 from etils import epath
 
 from maa_jax.audio.io import SAMPLE_RATE, as_read, load, sample_rate
-from maa_jax.data import datasets, input_pipeline
+from maa_jax.data import datasets, input_pipeline, mixtures
 from maa_jax.data.builders import tables
 from maa_jax.data.config import DataConfig
 from maa_jax.devices import share
 from maa_jax.evaluators.base import Sounds
+from maa_jax.files import user_path
+from maa_jax.model_folder import hub
+from maa_jax.model_folder.index import load_index
 
 Batch = tuple[np.ndarray, np.ndarray]  # indices of sounds [b], waveforms [b, samples]
 TABLE = "samples.jsonl"
@@ -155,6 +158,55 @@ def recordings(
         labels=[example["labels"] for example in examples],
         truths=truths,
     )
+
+
+def references(
+    reference: str,
+    data: DataConfig | Mapping[str, Any],
+    samples: int,
+    *,
+    batch_size: int = 8,
+) -> Sounds:
+    """Returns the recordings that sounds are compared with.
+
+    Args:
+      reference: "DATASET:SPLIT", a folder of wav files, or "" for `data`.
+      data: dataset of the captions.
+      samples: length of a dataset's clips at 16 kHz; see `recordings`.
+      batch_size: number of recordings read at a time, in each process.
+    """
+    if reference and os.path.isdir(user_path(reference)):
+        return folder(user_path(reference), batch_size=batch_size)
+    if not reference:
+        return recordings(data, samples, batch_size=batch_size)
+    parts = mixtures.parse("reference", reference, "")
+    if len(parts) != 1 or not parts[0].split or parts[0].weight != 1:
+        raise ValueError(
+            f"reference={reference!r}: there is no such folder; give one, or DATASET:SPLIT"
+        )
+    other = dataclasses.replace(DataConfig.of(data), dataset=parts[0].dataset, split=parts[0].split)
+    return recordings(other, samples, batch_size=batch_size)
+
+
+def check_unseen(model: str, data: DataConfig) -> None:
+    """Raises a ValueError if a model was trained on a split whose captions are to be its prompts.
+
+    Args:
+      model: model folder, hub id, or "bundled".
+      data: dataset of the prompts.
+    """
+    record = load_index(hub.resolve(model)).get("data") or {}
+    if not record:
+        return
+    trained = mixtures.parse("data.dataset", record["dataset"], record["split"])
+    asked = mixtures.parse("dataset", data.dataset, data.split)
+    whole = lambda part: (part.dataset, part.split.partition("[")[0])
+    both = [part for part in asked if whole(part) in {whole(other) for other in trained}]
+    if both:
+        raise ValueError(
+            f"{both[0]}: the captions of this split were in the training of model={model!r}: give "
+            "a split that was held out, as --split=test"
+        )
 
 
 def folder(

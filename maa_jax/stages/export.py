@@ -5,7 +5,6 @@ import jax
 from maa_jax.stages import make_stage
 from maa_jax.stages.base import Stage
 from maa_jax.training import config as run_config
-from maa_jax.training.checkpoint import Checkpoints, read_config, read_tokenizer
 from maa_jax.training.state import TrainState
 
 
@@ -20,6 +19,9 @@ def restored(workdir: str, step: int | None = None) -> tuple[Stage, TrainState]:
       FileNotFoundError: there is no run in the workdir.
       ValueError: there is no such checkpoint, or it is broken.
     """
+    # A training step, and with it this package, needs no Orbax.
+    from maa_jax.training.checkpoint import Checkpoints, read_config, read_tokenizer
+
     config = read_config(workdir)
     run_config.check(config)
     stage = make_stage(config, tokenizer=read_tokenizer(workdir))
