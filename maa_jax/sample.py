@@ -118,7 +118,7 @@ def sample(prompts: Sequence[str], sampling: Sampling) -> list[pathlib.Path]:
     from maa_jax.model_folder.model import read_model
 
     model = read_model(hub.fetch_model(sampling.model))
-    sampling.table(model.schedule)
+    sampling.coefficients(model.schedule)
     sampling.durations(model.max_duration, 1)
     if sampling.ranks:
         clap.check_folder(model.path)

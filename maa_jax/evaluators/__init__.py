@@ -35,6 +35,7 @@ EVALUATORS = {
     "events": "maa_jax.evaluators.events:Events",
     "waveform": "maa_jax.evaluators.waveform:Waveform",
     "vocoder": "maa_jax.evaluators.vocoder:VocoderDistance",
+    "similarity": "maa_jax.evaluators.similarity:Similarity",
 }
 # Sets of scores as published tools compute them.
 PROTOCOLS = {

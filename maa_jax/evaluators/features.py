@@ -180,6 +180,29 @@ def _mel_statistics(params: dict, wavs: jax.Array) -> jax.Array:
     return jnp.concatenate([mel.mean(axis=1), mel.std(axis=1)], axis=1)
 
 
+class ScaledMel:
+    """A log-mel spectrogram at 16 kHz whose usual range, -5 to 1.5, is scaled to 0 to 1."""
+
+    name = digest = "mel"
+
+    def __init__(self, batches: Batches):
+        self._batches = batches
+        self._run = jax.jit(_scaled_mel)
+
+    def __call__(self, wavs: np.ndarray, sample_rate: int) -> np.ndarray:
+        """See `Network`."""
+        wavs = io.resample_all(wavs, sample_rate, io.SAMPLE_RATE)
+        with jax.default_matmul_precision("highest"):
+            return self._batches.run(self._run, {}, wavs)
+
+
+def _scaled_mel(params: dict, wavs: jax.Array) -> jax.Array:
+    """Returns [b, frames * n_mels] of waveforms [b, samples] at 16 kHz."""
+    del params
+    mel = log_mel(wavs, MelConfig())
+    return jnp.clip((mel + 5) / 6.5, 0, 1).reshape(len(wavs), -1)
+
+
 class Cached:
     """A network whose features are cached on disk, keyed by hashes of the network and the batch."""
 
@@ -271,6 +294,11 @@ class Networks:
     def log_mel(self) -> Network:
         """Statistics of log-mel spectrograms, too cheap to cache on disk."""
         return LogMel(self._batches())
+
+    @functools.cached_property
+    def mel(self) -> Network:
+        """Log-mel spectrograms, too cheap to cache on disk."""
+        return ScaledMel(self._batches())
 
     @functools.cached_property
     def vocoder(self) -> Network:

@@ -213,7 +213,7 @@ class Pipeline:
         request, prompts = Request(**options), _sentences(prompts)
         if callback is not None and not callable(callback):
             raise ValueError(f"callback={callback!r}: give a function")
-        table = request.table(self.model.schedule)
+        table = request.coefficients(self.model.schedule)
         durations = request.durations(self.max_duration, len(prompts))
         samples = np.repeat([self._samples(seconds) for seconds in durations], request.tries)
         shapes = [self._shape(int(count)) for count in samples]

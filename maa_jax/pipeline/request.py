@@ -148,7 +148,7 @@ class Request(Options):
         """Number of sounds made for each prompt."""
         return self.num_samples if self.num_candidates is None else self.num_candidates
 
-    def table(self, schedule: "Schedule") -> "Table":
+    def coefficients(self, schedule: "Schedule") -> "Table":
         """Returns the sampler's table for a model's noise schedule.
 
         Raises:

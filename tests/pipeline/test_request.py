@@ -73,7 +73,7 @@ def test_what_is_recorded_makes_the_same_request():
 
 def test_the_table_is_that_of_the_sampler():
     request = Request(steps=5, sampler="plms", spacing="trailing", guidance_scale=lambda t: 1 + t)
-    table = request.table(Schedule())
+    table = request.coefficients(Schedule())
     assert len(table) == 6
     assert table.guidance_scale.tolist() == [1, 1, 1.25, 1.5, 1.75, 2]
     want = samplers.coefficients("plms", Schedule(), 5, spacing="trailing")

@@ -11,7 +11,7 @@ from maa_jax.configs import common
 from maa_jax.data import datasets, input_pipeline, truth
 from maa_jax.data.builders.general_midi import GeneralMidi
 from maa_jax.data.builders.general_midi.instruments import FAMILIES
-from maa_jax.evaluate import Evaluation, evaluate
+from maa_jax.evaluate.evaluation import Evaluation, evaluate
 from maa_jax.evaluators import base, make
 from maa_jax.evaluators.features import Networks
 from maa_jax.stages import make_stage
@@ -95,7 +95,7 @@ def test_right_sounds_score_one_and_wrong_ones_what_they_should(config, model):
 
     def score(rows):
         sounds._features = {evaluator.networks[0].digest: rows}
-        return dict(evaluator.run(base.Inputs(sounds)))
+        return base.values(evaluator.run(base.Inputs(sounds)))
 
     right = score(rows)
     names = ("family", "count", "order", "register")

@@ -8,7 +8,7 @@ import sys
 import pytest
 import soundfile
 
-from maa_jax.evaluate import Evaluation, evaluate
+from maa_jax.evaluate.evaluation import Evaluation, evaluate
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import save_index
 from maa_jax.models.retriever import Retriever

@@ -1,38 +1,4 @@
-"""Scores sounds that a model generates from a dataset's captions, recordings, or a folder's sounds.
-
-    python -m maa_jax.evaluate --model=bundled --dataset=sonic_sounds --split=train --out=scores
-    python -m maa_jax.evaluate --model=bundled --evaluators=label_accuracy,clap_score --out=scores
-    python -m maa_jax.evaluate --workdir=runs/t2a --protocol=clap-ms --split=test --out=scores
-    python -m maa_jax.evaluate --sounds=FOLDER --reference=audiocaps:test \
-        --protocol=specvqgan --melception=models/melception --out=scores
-    python -m maa_jax.evaluate --recordings --split=test --evaluators=waveform --out=scores
-    python -m maa_jax.evaluate --model=bundled --evaluators=vocoder --split=test --out=scores
-    python -m maa_jax.evaluate --model=models/retriever --evaluators=recall --out=scores
-    python -m maa_jax.evaluate --compare=a/scores.json,b/scores.json
-
-Evaluators:
-
-    label_accuracy  whether the recording nearest to a sound, or one of the five nearest, shares a
-                    label with the recording whose caption the sound was generated from
-    clap_score      mean cosine of the CLAP embeddings of sounds and their captions
-    recall          how often a retriever, which is then the model, finds recordings and captions
-    events          whether number, order, instruments and registers of events are those of the
-                    captions, by a classifier (--classifier); for datasets that know the truth
-    waveform        offset, clipping, loudness and clicks of sounds
-    vocoder         distance of the model's vocoder from recordings, beside Griffin-Lim's
-
-Protocols are sets of scores as published tools compute them: docs/evaluate.md says what each
-measures. They compare with --reference, the dataset's recordings by default, and refuse what would
-mislead: captions that the model was trained on, silent sounds, other lengths, files that should be
-paired and are not.
-
-With --recordings the dataset's own recordings are scored, which shows what a perfect model reaches.
-The captions of a folder's sounds are read from its samples.jsonl, as maa_jax.sample writes it, or
-from a CSV file with the columns file, caption and label (--captions_file). The processes of a run
-divide the sounds among them. Scores are printed and written to OUT/scores.json, with the options
-that led to them, 95 % intervals, and what made each score. --compare prints the differences of two
-such files, with their intervals, and refuses scores that may not be compared.
-"""
+"""One evaluation: its options, the sounds that it scores, and what it writes."""
 
 import contextlib
 import dataclasses
@@ -43,7 +9,6 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from maa_jax import command, options
 from maa_jax.checks import differences, nearest
 from maa_jax.evaluators import EVALUATORS, PROTOCOLS, comparison, find, make
 from maa_jax.files import file_names, make_folder, read_json
@@ -92,7 +57,10 @@ class Evaluation(Request):
         (), f"Protocols: {', '.join(PROTOCOLS)}.", check=_check_protocols
     )
     compare: tuple[str, ...] = option(
-        (), "Two scores.json files to compare; nothing is scored.", check=_check_compared
+        (),
+        "Two scores.json files to compare; nothing is scored.",
+        check=_check_compared,
+        recorded=False,
     )
     model: str = option("bundled", 'Model folder, hub id, or "bundled".')
     workdir: str | None = option(
@@ -155,11 +123,6 @@ class Evaluation(Request):
         return (*self.evaluators, *self.protocol)
 
 
-def define_flags() -> None:
-    """Defines the flags, which other programs also define: call it only from this program."""
-    options.define_flags(Evaluation)
-
-
 def evaluate(request: Evaluation) -> dict[str, float]:
     """Computes scores, prints them and writes `out/scores.json`; or compares two such files.
 
@@ -188,7 +151,24 @@ def evaluate(request: Evaluation) -> dict[str, float]:
         model = request.model
         if request.workdir:
             model = str(stack.enter_context(_exported(request.workdir)))
+        known = _known_scores(request, folder, model)
+        if known is not None:
+            print(f"Scored before: {folder / SCORES}")
+            return known
         return _evaluate(request, folder, model)
+
+
+def _known_scores(request: Evaluation, folder: pathlib.Path, model: str) -> dict[str, float] | None:
+    """Returns the scores in the folder if the same model made the sounds of the same options."""
+    if not (folder / SCORES).exists():
+        return None
+    from maa_jax.model_folder import hub
+    from maa_jax.model_folder.index import content_hash
+
+    content = read_json(folder / SCORES)
+    made_by = content.get("model_sha256")
+    same = made_by is not None and made_by == content_hash(hub.resolve(model))
+    return content["scores"] if same else None
 
 
 @contextlib.contextmanager
@@ -364,21 +344,3 @@ def _generated(
         keep=keep,
     )
     return sounds, {"model_sha256": content_hash(pipe.path)}
-
-
-def main() -> None:
-    """Runs the program that this module's docstring describes."""
-    from maa_jax import devices
-
-    request = options.from_flags(Evaluation)
-    devices.initialize()
-    evaluate(request)
-
-
-def run() -> None:
-    """Entry point of `python -m maa_jax.evaluate` and of `maa-evaluate`."""
-    command.run(main, define_flags)
-
-
-if __name__ == "__main__":
-    run()

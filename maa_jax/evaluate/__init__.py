@@ -1,0 +1,1 @@
+"""Scores of models, runs and folders of sounds, and the paper's tables of them."""
