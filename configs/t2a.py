@@ -46,6 +46,7 @@ import functools
 
 from maa_jax.configs import common
 from maa_jax.diffusion.schedule import Schedule
+from maa_jax.evaluators import PROTOCOLS
 from maa_jax.models.unet import UNetConfig
 
 
@@ -79,11 +80,14 @@ def full():
     config.unet = common.fields_of(UNetConfig)
     config.schedule = common.fields_of(Schedule)
     # Scores of sounds generated from validation captions (evaluators/periodic.py); needs a vocoder.
-    for name in ("clap_score", "label_accuracy"):
+    for name in ("clap_score", "label_accuracy", "waveform", *PROTOCOLS):
         config.evaluators[name] = common.block(
             every=0,  # steps from one evaluation to the next, 0 for none
             num_prompts=64,
             clap="bundled",
+            melception="",  # model folders of the networks of protocols
+            cnn14="",
+            vggish="",
         )
     config.optimizer.base_lr = 1.6e-4
     config.optimizer.warmup_steps = 10_000

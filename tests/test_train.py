@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import time
@@ -122,9 +123,10 @@ def test_two_runs_in_one_workdir_are_refused(make_config, tmp_path):
 def test_a_run_scores_the_sounds_that_it_makes(make_config, tiny_model, tmp_path):
     config = make_config("t2a")
     config.total_steps = 1
-    for block in config.evaluators.values():
-        block.update(every=1, num_prompts=3, clap=str(tiny_model))
-    with pytest.raises(ValueError, match=r"config\.evaluators\.clap_score.*config\.vocoder"):
+    for name in ("clap_score", "label_accuracy", "clap-ms"):
+        config.evaluators[name].update(every=1, num_prompts=3, clap=str(tiny_model))
+    config.best = "-clap-ms/score"
+    with pytest.raises(ValueError, match=r"config\.evaluators\.clap.*config\.vocoder"):
         loop.train(config, str(tmp_path / "silent"))
     config.vocoder = str(tiny_model)
     scores = loop.train(config, str(tmp_path / "run"))
@@ -133,6 +135,11 @@ def test_a_run_scores_the_sounds_that_it_makes(make_config, tiny_model, tmp_path
     shown = EventAccumulator(str(tmp_path / "run")).Reload().Tags()
     assert "image/sample/0" in shown["images"] and "audio/sample/0" in shown["audio"]
     assert "clap_score/clap_score" in shown["scalars"]
+    assert any(re.fullmatch(r"clap-ms/clap_\w{8}/score", name) for name in shown["scalars"])
+    config.best = "clap-ms/score"
+    config.evaluators["clap-ms"].every = 0
+    with pytest.raises(ValueError, match=r"config\.best='clap-ms/score': give validation/loss, EV"):
+        loop.train(config, str(tmp_path / "other"))
     assert 0 <= scores["label_accuracy/clap/top_1"] <= 1
 
 

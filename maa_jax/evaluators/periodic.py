@@ -38,9 +38,7 @@ class PeriodicEvaluators:
         """Reads the validation captions; no sound is generated yet.
 
         Args:
-          blocks: `config.evaluators`, {name: {every, num_prompts, clap}}: the number of steps from
-            one evaluation to the next; the number of captions that sounds are generated from, 0 for
-            all; and the CLAP that embeds them, as `Networks` takes it.
+          blocks: `config.evaluators`, {name: fields of EvaluatorConfig}.
           data: datasets of the run.
           sample_rate: sample rate of the sounds in Hz.
           generate: pure function that generates the sounds; compiled here.
@@ -52,7 +50,15 @@ class PeriodicEvaluators:
         """
         self._blocks = blocks
         self._evaluators = {
-            name: evaluators.find(name)(Networks(clap=block.clap)) for name, block in blocks.items()
+            name: evaluators.find(name)(
+                Networks(
+                    clap=block.clap,
+                    melception=block.get("melception", ""),
+                    cnn14=block.get("cnn14", ""),
+                    vggish=block.get("vggish", ""),
+                )
+            )
+            for name, block in blocks.items()
         }
         dataset = data.eval_dataset or data.parts()[0].dataset
         data = dataclasses.replace(data, dataset=dataset, split=data.eval_split)
@@ -105,4 +111,5 @@ class PeriodicEvaluators:
             names=captions,
             captions=[[caption] for caption in captions],
             labels=[known.labels[recording] for recording, _ in prompts],
+            recordings=[known.names[recording] for recording, _ in prompts],
         )

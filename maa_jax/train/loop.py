@@ -167,18 +167,17 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                 if step % config.log_every == 0 or last:
                     metrics.write(step, learning_rate=float(rate(step - 1)))
                 with metrics.pause():
-                    validation = None
+                    scores: dict[str, float] = {}
                     if step % config.eval_every == 0 or last:
-                        validation = _evaluate(score, state, frozen, eval_batches(), mesh, eval_key)
-                        metrics.write_scalars(step, validation)
+                        scores |= _evaluate(score, state, frozen, eval_batches(), mesh, eval_key)
                     if evaluate_sounds is not None:
-                        scores = evaluate_sounds(step, state, frozen, last=last)
-                        metrics.write_scalars(step, scores)
+                        scores |= evaluate_sounds(step, state, frozen, last=last)
+                    metrics.write_scalars(step, scores)
                     if step % config.summary_every == 0 or last:
                         summary = jax.device_get(summarize(state, frozen, on_device, eval_key))
                         metrics.write_summary(step, summary, config.mel.sample_rate)
                     if saving:
-                        checkpoints.save(step, state, validation)
+                        checkpoints.save(step, state, scores)
                 if stopping and not last:
                     checkpoints.wait()
                     metrics.close()

@@ -83,7 +83,8 @@ class Checkpoints:
         Args:
           workdir: folder of the run.
           keep: number of latest steps to keep.
-          best: validation metric whose lowest step is kept too, or None.
+          best: validation metric whose lowest step is kept too, or highest with - in front; a part
+            of the name between its first and last / may be left out. None or "" for none.
         """
         self._keep, self._best = keep, best
         self._folder = epath.Path(user_path(workdir)) / "checkpoints"
@@ -128,7 +129,7 @@ class Checkpoints:
         if self._best:
             policies.append(
                 checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics[self._best],
+                    get_metric_fn=self._best_of,
                     reverse=True,
                     n=1,
                     keep_checkpoints_without_metrics=False,
@@ -157,7 +158,7 @@ class Checkpoints:
         Raises:
           OSError: this step, or the one before it, could not be written.
         """
-        kept = metrics if metrics and self._best in metrics else None
+        kept = metrics if metrics and self._best_of(metrics) is not None else None
         with self._explained():
             if self._writer is None:
                 self._writer = self._open_writer()
@@ -173,6 +174,16 @@ class Checkpoints:
                 ),
                 metrics=kept,
             )
+
+    def _best_of(self, metrics: dict[str, float]) -> float | None:
+        """Returns what is lowest for the best step, None if these metrics do not say."""
+        wanted = (self._best or "").removeprefix("-")
+        first, _, last = wanted.partition("/")
+        for name, value in metrics.items():
+            named = name.startswith(f"{first}/") and name.endswith(f"/{last}")
+            if wanted and (name == wanted or (last and named)):
+                return -value if (self._best or "").startswith("-") else value
+        return None
 
     def wait(self) -> None:
         """Waits until the last step is on disk.

@@ -91,11 +91,17 @@ class EvaluatorConfig:
       every: steps from one evaluation to the next; 0 for none.
       num_prompts: number of validation captions that sounds are generated from; 0 for all.
       clap: CLAP that embeds sounds and captions: a model folder, "bundled", or an id on the hub.
+      melception: model folder of the Melception that protocols use.
+      cnn14: model folder of their Cnn14.
+      vggish: model folder of their VGGish.
     """
 
     every: int = schema.field(least=0, most=_MOST_STEPS)
     num_prompts: int = schema.field(least=0, most=10**9)
     clap: str
+    melception: str = ""
+    cnn14: str = ""
+    vggish: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +128,9 @@ class RunConfig:
       summary_every: steps between two sets of images and sounds.
       checkpoint_every: steps between two checkpoints.
       keep: number of latest checkpoints to keep.
-      best: validation score; the checkpoint with its lowest value is kept too. "" for none.
+      best: validation score; the checkpoint with its lowest value is kept too. "" for none. In the
+        diffusion stage also EVALUATOR/SCORE, the end of a score's name in `evaluators`; with - in
+        front the highest value is the best.
       evaluators: scores of generated sounds, {name: fields of EvaluatorConfig}.
       profile: first step and number of steps to trace for TensorBoard; () for none.
     """
@@ -236,6 +244,7 @@ class DiffusionRun(RunConfig):
     noise_draws: int = schema.field(least=1, most=4096)
     eval_draws: int = schema.field(least=1, most=4096)
     summary: _Summary
+    best: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -392,7 +401,29 @@ def check(config: Any) -> RunConfig:
                 f"{where}.every={every}: it scores generated sounds; set config.vocoder, and use "
                 "the diffusion stage"
             )
+    _check_best(run)
     return run
+
+
+def _check_best(run: RunConfig) -> None:
+    """Raises a ValueError unless every checkpoint will have the score that chooses the best."""
+    name = run.best.removeprefix("-")
+    if name in ("", "validation/loss") or not isinstance(run, DiffusionRun):
+        return
+    evaluator, _, score = name.partition("/")
+    every = run.evaluators.get(evaluator, {}).get("every", 0)
+    if not score or not every:
+        used = [name for name, block in run.evaluators.items() if block.get("every")]
+        raise ValueError(
+            f"config.best={run.best!r}: give validation/loss, EVALUATOR/SCORE of an evaluator "
+            f"whose `every` is set ({', '.join(used) or 'none is'}), with - in front if the "
+            'highest is best, or ""'
+        )
+    if run.checkpoint_every % every:
+        raise ValueError(
+            f"config.best={run.best!r}: config.evaluators.{evaluator}.every={every} does not "
+            f"divide config.checkpoint_every={run.checkpoint_every}: checkpoints would lack it"
+        )
 
 
 def _block(values: Mapping[str, Any], path: str) -> Any:

@@ -163,6 +163,15 @@ def test_the_best_step_outlives_newer_ones(tmp_path):
         assert checkpoints.all_steps() == [2, 5, 6]
 
 
+def test_a_score_of_sounds_chooses_the_best_step_by_its_highest_value(tmp_path):
+    with checkpoint.Checkpoints(tmp_path, keep=1, best="-clap-ms/score") as checkpoints:
+        for step, score in {1: 0.1, 2: 0.4, 3: 0.2}.items():
+            checkpoints.save(step, _state(step), {"clap-ms/clap_12ab/score": score})
+        checkpoints.wait()
+    with checkpoint.Checkpoints(tmp_path, keep=1, best="-clap-ms/score") as checkpoints:
+        assert checkpoints.all_steps() == [2, 3]
+
+
 def test_a_full_disk_leaves_the_previous_step_intact(tmp_path):
     # A limit on the size of files: the system refuses a write as on a full disk.
     output = run_python(
