@@ -54,13 +54,13 @@ def test_one_column_is_enough():
 
 def test_fewer_rows_than_the_width_give_the_tools_value_and_a_warning_with_both_numbers():
     x, y = (side[:60] for side in features("wide"))
-    with pytest.warns(
-        FewRows, match="evaluated: n=60 rows do not exceed their width d=96"
-    ) as found:
-        distance = frechet_distance(FEATURES["wide/features_1"], y)
-    assert len(found) == 1 and Gaussian.of(y).note in str(found[0].message)
-    with pytest.warns(FewRows, match="reference: n=60"):
+    with pytest.warns(FewRows, match="evaluated: n=60 rows do not exceed their width d=96") as one:
+        frechet_distance(FEATURES["wide/features_1"], y)
+    assert len(one) == 1 and Gaussian.of(y).note in str(one[0].message)
+    with pytest.warns(FewRows) as both:
         distance = frechet_distance(x, y)
+    assert [str(w.message).partition(":")[0] for w in both] == ["reference", "evaluated"]
+    assert both[0].filename == __file__
     for tool in ("audioldm_eval", "fadtk", "torch_fidelity"):  # of which the root is noisy
         np.testing.assert_allclose(distance, TOOLS[f"few/{tool}/frechet_distance"], rtol=1e-6)
 
