@@ -137,18 +137,22 @@ def recordings(
         "samples": samples,
     }
 
-    def batches() -> Iterator[Batch]:
-        for batch in input_pipeline.eval_batches(
-            config,
-            batch_size=batch_size * jax.process_count(),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        ):
-            valid = batch["valid"]
-            if valid.any():
-                yield batch["index"][valid], batch["audio"][valid]
-
     examples = metadata(data)
+
+    def batches() -> Iterator[Batch]:
+        mine = len(share(np.arange(len(examples))))
+        with tqdm.tqdm(total=mine, desc="Hearing recordings", unit="clip") as bar:
+            for batch in input_pipeline.eval_batches(
+                config,
+                batch_size=batch_size * jax.process_count(),
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            ):
+                valid = batch["valid"]
+                if valid.any():
+                    yield batch["index"][valid], batch["audio"][valid]
+                    bar.update(int(valid.sum()))
+
     return Sounds(
         batches,
         SAMPLE_RATE,
@@ -256,7 +260,7 @@ def folder(
 
     def batches() -> Iterator[Batch]:
         mine = share(np.arange(len(files)))
-        for start in range(0, len(mine), batch_size):
+        for start in tqdm.trange(0, len(mine), batch_size, desc="Hearing files", unit="batch"):
             numbers = mine[start : start + batch_size]
             wavs = np.zeros((len(numbers), samples), np.float32)
             for wav, number in zip(wavs, numbers, strict=True):

@@ -13,6 +13,7 @@ from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import save_index
 from maa_jax.models.retriever import Retriever
 from maa_jax.models.vggish import VGGish, VGGishConfig
+from maa_jax.train import loop
 from tests.conftest import random_network
 from tests.models.test_retriever import TINY
 from tests.subprocesses import start_two
@@ -110,6 +111,25 @@ def test_two_models_scores_by_a_protocol_are_compared(
     with pytest.raises(ValueError, match="no score of both was made alike"):
         evaluate(Evaluation(compare=(files[0], str(tmp_path / "more" / "scores.json"))))
     assert "Not comparable: vggish-fad/fad: sounds=4 there, 5 here" in capsys.readouterr().out
+
+
+def test_the_latest_checkpoint_of_a_run_is_scored(make_config, tmp_path):
+    config = make_config("retriever")
+    config.total_steps = 1
+    loop.train(config, str(tmp_path / "run"))
+    scores = evaluate(
+        Evaluation(
+            out=tmp_path / "out",
+            workdir=tmp_path / "run",
+            evaluators=("recall",),
+            data_dir=config.data.data_dir,
+            split="validation",
+        )
+    )
+    written = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert written["workdir"] == str(tmp_path / "run") and scores["recordings"] == 13
+    with pytest.raises(FileNotFoundError, match="none"):
+        evaluate(Evaluation(out=tmp_path / "other", workdir=tmp_path / "none"))
 
 
 def test_prompts_that_a_model_was_trained_on_are_refused_by_protocols(
