@@ -1,8 +1,11 @@
 import csv
+import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from maa_jax.audio import io
 from maa_jax.evaluate.tables import Tabulation, tabulate
 from maa_jax.model_folder import networks
 from maa_jax.models.inception import Melception, MelceptionConfig
@@ -52,6 +55,46 @@ def test_a_table_of_models_stands_beside_the_published_one(
     capsys.readouterr()
     assert tabulate(asked) == cells
     assert capsys.readouterr().out.count("Scored before") == 2
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Twenty recordings, and two folders of sounds made from them, near and far."""
+    rng = np.random.default_rng(0)
+    t = np.arange(32_768) / 16_000
+    wavs = [0.3 * np.sin(2 * np.pi * pitch * t) for pitch in rng.uniform(100, 3000, 20)]
+    root = tmp_path_factory.mktemp("sounds")
+    for name, noise in {"recordings": 0.0, "near": 0.003, "far": 0.3}.items():
+        rows = []
+        for i, wav in enumerate(wavs):
+            noisy = wav + noise * rng.standard_normal(len(wav))
+            (root / name).mkdir(exist_ok=True)
+            io.write_wav(root / name / f"{i}.wav", noisy.astype(np.float32), 16_000)
+            rows.append(json.dumps({"file": f"{i}.wav", "prompt": f"a tone, number {i}"}))
+        (root / name / "samples.jsonl").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.mark.parametrize("table", ["2", "7", "8"])
+def test_folders_of_sounds_are_rows_of_any_table(
+    table, folders, tiny_model, melception, data_dir, tmp_path
+):
+    rows = f"name,sounds\nnear,{folders / 'near'}\nfar,{folders / 'far'}\n"
+    more = dict(melception=melception, clap=str(tiny_model), reference=str(folders / "recordings"))
+    near, far = tabulate(request(tmp_path, rows, data_dir, table=table, **more))
+    assert near[0][1] < far[0][1] and near[1][1] < far[1][1]  # FID and KL
+    low, high = near[1][2]
+    assert low <= near[1][1] <= high
+
+
+def test_the_figure_of_sound_to_sound_shows_how_near_its_sounds_are(
+    folders, tiny_model, data_dir, tmp_path
+):
+    rows = f"name,t0,sounds\nedit,0.1,{folders / 'near'}\nedit,0.9,{folders / 'far'}\n"
+    more = dict(clap=str(tiny_model), reference=str(folders / "recordings"))
+    near, far = tabulate(request(tmp_path, rows, data_dir, figure="5", **more))
+    assert (near[0][1], far[0][1]) == (0.1, 0.9)
+    assert 1 > near[1][1] > far[1][1] > 0  # 1 - MSE
 
 
 def test_captions_of_recordings_are_scored_without_a_model(tiny_model, data_dir, tmp_path):
