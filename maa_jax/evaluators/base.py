@@ -140,6 +140,9 @@ def values(scores: Iterable[Score]) -> dict[str, float]:
 class Evaluator(Protocol):
     """Scores sounds.
 
+    An evaluator may also have `check(inputs)`, which raises a ValueError for inputs that it cannot
+    score, before any sound is made.
+
     Attributes:
       name: name in the registry.
       needs: inputs that it reads, a subset of "sounds", "references", "captions", "labels" and
@@ -186,6 +189,7 @@ def check(evaluator: Evaluator, inputs: Inputs) -> None:
     Where it compares the labels of sounds and references, each sound must share one with some
     reference: no other could be right.
     """
+    getattr(evaluator, "check", lambda _: None)(inputs)
     for side in sorted(evaluator.needs & {"sounds", "references"}):
         sounds = getattr(inputs, side)
         if not len(sounds):

@@ -85,6 +85,10 @@ def show(first: pathlib.Path, second: pathlib.Path) -> dict[str, float]:
 
 def _read(path: pathlib.Path) -> dict[str, tuple[float, dict[str, Any], np.ndarray]]:
     """Returns {name: (value, facts, replicates)} of a file."""
+    if not path.is_file():
+        raise ValueError(
+            f"compare={path}: there is no such file; give scores.json of an evaluation"
+        )
     content = read_json(path)
     if not isinstance(content.get("scores"), dict) or not isinstance(content.get("details"), dict):
         raise ValueError(f"compare={path} is no scores.json of maa_jax.evaluate: give one")

@@ -76,10 +76,14 @@ class _Protocol:
     Attributes:
       name: name in the registry.
       weights: names of the weights with which scores carry the protocol's name.
+      least: number of sounds that it needs.
+      pairs: whether each sound must have a recording among the references.
     """
 
     name: ClassVar[str]
     weights: ClassVar[tuple[str, ...]]
+    least: ClassVar[int] = 2
+    pairs: ClassVar[bool] = False
     needs: frozenset[str] = frozenset({"sounds", "references"})
     samples: int | None = None
     # What hears the sounds: its name with a hash unless published, its rate, its window.
@@ -104,17 +108,33 @@ class _Protocol:
         """Yields the scores, whose facts are their definitions."""
         raise NotImplementedError
 
+    def check(self, inputs: Inputs) -> None:
+        """Raises a ValueError for what can be told before sounds are made.
+
+        They are too few, of another length than the network's or than the references, of another
+        sample rate than these, or not paired where they must be.
+        """
+        if len(inputs.sounds) < self.least:
+            raise ValueError(
+                f"{self.name}: {len(inputs.sounds)} sounds; it needs {self.least} or more"
+            )
+        if "references" in self.needs:
+            self._check_alike(inputs)
+            if self.pairs and not len(paired(inputs)):
+                raise ValueError(
+                    f"{self.name} compares each sound with its own recording, and not every sound "
+                    "has one in the reference: give the reference of the prompts, or files of the "
+                    "same names, or another protocol"
+                )
+
     def run(self, inputs: Inputs) -> Iterator[Score]:
         """Yields the protocol's scores; see the module's docstring.
 
         Raises:
-          ValueError: sounds are silent, broken, too few, of another length than the protocol's or
-            than the references, or not paired where they must be.
+          ValueError: sounds are silent.
         """
         sounds = self._features("sounds", inputs.sounds)
         references = self._features("references", inputs.references)
-        if references:
-            self._check_alike(inputs)
         prompts = np.array([" | ".join(texts) for texts in inputs.sounds.captions])
         pairs = paired(inputs) if references else np.zeros(0, int)
         groups = pairs if len(pairs) else prompts if all(prompts) else np.arange(len(prompts))
@@ -202,6 +222,7 @@ class SpecVqgan(_ClassifierProtocol):
     weights = ("melception",)
     kind = "melception"
     keys = ("embedding", "logits", "logits_unbiased")
+    least, pairs = _SPLITS, True
 
     def _scores(self, sets: Sets) -> Iterator[Score]:
         yield frechet_score("fid", sets, "embedding")
@@ -220,6 +241,7 @@ class AudioldmEval(_ClassifierProtocol):
     weights = ("cnn14_16k", "cnn14_32k")
     kind = "cnn14"
     keys = ("embedding", "logits")
+    least, pairs = _SPLITS, True
     options = {"centred": True, "least_seconds": 2.0}
 
     def _scores(self, sets: Sets) -> Iterator[Score]:
@@ -355,6 +377,7 @@ class ClapRelease(_Clap):
 
     name = "clap-release"
     weights = ("clap-ms",)
+    least = _RELEASE_BATCH
 
     def _listen(self, networks: Networks) -> Network:
         super()._listen(networks)
@@ -362,11 +385,6 @@ class ClapRelease(_Clap):
 
     def _counted(self, each: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
         whole = len(each) // _RELEASE_BATCH * _RELEASE_BATCH
-        if not whole:
-            raise ValueError(
-                f"{self.name}: {len(each)} sounds; the authors' code scores whole batches of "
-                f"{_RELEASE_BATCH}: give as many or more"
-            )
         return each[:whole], (f"{self.name}: the first {whole} of {len(each)} sounds count",)
 
 
@@ -381,6 +399,11 @@ class MakeAnAudio:
     def __init__(self, networks: Networks):
         self._parts = (SpecVqgan(networks), ClapRelease(networks))
         self.networks: Sequence[Network] = [n for part in self._parts for n in part.networks]
+
+    def check(self, inputs: Inputs) -> None:
+        """See `_Protocol.check`."""
+        for part in self._parts:
+            part.check(inputs)
 
     def run(self, inputs: Inputs) -> Iterator[Score]:
         """Yields the three scores, under this protocol's name if both networks are published."""
@@ -411,12 +434,6 @@ def frechet_score(name: str, sets: Sets, key: str) -> Score:
 
 def kl_score(name: str, sets: Sets, form: str) -> Score:
     """Returns the mean KL(reference || sound) of paired clips."""
-    if not len(sets.pairs):
-        raise ValueError(
-            f"{name} compares each sound with its own recording, and not every sound has one in "
-            "the reference: give the reference of the prompts, or files of the same names, or "
-            "another protocol"
-        )
     theirs = sets.references["logits"][sets.pairs]
     each = classes.kl_divergence(theirs, sets.sounds["logits"], form=form)  # type: ignore
     replicates = sets.interval(np.mean, each)
@@ -426,10 +443,6 @@ def kl_score(name: str, sets: Sets, form: str) -> Score:
 def inception(sets: Sets, key: str) -> Score:
     """Returns the inception score of the sounds, with its deviation over splits in a note."""
     logits = sets.sounds[key]
-    if len(logits) < _SPLITS:
-        raise ValueError(
-            f"is: {len(logits)} sounds; the inception score takes {_SPLITS} splits: give as many"
-        )
     found = classes.inception_score(logits, splits=_SPLITS)
     notes = (f"is: standard deviation over {_SPLITS} splits {found.deviation:.4g}",)
     what = f"inception score of {key}, {_SPLITS} splits, seed 2020"
