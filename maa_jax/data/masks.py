@@ -1,4 +1,4 @@
-"""Masks of inpainting: LaMa's irregular ones, and wav2vec 2.0's spans of frames (paper section 4.2).
+"""Masks of inpainting: LaMa's irregular ones, and wav2vec 2.0's spans (paper section 4.2).
 
 A mask is bool [n_mels, frames] and marks what is to be made anew. Irregular masks are chains of
 thick lines, or boxes, with the parameters of LaMa's sets for images of 256 pixels (Suvorov et al.
