@@ -179,8 +179,12 @@ def code_of(answers: Mapping[str, Any]) -> str:
 def _check(answers: Mapping[str, Any], test: Mapping[str, Any]) -> None:
     """Raises a ValueError unless the page can have written these answers."""
     given, sounds = answers["answers"], test["sounds"]
-    if len(given) != test["trials"] or len(answers["headphones"]) != 6 * test["headphone_check"]:
-        raise ValueError(f"incomplete: {len(given)} of {test['trials']} trials")
+    for what, count, due in (
+        ("trials", len(given), test["trials"]),
+        ("headphone checks", len(answers["headphones"]), 6 * test["headphone_check"]),
+    ):
+        if count != due:
+            raise ValueError(f"wrong number: {count} {what} instead of {due}")
     numbers = (answers["listener"], answers["started"], answers["finished"])
     if not all(_is_int(n) for n in numbers) or not isinstance(answers["id"], str):
         raise ValueError("broken: listener, times or id")
@@ -422,20 +426,16 @@ def report(
     else:
         lines += ["No listener is left."]
     ways = {
-        "paper": "mean ± Student's t times s/√n over all ratings, as the paper's ± (95 %, of which"
-        " it gives no formula)",
+        "paper": "mean ± Student's t times s/√n over all ratings; the paper gives its ± (95 %)"
+        " without a formula",
         "P.808": "mean ± 1.96 s/√n",
         "binomial": "Wilson's score interval of the share",
         "bootstrap": "percentiles of 1,000 draws of listeners with all of their ratings",
     }
-    for name in ("binomial", "bootstrap") if ab else ("paper", "P.808", "bootstrap"):
-        lines += (
-            ["", f"{name}: {ways[name]}."]
-            if name in ("paper", "binomial")
-            else [f"{name}: {ways[name]}."]
-        )
+    shown = ("binomial", "bootstrap") if ab else ("paper", "P.808", "bootstrap")
+    lines += ["", *(f"- {name}: {ways[name]}" for name in shown)] if rows else []
     if ANCHOR in {r["system"] for r in rows}:
-        lines += [f"{ANCHOR}: the reference without what lies above 3.5 kHz."]
+        lines += [f"- {ANCHOR}: the reference without what lies above 3.5 kHz"]
     left_out = [(one.where, ", ".join(one.failed)) for one in listeners if one.failed]
     left_out += sorted(refused.items())
     if left_out:

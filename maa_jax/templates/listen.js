@@ -238,10 +238,12 @@ function player(name, label, changed) {
     audio.currentTime = 0;
     if (audio.readyState < 3) status.textContent = t("loading");
     // Pausing while it loads rejects the promise, which is no failure.
-    audio.play().then(update, (error) => {
-      update();
-      if (error.name !== "AbortError") failed.textContent = t("failed");
-    });
+    audio.play().then(update, (error) => error.name !== "AbortError" && fail());
+  }
+  function fail() {
+    audio.pause();
+    update();
+    failed.textContent = t("failed");
   }
   function stop() {
     audio.pause();
@@ -264,7 +266,7 @@ function player(name, label, changed) {
     },
     pause: update,
     ratechange: () => audio.playbackRate !== 1 && (audio.playbackRate = 1),
-    error: () => (failed.textContent = t("failed")),
+    error: fail,
   };
   for (const [event, action] of Object.entries(listeners)) audio.addEventListener(event, action);
   button.onclick = made.toggle;

@@ -20,7 +20,9 @@ def browser():
     browser.close()
 
 
-def address(out, query="listener=1"):
+def address(out, query=""):
+    """Of a page; without a query it is another listener's in each test, as pages keep answers."""
+    query = query or f"listener=1&id={out.parent.name}"
     return f"{(out / 'page' / 'index.html').as_uri()}?{query}"
 
 
@@ -214,6 +216,25 @@ def test_comparisons_are_answered_and_counted(make, browser, tmp_path, test):
         assert "1 of 1 listeners kept" in text and "| 100.0 | [" in text
     else:
         assert "hidden reference" in text  # every slider was left near the middle
+
+
+def test_a_sound_that_cannot_be_loaded_is_told_and_tried_again(make, browser):
+    out = make(headphone_check=False)
+    test = json.loads((out / "test.json").read_text())
+    (noise,) = [name for name, about in test["sounds"].items() if about["kind"] == "volume"]
+    file = out / "page" / "sounds" / f"{noise}.wav"
+    away = file.rename(file.with_suffix(".away"))
+    tab = browser.open(address(out))
+    tab.click("#consent")
+    tab.press("Enter")
+    tab.press(" ")
+    tab.wait("document.body.innerText.includes('cannot be loaded')")
+    tab.wait("document.body.innerText.includes('▶ Play')")
+    tab.press("Enter")
+    assert step(tab) == 1
+    away.rename(file)
+    hear(tab)
+    assert "cannot be loaded" not in tab.text()
 
 
 def test_listeners_choose_their_language(make, browser):

@@ -186,7 +186,10 @@ def test_files_that_no_page_wrote_are_listed_with_their_reason(make):
         "scores.json": ({"scores": {}}, "foreign: no answers"),
         "else.json": (good | {"test": "x"}, "foreign: of the test 'x'"),
         "edited.json": (edited, "changed: the code is not that of the answers"),
-        "short.json": (changed(good, "answers", lambda a: a[:3]), "incomplete: 3 of 9 trials"),
+        "short.json": (
+            changed(good, "answers", lambda a: a[:3]),
+            "3 trials instead of 9",
+        ),
         "high.json": (changed(good, "answers", rated([120])), "broken: mos_q [120]"),
         "float.json": (changed(good, "answers", rated([80.0])), "broken: mos_q [80.0]"),
         "none.json": (changed(good, "answers", rated(None)), "broken: TypeError"),
