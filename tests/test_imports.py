@@ -91,6 +91,7 @@ PROGRAMS = (
     "embed",
     "report",
     "convert.__main__",
+    "listen.__main__",
 )
 
 

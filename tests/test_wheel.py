@@ -44,9 +44,10 @@ def test_it_trains_by_the_name_of_a_config(installed, tmp_path):
 def test_it_holds_the_model_its_types_and_one_version(installed):
     assert (installed / "maa_jax" / "py.typed").exists()
     assert (installed / "maa_jax" / "bundled_model" / "model_index.json").exists()
+    assert (installed / "maa_jax" / "listen" / "texts" / "en.json").exists()
     (info,) = installed.glob("*.dist-info")
     assert f"\nVersion: {__version__}\n" in (info / "METADATA").read_text()
     scripts = (info / "entry_points.txt").read_text()
-    for name in ("train", "sample", "evaluate", "enhance", "embed", "convert"):
+    for name in ("train", "sample", "evaluate", "enhance", "embed", "convert", "listen"):
         assert f"maa-{name} = maa_jax.{name}" in scripts
     assert not (installed / "tests").exists() and not (installed / "configs").exists()

@@ -1,0 +1,1 @@
+"""Listening tests: a page for listeners, and the table of their answers."""
