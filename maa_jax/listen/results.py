@@ -13,7 +13,7 @@ import io
 import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy as np
 from maa_jax.files import output_folder, read_json, replace_file, user_path
 from maa_jax.listen.page import MOS_VALUES, TEST
 from maa_jax.listen.request import ANCHOR, REFERENCE, Listening
+from maa_jax.metrics import intervals
 
 # By which listeners are left out. Numbers: Woods et al. 2017 for the tones; ITU-R BS.1534-3 for the
 # hidden reference; microsoft/P.808 leaves out whoever gives one answer to all.
@@ -36,7 +37,6 @@ RULES = {
     "too fast": f"half of the answers came less than {QUICK} s after the sounds could have ended",
     "all equal": "every rating is the same (A/B: always the same side)",
 }
-LEVEL = 0.95
 
 
 @dataclasses.dataclass
@@ -332,32 +332,25 @@ def summarize(ratings: Sequence[Rating], seed: int = 0) -> list[dict[str, Any]]:
         if scale == "ab":
             row["beside"] = beside
         row |= {"ratings": len(values), "listeners": len(set(who)), "mean": float(values.mean())}
-        n = len(values)
-        error = float(values.std(ddof=1)) / np.sqrt(n) if n > 1 else np.nan
+        n, unknown = len(values), (np.nan, np.nan)
         if scale == "ab":
             low, high = wilson(round(values.sum() / 100), n)
             ways = {"binomial": (100 * low, 100 * high)}
         else:
+            found = {"paper": intervals.student, "p808": intervals.normal}
             ways = {
-                name: (row["mean"] - times * error, row["mean"] + times * error)
-                for name, times in (("paper", student(n - 1) if n > 1 else np.nan), ("p808", 1.96))
+                name: _ends_of(way(values)) if n > 1 else unknown for name, way in found.items()
             }
-        ways["bootstrap"] = _bootstrap(np.mean, values, groups=who, seed=seed)
+        enough = len(set(who)) > 1
+        ways["bootstrap"] = (
+            _ends_of(intervals.bootstrap(np.mean, values, groups=who, seed=seed))
+            if enough
+            else unknown
+        )
         for name, (low, high) in ways.items():
             row |= {f"{name}_low": float(low), f"{name}_high": float(high)}
         rows.append(row)
     return rows
-
-
-def student(degrees: int, level: float = LEVEL) -> float:
-    """Returns how many standard errors a two-sided interval of Student's t has on each side.
-
-    With t = sqrt(degrees) tan(angle), the density of the angle is cos(angle)^(degrees - 1).
-    """
-    angle = np.linspace(0, np.pi / 2, 200_001)
-    density = np.cos(angle) ** (degrees - 1)
-    share = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return float(np.sqrt(degrees) * np.tan(np.interp(level, share / share[-1], angle)))
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
@@ -369,25 +362,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-def _bootstrap(
-    statistic: Callable[[np.ndarray], float],
-    values: np.ndarray,
-    *,
-    groups: np.ndarray,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Returns the 95 % percentile interval of a statistic when whole groups are drawn anew."""
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    if len(members) < 2:
-        return np.nan, np.nan
-    rng = np.random.default_rng(seed)
-    drawn = [
-        statistic(values[np.concatenate([members[i] for i in picks])])
-        for picks in rng.integers(len(members), size=(resamples, len(members)))
-    ]
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def _ends_of(interval: intervals.Interval) -> tuple[float, float]:
+    return interval.low, interval.high
 
 
 def report(
