@@ -402,6 +402,12 @@ def check(config: Any) -> RunConfig:
                 "the diffusion stage"
             )
     _check_best(run)
+    events = run.data.reprogram.events
+    if events and isinstance(run, EventClassifierRun | AudioClassifierRun):
+        raise ValueError(
+            f"config.data.reprogram.events={events!r}: events would join the recordings, whose "
+            f"classes the {run.stage} stage learns from what they were before: leave it empty"
+        )
     return run
 
 

@@ -179,3 +179,10 @@ def test_missing_and_unknown_keys_are_named_with_the_nearest():
     values = config_of("t2a").to_dict() | {"ema_decy": 0.9}
     with pytest.raises(ValueError, match=r"config\.ema_decy is not a key.*'ema_decay'"):
         run_config.check(values)
+
+
+@pytest.mark.parametrize("name", ["event_classifier", "audio_classifier"])
+def test_a_classifier_of_recordings_is_not_trained_on_joined_ones(name):
+    config = with_value(config_of(name), "data.reprogram.events", "sonic_sounds")
+    with pytest.raises(ValueError, match=r"config\.data\.reprogram\.events='sonic_sounds'.*empty"):
+        run_config.check(config)
