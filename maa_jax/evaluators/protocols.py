@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from maa_jax.audio import io
 from maa_jax.evaluators.base import Inputs, Score, Sounds
 from maa_jax.evaluators.features import (
     ClapAudio,
@@ -131,7 +132,7 @@ class _Protocol:
         """Yields the protocol's scores; see the module's docstring.
 
         Raises:
-          ValueError: sounds are silent.
+          ValueError: sounds are silent or not finite.
         """
         sounds = self._features("sounds", inputs.sounds)
         references = self._features("references", inputs.references)
@@ -161,10 +162,11 @@ class _Protocol:
         if side not in self.needs:
             return {}
         rows, checks = sounds.features(self.networks)
-        silent = [name for name, peak in zip(sounds.names, checks[:, 0], strict=True) if peak == 0]
+        heard = checks[:, 0] >= io.SILENCE  # not so if it is NaN
+        silent = [name for name, good in zip(sounds.names, heard, strict=True) if not good]
         if silent:
             raise ValueError(
-                f"{self.name}: {len(silent)} of {len(sounds)} {side} are silent, "
+                f"{self.name}: {len(silent)} of {len(sounds)} {side} are silent or broken, "
                 f"{', '.join(map(repr, silent[:5]))}: leave them out, or make them anew"
             )
         return self._unpack(rows)

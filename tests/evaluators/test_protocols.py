@@ -152,8 +152,8 @@ def test_what_would_mislead_is_refused(folders):
     with pytest.raises(ValueError, match="not every sound has one"):
         run(evaluator, sounds(good))
     silent = good.copy()
-    silent[3] = 0
-    with pytest.raises(ValueError, match=r"1 of 24 sounds are silent, '3\.wav'"):
+    silent[3], silent[5, 7] = 1e-5, np.nan
+    with pytest.raises(ValueError, match=r"2 of 24 sounds are silent or broken, '3\.wav', '5\.w"):
         run(evaluator, sounds(silent, recordings=NAMES))
     with pytest.raises(ValueError, match=r"24 of 24 sounds are not 2\.0 s long.*3\.0 s"):
         run(evaluator, sounds(tones(24, seconds=3), recordings=NAMES))
