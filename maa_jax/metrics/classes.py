@@ -1,4 +1,4 @@
-"""Scores from the logits of a classifier: KL, inception score, accuracy, average precision."""
+"""Scores from the logits of a classifier: KL and inception score."""
 
 from typing import Literal
 
@@ -72,68 +72,6 @@ def inception_score(logits: np.ndarray, *, splits: int = 10, seed: int = 2020) -
         log_mean = np.logaddexp.reduce(part, axis=0) - np.log(len(part))
         scores.append(float(np.exp(np.mean(np.sum(np.exp(part) * (part - log_mean), axis=1)))))
     return Spread.of(scores)
-
-
-def top_k_hits(logits: np.ndarray, labels: np.ndarray, *, k: int = 1) -> np.ndarray:
-    """Returns whether each clip's class is among its k likeliest; the accuracy is the mean.
-
-    Of equal logits, the class with the lower number is the likelier.
-
-    Args:
-      logits: logits [n, classes].
-      labels: number of each clip's class, int [n].
-      k: 1 to classes.
-
-    Returns:
-      float64 [n] of 0 and 1.
-
-    Raises:
-      ValueError: the logits are not finite, or a label is no class.
-    """
-    logits, labels = checked("logits", logits), checked("labels", labels, dims=1)
-    check_lengths(logits=len(logits), labels=len(labels))
-    classes = logits.shape[1]
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(
-            f"labels: give integers from 0 to {classes - 1}, the classes of the logits"
-        )
-    if not 1 <= k <= classes:
-        raise ValueError(f"k={k}: give 1 to {classes}, the number of classes")
-    likeliest = np.argsort(-logits.astype(np.float64), axis=1, kind="stable")[:, :k]
-    return (likeliest == labels[:, None]).any(1).astype(np.float64)
-
-
-def average_precision(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Returns the average precision of each class that some clip has; mAP is the mean.
-
-    It is the precision at each clip of the class, in descending order of scores, averaged; clips
-    with equal scores count as one place. Agrees with scikit-learn's `average_precision_score`, with
-    which SpecVQGAN scores melception (specvqgan/modules/losses/vggishish/metrics.py).
-
-    Args:
-      scores: scores [n, classes], comparable among the clips of a class: SpecVQGAN takes softmax
-        over the logits, PANNs sigmoid.
-      targets: whether each clip has each class, bool or 0 and 1 [n, classes].
-
-    Returns:
-      float64 [classes that occur].
-
-    Raises:
-      ValueError: the scores are not finite, or no class occurs.
-    """
-    scores, targets = checked_pair(("scores", "targets"), scores, targets)
-    check_lengths(scores=len(scores), targets=len(targets))
-    if not np.isin(targets, (0, 1)).all() or not targets.any():
-        raise ValueError("targets: give 0 and 1, with a 1 in some row")
-    found = []
-    for score, target in zip(scores.T, targets.T.astype(bool), strict=True):
-        if target.any():
-            order = np.argsort(score, kind="stable")[::-1]
-            last = np.append(np.diff(score[order]) != 0, True)  # of the clips with one score
-            hits = np.cumsum(target[order])[last]
-            precision = hits / (np.flatnonzero(last) + 1)
-            found.append(np.sum(np.diff(hits, prepend=0) * precision) / hits[-1])
-    return np.array(found)
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score
 
 from maa_jax.metrics import classes
 from maa_jax.metrics.base import Spread
@@ -77,36 +76,3 @@ def test_inception_score_repeats_by_its_seed():
 def test_more_splits_than_clips_are_refused():
     with pytest.raises(ValueError, match="splits=10, n=9"):
         classes.inception_score(np.zeros((9, 3)))
-
-
-def test_a_hit_is_among_the_k_likeliest():
-    scores = np.array([[0.1, 0.5, 0.4], [0.1, 0.5, 0.4], [2, 1, 0], [1, 1, 1]])
-    labels = np.array([1, 2, 2, 1])
-    for k, expected in ((1, [1, 0, 0, 0]), (2, [1, 1, 0, 1]), (3, [1, 1, 1, 1])):
-        np.testing.assert_array_equal(classes.top_k_hits(scores, labels, k=k), expected)
-
-
-def test_labels_that_are_no_class_are_refused():
-    for labels in ([0, 3], [-1, 0], [0.0, 1.0]):
-        with pytest.raises(ValueError, match="integers from 0 to 2"):
-            classes.top_k_hits(np.zeros((2, 3)), np.array(labels))
-    with pytest.raises(ValueError, match="k=4: give 1 to 3"):
-        classes.top_k_hits(np.zeros((2, 3)), np.array([0, 1]), k=4)
-
-
-def test_average_precision_is_that_of_scikit_learn():
-    rng = np.random.default_rng(0)
-    scores, targets = rng.normal(size=(80, 9)), rng.random((80, 9)) < 0.2
-    scores[:, :4] = np.round(scores[:, :4])  # with equal scores
-    expected = [average_precision_score(targets[:, i], scores[:, i]) for i in range(9)]
-    np.testing.assert_allclose(classes.average_precision(scores, targets), expected, rtol=1e-12)
-
-
-def test_average_precision_leaves_out_classes_that_do_not_occur():
-    scores, targets = np.eye(3), np.eye(3)
-    targets[:, 1] = 0
-    np.testing.assert_array_equal(classes.average_precision(scores, targets), [1, 1])
-    with pytest.raises(ValueError, match="with a 1 in some row"):
-        classes.average_precision(scores, np.zeros((3, 3)))
-    with pytest.raises(ValueError, match="give 0 and 1"):
-        classes.average_precision(scores, 2 * targets)
