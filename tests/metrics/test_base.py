@@ -53,7 +53,5 @@ def test_one_row_is_refused(metric):
 def test_clips_without_a_partner_are_refused():
     with pytest.raises(ValueError, match="reference has 5 rows, evaluated has 4 rows"):
         classes.kl_divergence(rows(5), rows(4))
-    with pytest.raises(ValueError, match="logits has 5 rows, labels has 4 rows"):
-        classes.top_k_hits(rows(5), np.zeros(4, int))
     with pytest.raises(ValueError, match="array 0 has 5 rows, array 1 has 5 rows, groups has 4"):
         intervals.bootstrap(lambda a, b: 0.0, np.zeros(5), np.zeros(5), groups=list("abcd"))
