@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -32,6 +33,14 @@ def user_path(path: str | os.PathLike[str]) -> str:
     if not text or expanded.startswith("~"):
         raise ValueError(f"path {text!r}: give the path of a file or folder")
     return os.path.abspath(expanded)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Returns the SHA-256 of a file, local or in a bucket, in hex."""
+    from etils import epath
+
+    with epath.Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 INDEX = "model_index.json"  # which only a model folder has

@@ -130,7 +130,35 @@ class LatentCodec:
 
         For the arguments see `encode`.
         """
-        found = networks.build(self.graphdef, params).encode(self.image(audio))
+        return self._moments(params, self.image(audio))
+
+    def masked(
+        self,
+        params: Tree,
+        audio: jax.Array,
+        mask: jax.Array,
+        *,
+        scale: jax.Array | float | None = None,
+    ) -> jax.Array:
+        """Returns what a denoiser that fills gaps takes beside the latents (paper section 4.2).
+
+        Args:
+          params: weights of the autoencoder.
+          audio: waveforms [b, samples]; see `encode`.
+          mask: what of them is made anew, bool [b, n_mels, frames].
+          scale: factor of the latents, the configuration's by default.
+
+        Returns:
+          float32 [b, h, w, c + 1]: the mean latents of the mels with silence in the mask; and the
+          mask, 1 or -1, that of the first band and frame of each latent, as in the authors' model.
+        """
+        image = jnp.where(mask[..., None], self.mel.silence, self.image(audio))
+        moments = self._moments(params, image)
+        cells = jnp.where(mask[:, :: self.downscale, :: self.downscale, None], 1.0, -1.0)
+        return jnp.concatenate([self.sample(moments, scale=scale), cells], axis=-1)
+
+    def _moments(self, params: Tree, image: jax.Array) -> jax.Array:
+        found = networks.build(self.graphdef, params).encode(image)
         return jnp.concatenate(found, axis=-1).astype(jnp.float32)
 
     def sample(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from maa_jax import command, options
 from maa_jax.checks import check_text
-from maa_jax.files import file_names
+from maa_jax.files import file_names, sha256, user_path
 from maa_jax.options import REQUIRED, option
 from maa_jax.pipeline.request import Request, is_list
 
@@ -38,10 +38,31 @@ class Sampling(Request):
     prompts_file: str | None = option(
         None, "Text file with one prompt per line.", path=True, recorded=False
     )
+    audio: tuple[str, ...] = option(
+        (),
+        "Recording that the sounds are made from: one for all prompts, or one for each; or several "
+        "for one prompt. See --edit.",
+        repeated=True,
+        recorded=False,
+    )
+    mask: tuple[str, ...] = option(
+        (),
+        'Part of the recording that is made anew, while the rest stays: seconds "1.5-2" or "3-", '
+        'with Hz "1.5-2:500-3000", "continue:2" or "before:2" seconds added, "bandwidth:4000" all '
+        "above, a picture (white), or a recording whose silence is filled. May be repeated.",
+        repeated=True,
+        recorded=False,
+    )
     out: str = option(REQUIRED, "Folder for the wav files.", path=True, recorded=False)
 
     def __post_init__(self):
         super().__post_init__()
+        if not self.audio:
+            self.check_unedited(self.mask or None)
+        elif self.duration is not None:
+            raise ValueError(
+                f"duration={self.duration!r}: the sounds have the length of audio: leave it out"
+            )
         if self.output != "wav" or self.start_index or is_list(self.duration):
             raise ValueError(
                 f"output={self.output!r}, start_index={self.start_index}, duration="
@@ -118,6 +139,8 @@ def sample(prompts: Sequence[str], sampling: Sampling) -> list[pathlib.Path]:
     from maa_jax.model_folder.model import read_model
 
     model = read_model(hub.fetch_model(sampling.model))
+    if len(prompts) == 1:
+        prompts = [*prompts] * max(1, len(sampling.audio))
     sampling.coefficients(model.schedule)
     sampling.durations(model.max_duration, 1)
     if sampling.ranks:
@@ -139,9 +162,10 @@ def _sample(
 
     every = [prompt for prompt in prompts for _ in range(sampling.num_samples)]
     files, common = file_names(every), _common(sampling, model)
+    edited = _edited(sampling, model, len(prompts))
     wanted = {
-        file: {"file": file, "prompt": prompt} | common
-        for file, prompt in zip(files, every, strict=True)
+        file: {"file": file, "prompt": prompt} | common | edited[i // sampling.num_samples]
+        for i, (file, prompt) in enumerate(zip(files, every, strict=True))
     }
     journal = Journal(folder, wanted, jax.process_index())
 
@@ -179,8 +203,9 @@ def _sample(
                 io.write_wav(folder / files[place], wav, pipe.sample_rate)
                 journal.add(wanted[files[place]] | row | where)
                 spent["files"] += time.perf_counter() - begin
-        took, seconds = time.perf_counter() - clock, common["duration"]
-        print(f"Made {len(mine) - len(there)} sound(s) of {seconds:g} s: {took:.1f} s")
+        took = time.perf_counter() - clock
+        seconds = " and ".join(f"{x:g}" for x in sorted({wanted[f]["duration"] for f in mine})[:3])
+        print(f"Made {len(mine) - len(there)} sound(s) of {seconds} s: {took:.1f} s")
         for part, took in spent.items():
             print(f"  {part}: {took:.1f} s")
     if jax.process_count() > 1:
@@ -207,6 +232,35 @@ def _common(sampling: Sampling, model: "Model") -> dict[str, Any]:
         "model_sha256": content_hash(model.path),
         "maa_jax": maa_jax.__version__,
     }
+
+
+def _edited(sampling: Sampling, model: "Model", prompts: int) -> list[dict[str, Any]]:
+    """Returns each prompt's own fields: its recording and what of that is made anew.
+
+    Raises:
+      ValueError: a recording or the mask cannot be used.
+    """
+    from maa_jax.pipeline import editing
+
+    if not sampling.audio:
+        return [{}] * prompts
+    found = editing.read(
+        sampling.audio, sampling.mask or None, prompts, model.mel, model.max_duration
+    )
+    paths = [user_path(path) for path in sampling.audio] * (prompts // len(sampling.audio))
+    masks = [
+        {"mask": item} | ({"mask_sha256": sha256(item)} if pathlib.Path(item).is_file() else {})
+        for item in sampling.mask
+    ]
+    return [
+        {
+            "audio": path,
+            "audio_sha256": sha256(path),
+            "masks": masks,
+            "duration": len(wav) / model.sample_rate,
+        }
+        for path, wav in zip(paths, found.wavs, strict=True)
+    ]
 
 
 def _where(model: "Model") -> dict[str, Any]:
@@ -249,6 +303,7 @@ def _sounds(
     import tqdm
 
     kept, tries = _unit(sampling)
+    per_prompt = sampling.num_samples // kept  # units
     with tqdm.tqdm(desc="Sampling", unit="step") as bar:
         for number, chunk in enumerate(chunks):
 
@@ -257,8 +312,14 @@ def _sounds(
                 bar.update(number * total + done - bar.n)
 
             first = chunk[0]
+            audio: Any = None
+            if sampling.audio:
+                several = len(sampling.audio) > 1
+                audio = [sampling.audio[unit // per_prompt * several] for unit in chunk]
             made: Any = pipe(
                 [every[unit * kept] for unit in chunk],
+                audio=audio,
+                mask=sampling.mask or None,
                 callback=progress,
                 **sampling.keywords() | {"num_samples": kept, "start_index": first * tries},
             )

@@ -60,9 +60,8 @@ class Vocoder:
           Waveforms, float32 [b, frames * hop_length] in [-1, 1], without an offset; and the share
           of each sound's samples that the vocoder clipped, [b].
         """
-        silence = getattr(np, self.mel.log)(self.mel.floor)
         mels = mels.astype(jnp.float32)
-        mels = jnp.pad(mels, ((0, 0), (_FRAMES, 0), (0, 0)), constant_values=silence)
+        mels = jnp.pad(mels, ((0, 0), (_FRAMES, 0), (0, 0)), constant_values=self.mel.silence)
         mels = jnp.pad(mels, ((0, 0), (0, _FRAMES), (0, 0)), mode="edge")
         with jax.default_matmul_precision("highest"):
             wavs = networks.build(self.graphdef, params)(mels)

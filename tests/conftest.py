@@ -51,8 +51,11 @@ def random_network(make, seed):
     return jax.tree_util.tree_map_with_path(leaf, state)
 
 
-def write_tiny_model(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
-    """Writes a whole model folder with tiny random networks, for sounds of up to 2.048 s."""
+def write_tiny_model(folder: pathlib.Path, seed: int = 0, *, fills: bool = False) -> pathlib.Path:
+    """Writes a whole model folder with tiny random networks, for sounds of up to 2.048 s.
+
+    Its denoiser is one for inpainting if `fills`.
+    """
     from maa_jax.audio.mel import MelConfig
     from maa_jax.diffusion.schedule import Schedule
     from maa_jax.model_folder import networks
@@ -85,6 +88,7 @@ def write_tiny_model(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
         "unet": (
             UNet,
             UNetConfig(
+                in_channels=9 if fills else 4,
                 block_out_channels=(16, 32),
                 layers_per_block=1,
                 num_heads=2,

@@ -111,6 +111,44 @@ def test_no_request_overwrites_or_forgets_the_sounds_of_another(tiny_model, tmp_
     assert before.items() <= contents(tmp_path).items()
 
 
+def test_recordings_are_edited_from_files_and_recorded(tiny_model, tmp_path):
+    pcm = np.random.default_rng(0).integers(-20000, 20000, (2, 8000)).astype(np.int16)
+    for name, wav in zip("ab", pcm, strict=True):
+        soundfile.write(tmp_path / f"{name}.wav", wav, 16000)
+    audio = tuple(str(tmp_path / f"{name}.wav") for name in "ab")
+    out = tmp_path / "out"
+    how = dict(duration=None, audio=audio, mask=("0.2-0.3", "continue:0.1"), seed=4, num_samples=2)
+    files = make(["rain"], out, tiny_model, **how)
+    assert len(files) == 4
+    rows = read(out)
+    for row, file, known in zip(rows, files, np.repeat(pcm, 2, axis=0), strict=True):
+        wav, _ = soundfile.read(file, dtype="int16")
+        assert len(wav) == 9600 and row["duration"] == 0.6
+        np.testing.assert_array_equal(wav[:2700], known[:2700])
+        assert (wav[3300:4700] != known[3300:4700]).any()
+        assert [mask["mask"] for mask in row["masks"]] == list(how["mask"])
+        assert len(row["audio_sha256"]) == 64
+    assert [row["audio"] for row in rows] == [audio[0], audio[0], audio[1], audio[1]]
+    pipe = maa_jax.Pipeline.from_pretrained(tiny_model)
+    alone = pipe(
+        "rain",
+        audio=rows[3]["audio"],
+        mask=how["mask"],
+        start_index=3,
+        seed=4,
+        steps=rows[3]["steps"],
+    )
+    stored, _ = soundfile.read(files[3], dtype="float32")
+    np.testing.assert_allclose(stored, alone[0], atol=2**-15 + 1e-4)
+
+    make(["rain"], out, tiny_model, **how)  # all are there
+    with pytest.raises(ValueError, match=r"belongs to another request .*mask"):
+        make(["rain"], out, tiny_model, **how | {"mask": ("0.2-0.3", "continue:0.1", "0-0.1")})
+    soundfile.write(audio[0], pcm[0] // 2, 16000)
+    with pytest.raises(ValueError, match=r"belongs to another request .*audio_sha256"):
+        make(["rain"], out, tiny_model, **how)
+
+
 def test_records_of_another_version_are_refused_and_broken_ones_left_out(tiny_model, tmp_path):
     """A version with fewer options left lines without them."""
     make(["rain"], tmp_path, tiny_model)

@@ -269,7 +269,8 @@ def pcm16(wav: np.ndarray) -> np.ndarray:
 
 
 def _rounded(wav: np.ndarray) -> np.ndarray:
-    return np.round(np.clip(wav, -1, 1) * np.float32(32767))
+    # Samples read from such a file, multiples of 2^-15, are written as they were.
+    return np.clip(np.round(wav * np.float32(2**15)), -(2**15), 2**15 - 1)
 
 
 def as_read(wav: np.ndarray) -> np.ndarray:

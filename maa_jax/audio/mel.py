@@ -60,6 +60,11 @@ class MelConfig:
                 f" within 0 to sample_rate / 2 ({self.sample_rate / 2} Hz)"
             )
 
+    @property
+    def silence(self) -> float:
+        """Value of a log mel where there is no sound."""
+        return float(getattr(np, self.log)(self.floor))
+
 
 def mel_frequencies(count: int, fmin: float, fmax: float, *, htk: bool = False) -> np.ndarray:
     """Returns frequencies in Hz, float64 [count], evenly spaced in mels from fmin to fmax.

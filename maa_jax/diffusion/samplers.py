@@ -163,6 +163,16 @@ def coefficients(
     return _ddim(schedule, times, following, guidance, eta)
 
 
+def inversion(schedule: Schedule, table: Table) -> Table:
+    """Returns the table that takes clean latents to the noise that a sampler's table starts from.
+
+    It is that of DDIM in the other direction over the same timesteps, with the noise estimated at
+    the lower end of each step (Song et al. 2021, section 4.3), and without guidance.
+    """
+    times = np.unique(table.timestep)
+    return _ddim(schedule, np.append(0, times[:-1]), times, np.ones(len(times), np.float32), 0.0)
+
+
 def _ddim(
     schedule: Schedule, times: np.ndarray, following: np.ndarray, guidance: np.ndarray, eta: float
 ) -> Table:
@@ -173,7 +183,9 @@ def _ddim(
     """
     alphas = schedule.alphas_cumprod.astype(np.float64)
     here, there = alphas[times], alphas[following]
-    sigma = eta * np.sqrt((1 - there) / (1 - here) * (1 - here / there))
+    sigma = np.zeros(len(times))
+    if eta:
+        sigma = eta * np.sqrt((1 - there) / (1 - here) * (1 - here / there))
     # Latents that are pure noise have no pred_noise estimate: the step uses pred_x0.
     uses_x0 = here == 0
     latents, estimate = _move(np.where(uses_x0, 1, here), there, sigma)

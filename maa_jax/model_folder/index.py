@@ -18,6 +18,7 @@ from maa_jax.files import (
     read_json,
     remove_part_files,
     replace_folder,
+    sha256,
     write_json,
 )
 from maa_jax.model_folder.hub import INDEX, missing_weights
@@ -244,7 +245,5 @@ def content_hash(folder: str | os.PathLike[str]) -> str:
         relative = path.relative_to(folder)
         if any(part.startswith(".") for part in relative.parts):
             continue
-        with path.open("rb") as f:
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
-        total.update(f"{relative.as_posix()} {digest}\n".encode())
+        total.update(f"{relative.as_posix()} {sha256(path)}\n".encode())
     return total.hexdigest()

@@ -7,7 +7,7 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maa_jax.audio import io
-from maa_jax.checks import Repeated, check_name, check_text
+from maa_jax.checks import Repeated, check_name
 from maa_jax.devices import LocalDevices
 from maa_jax.diffusion import samplers
 from maa_jax.encoders import clap
@@ -27,7 +27,8 @@ from maa_jax.model_folder.card import model_card
 from maa_jax.model_folder.index import copy_folder
 from maa_jax.model_folder.model import Model, check_same, read_model
 from maa_jax.options import keywords
-from maa_jax.pipeline import programs
+from maa_jax.pipeline import arguments, editing, programs
+from maa_jax.pipeline.composing import compose
 from maa_jax.pipeline.request import OUTPUTS, Request, is_list
 from maa_jax.vocoder import Vocoder
 
@@ -86,12 +87,14 @@ class Pipeline:
             self.path, "unet: cross_attention_dim", wide, "text's width", self._conditioner.width
         )
         taken, latent = model.unet.in_channels, model.vae.latent_channels
-        if taken != latent:
+        if taken not in (latent, 2 * latent + 1):
             raise FolderError(
-                f"{self.path}: unet: in_channels={taken}, but vae: latent_channels={latent}: this "
-                "U-Net takes inputs in addition to latents and text (as for inpainting); give the "
-                "folder of a text-to-audio model"
+                f"{self.path}: unet: in_channels={taken}, but vae: latent_channels={latent}: give "
+                f"a U-Net that takes the latents, or {2 * latent + 1} channels: the latents, those "
+                "of a masked recording, and the mask"
             )
+        # Whether the denoiser was trained to fill gaps.
+        self._fills = taken != latent
         self._devices = devices
         self._networks = programs.Networks(self.path, dtype, devices)
         self._text = devices.replicate(self._conditioner.params)
@@ -126,7 +129,9 @@ class Pipeline:
             raise ValueError("devices=[]: give at least one of jax.local_devices()")
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        return cls(read_model(hub.fetch_model(model)), _float_type(dtype), LocalDevices(devices))
+        return cls(
+            read_model(hub.fetch_model(model)), arguments.float_type(dtype), LocalDevices(devices)
+        )
 
     def load(self, output: str = "wav", *, ranking: bool = False) -> None:
         """Reads the weights that `output`, and ranking, need and that have not been read yet.
@@ -180,6 +185,8 @@ class Pipeline:
         self,
         prompts: str | Sequence[str],
         *,
+        audio: Any = None,
+        mask: Any = None,
         initial_latents: np.ndarray | jax.Array | Sequence[np.ndarray] | None = None,
         callback: Callable[[int, int, jax.Array], None] | None = None,
         **options: Any,
@@ -193,6 +200,13 @@ class Pipeline:
 
         Args:
           prompts: prompt, or several; an empty one gives any sound that the model can make.
+          audio: recording that the sounds are made from (SDEdit, paper section 4.1), of up to
+            `max_duration`: path of a sound file, or waveform [samples] at `sample_rate`; or a list,
+            one for each prompt. The sounds have its length; see `edit` and `strength`.
+          mask: parts of the recording that are made anew, while all else stays as it is, bit for
+            bit: "1.5-2" seconds, "1.5-2:500-3000" Hz within them, "continue:2" or "before:2"
+            seconds added to it, "bandwidth:4000" all above so many Hz, a picture (white is made
+            anew), a recording whose silence is filled, a list of these, or bool [n_mels, frames].
           initial_latents: noise to start from in place of the seed's, one entry for each sound (or
             candidate): [n, *latent_shape(duration)], or a list if `duration` is a list.
           callback: function called during sampling with (evaluations of the U-Net done, evaluations
@@ -202,7 +216,7 @@ class Pipeline:
 
         Returns:
           float32 [n, round(duration * sample_rate)] in [-1, 1], n = len(prompts) * num_samples; or
-          mels or latents [n, ...]. A list of n arrays if `duration` is a list. With
+          mels or latents [n, ...]. A list of n arrays if `duration` or `audio` is a list. With
           `num_candidates`, a `Ranked`, whose `sounds` these are.
 
         Raises:
@@ -210,16 +224,31 @@ class Pipeline:
         """
         for name in options:
             check_name("option", name, [field.name for field in dataclasses.fields(Request)])
-        request, prompts = Request(**options), _sentences(prompts)
+        request, prompts = Request(**options), arguments.sentences(prompts)
         if callback is not None and not callable(callback):
             raise ValueError(f"callback={callback!r}: give a function")
-        table = request.coefficients(self.model.schedule)
-        durations = request.durations(self.max_duration, len(prompts))
-        samples = np.repeat([self._samples(seconds) for seconds in durations], request.tries)
+        recordings = None
+        if audio is not None:
+            if request.duration is not None or initial_latents is not None:
+                raise ValueError(
+                    "audio: its sounds have its length and begin with its latents: leave out "
+                    "duration and initial_latents"
+                )
+            recordings = editing.read(audio, mask, len(prompts), self._codec.mel, self.max_duration)
+        else:
+            request.check_unedited(mask)
+        skipped = request.skipped(audio, mask)
+        table = request.coefficients(self.model.schedule, skipped)
+        if recordings is None:
+            durations = request.durations(self.max_duration, len(prompts))
+            lengths = [self._samples(seconds) for seconds in durations]
+        else:
+            lengths = [len(wav) for wav in recordings.wavs]
+        samples = np.repeat(lengths, request.tries)
         shapes = [self._shape(int(count)) for count in samples]
         noise = None
         if initial_latents is not None:
-            noise = _arrays(initial_latents, shapes, is_list(request.duration))
+            noise = arguments.initial_noise(initial_latents, shapes, is_list(request.duration))
         self.load(request.output, ranking=request.ranks)
 
         condition, unconditional = self._conditions(prompts, request.negative_prompt)
@@ -233,15 +262,24 @@ class Pipeline:
             latents, keys = programs.draw_noise(shapes[batch[0]], np.uint32(request.seed), indices)
             if noise is not None:
                 latents = np.stack([noise[i] for i in rows])
+            given = self._given(recordings, rows // request.tries, shapes[batch[0]], latents)
+            if skipped or request.edit == "inversion":
+                latents = self._start(request, given, table, latents, context)
             keys = self._devices.split(keys) if request.eta else None
-            for done, state in self._denoise(latents, table, context, unconditional, keys):
+            final: Any = latents
+            for done, state in self._denoise(latents, table, context, unconditional, keys, given):
+                final = state.latents
                 if callback is not None:
                     pred_x0 = jax.block_until_ready(state.pred_x0)[: len(batch)]
                     callback(number * len(table) + done, len(batches) * len(table), pred_x0)
             output = "wav" if request.ranks else request.output
-            made = self._decode(state.latents, output, samples[rows])
+            made = self._decode(
+                self._devices.split(jnp.asarray(final)), output, samples[rows], given
+            )
             asked = [prompts[i // request.tries] for i in rows]
             self._check_finite(made, asked, indices)
+            if recordings is not None and recordings.masks is not None and "wav" in made:
+                self._compose(made["wav"], recordings, rows // request.tries)
             if request.ranks:
                 scores[batch] = self._rank(asked, made["wav"])[: len(batch)]
             for place, i in enumerate(batch):
@@ -249,9 +287,74 @@ class Pipeline:
                 if "clipped" in made and made["clipped"][place] > CLIPPED:
                     self._warn_clipped(
                         f"{made['clipped'][place]:.0%} of the samples of a sound for "
-                        f"{_short(asked[place])} are clipped: lower guidance_scale"
+                        f"{arguments.short(asked[place])} are clipped: lower guidance_scale"
                     )
-        return _result(request, sounds, scores)
+        listed = is_list(request.duration) if recordings is None else recordings.listed
+        return _result(request, sounds, scores, listed)
+
+    def _given(
+        self,
+        recordings: editing.Recordings | None,
+        rows: np.ndarray,
+        shape: tuple[int, int, int],
+        noise: np.ndarray | jax.Array,
+    ) -> programs.Given:
+        """Returns what is known of a batch's sounds before they are made."""
+        size = self._codec.downscale
+        frames = shape[1] * size
+        samples = frames * self._codec.mel.hop_length
+        mask = None if recordings is None else recordings.mask(rows, frames)
+        if recordings is None and not self._fills:
+            return programs.Given()
+        _, params = self._networks.load("vae")
+        split = self._devices.split
+        if recordings is None:
+            audio = split(np.zeros((len(rows), samples), np.float32))
+            latents: Any = None
+            mels = None
+        else:
+            audio = split(recordings.audio(rows, samples))
+            latents = self._run("autoencoder", programs.encode, self._codec, params, audio)
+            mels = programs.front_end(self._codec, audio)
+        channels = known = None
+        if self._fills:
+            every = np.ones((len(rows), self._codec.mel.n_mels, frames), bool)
+            anew = split(every if mask is None else mask)
+            channels = programs.encode_masked(self._codec, params, audio, anew)
+        elif mask is not None:
+            known = programs.Known(latents, split(jnp.asarray(noise)), split(_any_in(mask, size)))
+        return programs.Given(latents, mels, None if mask is None else split(mask), channels, known)
+
+    def _start(
+        self,
+        request: Request,
+        given: programs.Given,
+        table: samplers.Table,
+        noise: np.ndarray | jax.Array,
+        context: jax.Array,
+    ) -> Any:
+        """Returns the latents of recordings at the level that the table starts from."""
+        if not len(table):
+            return given.latents
+        if request.edit == "inversion":
+            source = self._encode_text(
+                self._text, self._conditioner.prepare([request.source_prompt])
+            )
+            both = jnp.broadcast_to(source, context.shape)
+            back = samplers.inversion(self.model.schedule, table)
+            blind = given._replace(known=None)
+            *_, (_, state) = self._denoise(given.latents, back, both, source, None, blind)
+            return state.latents
+        timesteps = jnp.full(len(given.latents), table.timestep[0])
+        return self.model.schedule.add_noise(given.latents, jnp.asarray(noise), timesteps)
+
+    def _compose(self, wavs: np.ndarray, recordings: editing.Recordings, rows: np.ndarray) -> None:
+        """Puts the recordings back into `wavs` [b, samples] where they are kept."""
+        assert recordings.masks is not None  # the caller has checked it
+        for wav, row in zip(wavs, rows, strict=True):
+            known = recordings.wavs[row]
+            made = wav[: len(known)]
+            made[:] = compose(known, made, recordings.masks[row], self._codec.mel)
 
     def _conditions(self, prompts: list[str], negative_prompt: str) -> tuple[Any, jax.Array]:
         """Returns the prompts' condition [n, ...] and the unconditional context of guidance."""
@@ -273,6 +376,7 @@ class Pipeline:
         context: jax.Array,
         unconditional: jax.Array,
         keys: jax.Array | None,
+        given: programs.Given,
     ) -> Iterator[tuple[int, samplers.SamplerState]]:
         """Runs a sampler's table; yields the number of rows done and the state after them."""
         state = samplers.initial_state(jnp.asarray(latents))
@@ -288,22 +392,39 @@ class Pipeline:
         for size in segments(len(table)):
             rows = table[done : done + size]
             state = self._run(
-                "U-Net", programs.denoise, unet, params, state, rows, context, unconditional, keys
+                "U-Net",
+                programs.denoise,
+                unet,
+                params,
+                state,
+                rows,
+                context,
+                unconditional,
+                keys,
+                given.channels,
+                given.known,
             )
             done += size
             yield done, state
 
     def _decode(
-        self, latents: jax.Array, output: str, samples: np.ndarray | None = None
+        self,
+        latents: jax.Array,
+        output: str,
+        samples: np.ndarray | None = None,
+        given: programs.Given = programs.Given(),
     ) -> dict[str, np.ndarray]:
         """Decodes latents as far as `output` needs; returns each stage, at full length.
 
-        Waveforms end after `samples`, and zeros follow; "clipped" is the share of their samples.
+        Mels are those given outside the mask. Waveforms end after `samples`, and zeros follow;
+        "clipped" is the share of their samples.
         """
         made = {"latents": latents}
         if output != "latents":
             _, params = self._networks.load("vae")
             made["mel"] = self._run("autoencoder", programs.decode, self._codec, params, latents)
+            if given.mask is not None:
+                made["mel"] = jnp.where(given.mask.swapaxes(1, 2), made["mel"], given.mels)
         if output == "wav":
             _, params = self._networks.load("vocoder")
             ends = None if samples is None else self._devices.split(samples.astype(np.int32))
@@ -320,10 +441,11 @@ class Pipeline:
             bad = np.flatnonzero(~np.isfinite(stage.reshape(len(stage), -1)).all(axis=1))
             if len(bad):
                 place = bad[0]
+                prompt = arguments.short(prompts[place])
                 raise FolderError(
-                    f"{self.path} gives NaN or infinity for {_short(prompts[place])} (index "
-                    f"{indices[place]}): its weights or schedule are broken, or its networks need "
-                    "dtype=float32, or a smaller guidance_scale"
+                    f"{self.path} gives NaN or infinity for {prompt} (index {indices[place]}): its "
+                    "weights or schedule are broken, or its networks need dtype=float32, or a "
+                    "smaller guidance_scale"
                 )
 
     def _rank(self, prompts: list[str], wavs: np.ndarray) -> np.ndarray:
@@ -352,7 +474,7 @@ class Pipeline:
         Raises:
           ValueError: the sounds are too long, or have another shape.
         """
-        audio = _numbers("wavs", wavs)
+        audio = arguments.numbers("wavs", wavs)
         if audio.ndim != 2 or not audio.size:
             raise ValueError(f"wavs has shape {audio.shape}: give [n, samples]")
         shape = self.latent_shape(audio.shape[1] / self.sample_rate)
@@ -375,7 +497,7 @@ class Pipeline:
           ValueError: `latents` are no latents of this model, or their sound is not finite.
         """
         check_name("output", output, OUTPUTS)
-        array = _numbers("latents", latents)
+        array = arguments.numbers("latents", latents)
         height, _, channels = self.latent_shape()
         if (
             array.ndim != 4
@@ -425,71 +547,6 @@ def segments(evaluations: int) -> list[int]:
     return [size] * whole + [rest] * (rest > 0)
 
 
-def _sentences(prompts: str | Sequence[str]) -> list[str]:
-    several = isinstance(prompts, Iterable) and not isinstance(prompts, str)
-    sentences: list[Any] = list(prompts) if several else [prompts]
-    if not sentences or not all(isinstance(sentence, str) for sentence in sentences):
-        raise ValueError(f"prompts={prompts!r}: give one sentence or more, as strings")
-    for sentence in sentences:
-        check_text("prompts", sentence)
-    return sentences
-
-
-def _short(prompt: str) -> str:
-    """Returns a prompt for a message, at most 60 characters of it."""
-    return repr(prompt if len(prompt) <= 60 else f"{prompt[:57]}...")
-
-
-def _arrays(latents: Any, shapes: Sequence[tuple[int, ...]], listed: bool) -> Sequence[np.ndarray]:
-    """Returns initial latents, of which there must be an entry of the right shape for each sound.
-
-    Raises:
-      ValueError: they are no numbers, of other shapes, or not finite.
-    """
-    want: Any = shapes if listed else (len(shapes), *shapes[0])
-    if listed and is_list(latents):
-        arrays: Any = [_numbers("initial_latents", x) for x in latents]
-        got: Any = [array.shape for array in arrays]
-    else:
-        arrays = _numbers("initial_latents", latents)
-        got = arrays.shape
-    if got != want:
-        raise ValueError(
-            f"initial_latents has shape {got}: give {want}, [n, height, width, channels]"
-        )
-    return arrays
-
-
-def _numbers(key: str, value: Any) -> np.ndarray:
-    """Returns an array in float32.
-
-    Raises:
-      ValueError: it is none of finite numbers.
-    """
-    try:
-        array = np.asarray(value, np.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{key} is no array of numbers ({error})") from None
-    if not np.isfinite(array).all():
-        raise ValueError(f"{key} holds NaN or infinity: give finite numbers")
-    return array
-
-
-def _float_type(dtype: Any) -> Any:
-    """Returns a compute dtype, by default that of the platform.
-
-    Raises:
-      ValueError: networks cannot compute in it.
-    """
-    if dtype is None:
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    known = (jnp.float32, jnp.bfloat16, jnp.float16)
-    with contextlib.suppress(TypeError):  # no dtype at all
-        if jnp.dtype(dtype) in map(jnp.dtype, known):
-            return jnp.dtype(dtype)
-    raise ValueError(f"dtype={dtype!r}: give jnp.float32 or jnp.bfloat16")
-
-
 def _batches(shapes: Sequence[tuple[int, ...]], size: int) -> Iterator[np.ndarray]:
     """Yields the indices of `shapes` in batches of one shape; the last one is not padded."""
     for shape in dict.fromkeys(shapes):
@@ -498,12 +555,19 @@ def _batches(shapes: Sequence[tuple[int, ...]], size: int) -> Iterator[np.ndarra
             yield same[start : start + size]
 
 
+def _any_in(mask: np.ndarray, size: int) -> np.ndarray:
+    """Returns whether any cell of a latent is marked, bool [b, h, w, 1], of bool [b, n_mels, n]."""
+    b, n_mels, frames = mask.shape
+    cells = mask.reshape(b, n_mels // size, size, frames // size, size)
+    return np.any(cells, axis=(2, 4), keepdims=True).reshape(b, *cells.shape[1:4:2], 1)
+
+
 def _take(tree: Any, rows: np.ndarray) -> Any:
     return jax.tree.map(lambda x: x[rows], tree)
 
 
 def _result(
-    request: Request, sounds: list[np.ndarray], scores: np.ndarray
+    request: Request, sounds: list[np.ndarray], scores: np.ndarray, listed: bool
 ) -> np.ndarray | list[np.ndarray] | Ranked:
     """Returns all sounds, or each prompt's best."""
     order = np.arange(len(sounds))
@@ -512,7 +576,7 @@ def _result(
         best = best[:, : request.num_samples] + request.tries * np.arange(len(best))[:, None]
         order = best.reshape(-1)
     picked = [sounds[i] for i in order]
-    result = picked if is_list(request.duration) else np.stack(picked)
+    result = picked if listed else np.stack(picked)
     if not request.ranks:
         return result
     return Ranked(result, scores[order], request.start_index + order)

@@ -7,7 +7,7 @@ pipelines of one architecture share their programs.
 
 import functools
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,43 @@ from maa_jax.model_folder import networks
 from maa_jax.vocoder import Vocoder
 
 Tree = Any
+
+
+class Known(NamedTuple):
+    """Latents that sampling keeps, for denoisers that were not trained to fill gaps.
+
+    Attributes:
+      latents: clean latents, [b, h, w, c].
+      noise: noise that brings them to each step's level, [b, h, w, c].
+      mask: whether a latent is made anew, bool [b, h, w, 1].
+    """
+
+    latents: jax.Array
+    noise: jax.Array
+    mask: jax.Array
+
+    def put_into(self, state: samplers.SamplerState, alpha: jax.Array) -> samplers.SamplerState:
+        """Puts the known latents, noised, into a state of the sampler; see `samplers.Hook`."""
+        noisy = jnp.sqrt(alpha) * self.latents + jnp.sqrt(1 - alpha) * self.noise
+        return state._replace(latents=jnp.where(self.mask, state.latents, noisy))
+
+
+class Given(NamedTuple):
+    """What is known of sounds before they are made.
+
+    Attributes:
+      latents: those of the recordings, [b, h, w, c].
+      mels: theirs, [b, frames, n_mels].
+      mask: what is made anew, bool [b, n_mels, frames]; None is all.
+      channels: what the U-Net takes beside the latents.
+      known: latents that are kept by blending.
+    """
+
+    latents: Any = None
+    mels: Any = None
+    mask: Any = None
+    channels: Any = None
+    known: Known | None = None
 
 
 class Networks:
@@ -62,6 +99,8 @@ def denoise(
     context: jax.Array,
     unconditional: jax.Array,
     keys: jax.Array | None,
+    channels: jax.Array | None = None,
+    known: Known | None = None,
 ) -> samplers.SamplerState:
     """Takes some steps of a sampler.
 
@@ -73,16 +112,41 @@ def denoise(
       context: context of the prompts, [b, n, d].
       unconditional: context of the negative prompt, [1, n, d].
       keys: keys of the noise that the steps add, [b], if they add any.
+      channels: what the U-Net takes beside the latents, [b, h, w, k], if it takes any.
+      known: latents that are kept.
     """
     unconditional = jnp.broadcast_to(unconditional, context.shape)
-    predict = samplers.guided(networks.build(unet, params), context, unconditional)
-    return jax.lax.scan(samplers.make_step(predict, keys), state, table)[0]
+    network = networks.build(unet, params)
+
+    def widened(*args: jax.Array) -> jax.Array:
+        latents, times, context, more = args
+        return network(jnp.concatenate([latents, more], axis=-1), times, context)
+
+    predict = (
+        samplers.guided(network, context, unconditional)
+        if channels is None
+        else samplers.guided(widened, context, unconditional, channels)
+    )
+    hook = None if known is None else known.put_into
+    return jax.lax.scan(samplers.make_step(predict, keys, hook), state, table)[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def encode(codec: LatentCodec, params: Tree, audio: jax.Array) -> jax.Array:
     """Returns scaled latents [b, h, w, c] of waveforms [b, samples], the posterior's means."""
     return codec.encode(params, audio)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode_masked(codec: LatentCodec, params: Tree, audio: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns what an inpainting U-Net takes beside the latents; see `LatentCodec.masked`."""
+    return codec.masked(params, audio, mask)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def front_end(codec: LatentCodec, audio: jax.Array) -> jax.Array:
+    """Returns log mels [b, frames, n_mels] of waveforms [b, samples]."""
+    return codec.mels(codec.image(audio))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -26,6 +26,8 @@ Guidance = float | Sequence[float] | Callable[[float], float]
 
 # {output of a pipeline: networks after the denoiser that it needs}.
 OUTPUTS = {"latents": (), "mel": ("vae",), "wav": ("vae", "vocoder")}
+# {way in which a recording is edited: strength by default}.
+EDITS = {"style": 0.5, "variation": 0.3, "inversion": 0.5}
 _MAX_UINT32 = 2**32 - 1
 
 
@@ -108,6 +110,25 @@ class Request(Options):
         flag=float,
         check=_check_duration,
     )
+    edit: str = option(
+        "style",
+        "How a recording is edited: style, noised and denoised under the prompt; variation, the "
+        "same with less noise; or inversion, which starts from the noise that DDIM finds for it "
+        "and keeps more.",
+        choices=EDITS,
+    )
+    strength: float | None = option(
+        None,
+        "Share of the steps that a recording is noised by, 0 (given back through the autoencoder) "
+        "to 1 (all made anew). By default 0.5 for style, 0.3 for variation, 0.5 for inversion, and "
+        "1 within a mask.",
+        least=0,
+        most=1,
+    )
+    source_prompt: str = option(
+        "",
+        "What a recording sounds like, for inversion.",
+    )
     num_samples: int = option(1, "Number of sounds for each prompt.", least=1, most=_MAX_UINT32)
     num_candidates: int | None = option(
         None,
@@ -148,22 +169,47 @@ class Request(Options):
         """Number of sounds made for each prompt."""
         return self.num_samples if self.num_candidates is None else self.num_candidates
 
-    def coefficients(self, schedule: "Schedule") -> "Table":
-        """Returns the sampler's table for a model's noise schedule.
+    def check_unedited(self, mask: Any) -> None:
+        """Raises a ValueError if an option of editing is given where there is no recording."""
+        given = {
+            "mask": mask is not None,
+            "strength": self.strength is not None,
+            "edit": self.edit != "style",
+            "source_prompt": bool(self.source_prompt),
+        }
+        for name, there in given.items():
+            if there:
+                raise ValueError(
+                    f"{name}: it edits a recording: give one as audio, or leave it out"
+                )
+
+    def skipped(self, audio: Any, mask: Any) -> int:
+        """Returns the number of steps that are skipped for a recording, 0 without one."""
+        if audio is None:
+            return 0
+        strength = self.strength
+        if strength is None:
+            strength = EDITS[self.edit] if mask is None else 1.0
+        return self.steps - round(strength * self.steps)
+
+    def coefficients(self, schedule: "Schedule", start: int = 0) -> "Table":
+        """Returns the sampler's table for a model's noise schedule, after `start` of its steps.
 
         Raises:
           ValueError: the schedule has fewer steps, or the sampler lacks an option.
         """
         from maa_jax.diffusion import samplers
 
-        return samplers.coefficients(
+        table = samplers.coefficients(
             self.sampler,
             schedule,
             self.steps,
             spacing=self.spacing,
             eta=self.eta,
+            start=min(start, self.steps - 1),
             guidance_scale=np.asarray(_by_step(self.guidance_scale, self.steps), np.float32),
         )
+        return table if start < self.steps else table[:0]
 
     def durations(self, max_duration: float, prompts: int) -> list[float]:
         """Returns the duration of each prompt's sounds, in seconds.

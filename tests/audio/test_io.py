@@ -252,7 +252,7 @@ def test_write_wav(tmp_path):
     info = soundfile.info(path)
     assert (info.samplerate, info.channels, info.subtype, info.frames) == (22050, 1, "PCM_16", 4)
     pcm, _ = soundfile.read(path, dtype="int16")
-    np.testing.assert_array_equal(pcm, [0, 16384, -32767, 32767])
+    np.testing.assert_array_equal(pcm, [0, 16384, -32768, 32767])
     with pytest.raises(AudioError, match="NaN"):
         write_wav(path, np.array([np.nan]))
     with pytest.raises(AudioError, match=r"\(3, 2\)"):

@@ -1,0 +1,116 @@
+"""Recordings that sounds are made from, and what of them is made anew."""
+
+import numbers
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from maa_jax.audio import io
+from maa_jax.audio.mel import MelConfig
+from maa_jax.files import user_path
+from maa_jax.pipeline import arguments, regions
+
+
+class Recordings(NamedTuple):
+    """The recordings of a request, one for each prompt.
+
+    Attributes:
+      wavs: the recordings, float32 [samples] each, with silence where something is added to them.
+      masks: what of each is made anew, bool [n_mels, frames]; None without a mask.
+      listed: whether they were given as a list.
+    """
+
+    wavs: list[np.ndarray]
+    masks: list[np.ndarray] | None
+    listed: bool
+
+    def audio(self, rows: np.ndarray, samples: int) -> np.ndarray:
+        """Returns some recordings, padded with silence, float32 [b, samples]."""
+        return np.stack([np.pad(wav, (0, samples - len(wav))) for wav in _pick(self.wavs, rows)])
+
+    def mask(self, rows: np.ndarray, frames: int) -> np.ndarray | None:
+        """Returns their masks, bool [b, n_mels, frames]; silence after a recording is kept."""
+        if self.masks is None:
+            return None
+        return np.stack(
+            [np.pad(m, ((0, 0), (0, frames - m.shape[1]))) for m in _pick(self.masks, rows)]
+        )
+
+
+def _pick(items: list[np.ndarray], rows: np.ndarray) -> list[np.ndarray]:
+    return [items[row] for row in rows]
+
+
+def read(audio: Any, mask: Any, prompts: int, mel: MelConfig, longest: float) -> Recordings:
+    """Reads the recordings and draws their masks.
+
+    Args:
+      audio: path of a sound file, of any rate and number of channels, or waveform [samples] at the
+        front end's rate; or several, one for each prompt. Those beyond full scale are brought to
+        it.
+      mask: see `regions.parse`, or bool [n_mels, frames]; None for none.
+      prompts: number of prompts, which may share a recording.
+      mel: front end of the model.
+      longest: longest sound in seconds.
+
+    Raises:
+      ValueError: a recording cannot be read, is too long, or the mask does not fit it.
+    """
+    one = isinstance(audio, str | os.PathLike) or _is_waveform(audio)
+    given = [audio] if one else list(audio)
+    if len(given) not in (1, prompts):
+        raise ValueError(
+            f"audio has {len(given)} recordings: give one, or one for each of the {prompts} prompts"
+        )
+    spec = None if mask is None or _is_array(mask) else regions.parse(mask)
+    wavs = []
+    for number, item in enumerate(given):
+        wav = _waveform(item, number, mel.sample_rate)
+        if spec is not None:
+            wav = spec.extend(wav, mel.sample_rate)
+        if len(wav) > round(longest * mel.sample_rate):
+            raise ValueError(
+                f"audio[{number}] is {len(wav) / mel.sample_rate:.3f} s long with what is added to "
+                f"it: give up to {longest:g} s, the model's limit"
+            )
+        wavs.append(wav)
+    masks = None
+    if spec is not None:
+        masks = [spec.draw(len(wav), mel) for wav in wavs]
+    elif mask is not None:
+        masks = [_checked(mask, len(wav), mel) for wav in wavs]
+    repeats = prompts // len(wavs)
+    return Recordings(wavs * repeats, None if masks is None else masks * repeats, not one)
+
+
+def _is_waveform(audio: Any) -> bool:
+    """Whether `audio` is one waveform and not a list of recordings."""
+    return all(isinstance(x, numbers.Real) for x in audio[:1]) and len(audio) > 0
+
+
+def _is_array(mask: Any) -> bool:
+    return isinstance(mask, np.ndarray) and mask.dtype == bool
+
+
+def _waveform(item: Any, number: int, sample_rate: int) -> np.ndarray:
+    if isinstance(item, str | os.PathLike):
+        wav = io.load(user_path(item), sample_rate)
+    else:
+        wav = arguments.numbers(f"audio[{number}]", item)
+        if wav.ndim != 1 or not len(wav):
+            raise ValueError(
+                f"audio[{number}] has shape {wav.shape}: give a path, or one channel [samples] at "
+                f"{sample_rate} Hz"
+            )
+    return wav / max(1.0, np.abs(wav).max())
+
+
+def _checked(mask: np.ndarray, samples: int, mel: MelConfig) -> np.ndarray:
+    shape = (mel.n_mels, -(-samples // mel.hop_length))
+    if mask.shape != shape or not mask.any() or mask.all():
+        raise ValueError(
+            f"mask of shape {mask.shape} marks {mask.mean():.0%}: give bool [n_mels, frames], here "
+            f"{shape}, that marks a part of the sound"
+        )
+    return mask
