@@ -428,7 +428,7 @@ def test_every_config_has_its_arguments(name):
 def test_every_config_is_tested():
     folder = pathlib.Path(common.__file__).parent
     # The classifier, which needs a soundfont, has its own tests.
-    known = {*STAGES, "common", "event_classifier"}
+    known = {*STAGES, "common", "event_classifier", "inpainting"}
     assert {p.stem for p in folder.glob("[!_]*.py")} == known
 
 

@@ -21,6 +21,7 @@ from maa_jax.data.stored_latents import Latents
 from maa_jax.data.text_embeddings import Contexts
 
 PrepareText = Callable[[Sequence[str]], Any]  # n captions to a tree of arrays [n, ...]
+DrawMask = Callable[[np.random.Generator], np.ndarray]
 
 
 def train_iterator(
@@ -31,6 +32,7 @@ def train_iterator(
     start: int = 0,
     prepare_text: PrepareText | None = None,
     latents: Latents | None = None,
+    draw_mask: DrawMask | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
@@ -53,6 +55,8 @@ def train_iterator(
         if there are workers.
       latents: stored examples of this stream, which are read in its place, in a new random order
         each time that all were read; their batches have `moments` [b, h, w, 2 c] and no `audio`.
+      draw_mask: function that draws a mask, which batches then have as `mask` bool [b, n_mels,
+        frames]; not with `latents`.
       process_index: index of this process.
       process_count: number of processes, which take consecutive parts of each global batch.
 
@@ -82,7 +86,7 @@ def train_iterator(
         load = functools.partial(_load_latents, latents, seed, prepare_text)
     else:
         places, read = _examples(datasets, seed)
-        load = functools.partial(_load, read, prepare_text)
+        load = functools.partial(_load, read, prepare_text, draw_mask, seed)
     # Batches of places first, so that a process reads only the records of its rows.
     batches = (
         places.map_with_index(lambda position, place: np.array([*np.atleast_1d(place), position]))
@@ -118,6 +122,7 @@ def eval_batches(
     *,
     batch_size: int,
     prepare_text: PrepareText | None = None,
+    draw_mask: DrawMask | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset:
@@ -129,6 +134,7 @@ def eval_batches(
       config: data config.
       batch_size: size of the global batch, over all processes.
       prepare_text: function from captions to `text`; see `train_iterator`.
+      draw_mask: function that draws a mask; see there.
       process_index: index of this process.
       process_count: number of processes.
 
@@ -147,7 +153,7 @@ def eval_batches(
         return np.stack([record, np.zeros_like(record), np.ones_like(record), position], axis=1)
 
     def load(chosen: np.ndarray) -> dict[str, np.ndarray]:
-        batch = _load(read, prepare_text, chosen)
+        batch = _load(read, prepare_text, draw_mask, 0, chosen)
         return {**batch, "valid": chosen[:, 0] == chosen[:, -1]}
 
     batches = grain.MapDataset.range(-(-len(source) // batch_size)).map(choose).map(load)
@@ -235,13 +241,20 @@ def _read(
 
 
 def _load(
-    read: Callable[..., dict[str, Any]], prepare_text: PrepareText | None, chosen: np.ndarray
+    read: Callable[..., dict[str, Any]],
+    prepare_text: PrepareText | None,
+    draw_mask: DrawMask | None,
+    seed: int,
+    chosen: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Returns the batch of `chosen`, int [b, 4], whose rows are the last arguments of `_read`."""
     examples = [read(*row) for row in chosen.tolist()]
     batch = {"audio": np.stack([example["audio"] for example in examples]), "index": chosen[:, 0]}
     if prepare_text is not None:
         batch["text"] = prepare_text([example["caption"] for example in examples])
+    if draw_mask is not None:
+        rngs = (np.random.default_rng((seed, position, 1)) for position in chosen[:, -1].tolist())
+        batch["mask"] = np.stack([draw_mask(rng) for rng in rngs])
     return batch
 
 

@@ -50,6 +50,29 @@ FRAMES = {"frames30": 0.3, "frames50": 0.5, "frames70": 0.7}
 MASKS = (*IRREGULAR, *FRAMES)
 
 
+@dataclasses.dataclass(frozen=True)
+class MaskSource:
+    """Draws the masks of training, one kind or another.
+
+    Attributes:
+      names: kinds, of `MASKS`, in equal shares.
+      everything: share of masks that cover all, so that the model also makes whole sounds.
+      n_mels: number of mel bins.
+      frames: number of frames.
+    """
+
+    names: tuple[str, ...]
+    everything: float
+    n_mels: int
+    frames: int
+
+    def __call__(self, rng: np.random.Generator) -> np.ndarray:
+        """Returns a mask, bool [n_mels, frames]."""
+        if rng.random() < self.everything:
+            return np.ones((self.n_mels, self.frames), bool)
+        return draw(str(rng.choice(self.names)), self.n_mels, self.frames, rng)
+
+
 def draw(name: str, n_mels: int, frames: int, rng: np.random.Generator) -> np.ndarray:
     """Returns a random mask, bool [n_mels, frames], with something to make anew and to keep.
 

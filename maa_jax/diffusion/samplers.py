@@ -91,6 +91,25 @@ class SamplerState(NamedTuple):
 Hook = Callable[[SamplerState, jax.Array], SamplerState]
 
 
+def widened(network: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Returns a network with a fourth argument, channels that it takes beside the latents.
+
+    They are [b, h, w, k], or None for a network that takes latents alone.
+    """
+
+    def call(
+        latents: jax.Array,
+        timesteps: jax.Array,
+        context: jax.Array,
+        channels: jax.Array | None = None,
+    ) -> jax.Array:
+        if channels is not None:
+            latents = jnp.concatenate([latents, channels], axis=-1)
+        return network(latents, timesteps, context)
+
+    return call
+
+
 def guided(
     network: Callable[..., jax.Array],
     context: jax.Array,

@@ -116,17 +116,8 @@ def denoise(
       known: latents that are kept.
     """
     unconditional = jnp.broadcast_to(unconditional, context.shape)
-    network = networks.build(unet, params)
-
-    def widened(*args: jax.Array) -> jax.Array:
-        latents, times, context, more = args
-        return network(jnp.concatenate([latents, more], axis=-1), times, context)
-
-    predict = (
-        samplers.guided(network, context, unconditional)
-        if channels is None
-        else samplers.guided(widened, context, unconditional, channels)
-    )
+    network = samplers.widened(networks.build(unet, params))
+    predict = samplers.guided(network, context, unconditional, channels)
     hook = None if known is None else known.put_into
     return jax.lax.scan(samplers.make_step(predict, keys, hook), state, table)[0]
 

@@ -17,6 +17,7 @@ from maa_jax.stages.captioner import CaptionerStage
 from maa_jax.stages.clap import ClapStage
 from maa_jax.stages.diffusion import DiffusionStage
 from maa_jax.stages.event_classifier import EventClassifierStage
+from maa_jax.stages.inpainting import InpaintingStage
 from maa_jax.stages.retriever import RetrieverStage
 from maa_jax.stages.vocoder import VocoderStage
 
@@ -30,6 +31,7 @@ STAGES: dict[str, Any] = {
     "clap": ClapStage,
     "diffusion": DiffusionStage,
     "event_classifier": EventClassifierStage,
+    "inpainting": InpaintingStage,
     "retriever": RetrieverStage,
     "vocoder": VocoderStage,
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import ml_collections
+import numpy as np
 from flax import nnx
 
 from maa_jax.training import optim, state
@@ -38,6 +39,8 @@ class Stage(Protocol):
         input pipeline; None for a stage that reads no captions.
       latents: stored latents of the training examples, of the stage's autoencoder; a batch then has
         `moments` [b, h, w, 2 c] in place of `audio`. None for a stage that hears recordings.
+      draw_mask: function that draws an example's `mask`, bool [n_mels, frames]; None for a stage
+        without masks.
       can_remat: whether the stage supports `config.remat`.
       prepare_batches: number of a fresh run's first batches that are passed to `prepare`.
     """
@@ -46,6 +49,7 @@ class Stage(Protocol):
     tokenizer: Tokenizer | None = None
     prepare_text: Callable[[Sequence[str]], Tree] | None = None
     latents: Latents | None = None
+    draw_mask: Callable[[np.random.Generator], np.ndarray] | None = None
     can_remat: bool = False
     prepare_batches: int = 0
 

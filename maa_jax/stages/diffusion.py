@@ -116,12 +116,27 @@ class DiffusionStage(SingleNetworkStage):
                 f"config.unet.cross_attention_dim={self.unet_config.cross_attention_dim}, but the "
                 f"text encoder in {self.config.text_encoder} gives {given}: set it to {given}."
             )
-        channels = networks.load_config(self._folders["autoencoder"], "vae").latent_channels
+        latent = networks.load_config(self._folders["autoencoder"], "vae").latent_channels
+        channels = self.in_channels(latent)
         if channels != self.unet_config.in_channels:
             raise ValueError(
                 f"config.unet.in_channels={self.unet_config.in_channels}, but the autoencoder in "
-                f"{self.config.autoencoder} has {channels} latent channels: set it to {channels}."
+                f"{self.config.autoencoder} has {latent} latent channels: set it to {channels}."
             )
+
+    def in_channels(self, latent: int) -> int:
+        """Returns the number of channels that the U-Net takes, for latents of so many."""
+        return latent
+
+    def channels(self, extra: Tree, frozen: Tree, batch: Tree) -> jax.Array | None:
+        """Returns what the U-Net takes beside noisy latents, [b, h, w, k], if it takes anything."""
+        del extra, frozen, batch
+        return None
+
+    def no_channels(self, extra: Tree, frozen: Tree, count: int) -> jax.Array | None:
+        """Returns the same for `count` sounds that are made from text alone."""
+        del extra, frozen, count
+        return None
 
     def load_frozen(self) -> Tree:
         """Returns the frozen weights, and the conditions of the empty and the fixed prompts."""
@@ -161,14 +176,18 @@ class DiffusionStage(SingleNetworkStage):
         """Returns the mean squared error at random timesteps, with some conditions dropped."""
         key_z, key_t, key_drop, key_noise = jax.random.split(key, 4)
         z, context = self._examples(extra, frozen, batch, key_z)
-        z, context = (jnp.repeat(x, self.config.noise_draws, 0) for x in (z, context))
+        channels = self.channels(extra, frozen, batch)
+        z, context, channels = jax.tree.map(
+            lambda x: jnp.repeat(x, self.config.noise_draws, 0), (z, context, channels)
+        )
         timesteps = jax.random.randint(key_t, (len(z),), 0, self.schedule.num_train_timesteps)
         drop = jax.random.bernoulli(key_drop, self.config.uncond_probability, (len(z), 1, 1))
         unconditional = self.conditioner.encode(frozen["text"], frozen["unconditional"])
         context = jnp.where(drop, unconditional, context)
         noise = jax.random.normal(key_noise, z.shape)
         unet = self.merge(params, extra)
-        return self._errors(unet, z, context, timesteps, noise).mean(), ({}, {})
+        errors = self._errors(unet, z, context, timesteps, noise, channels)
+        return errors.mean(), ({}, {})
 
     def _examples(
         self, extra: Tree, frozen: Tree, batch: Tree, key: jax.Array
@@ -190,11 +209,17 @@ class DiffusionStage(SingleNetworkStage):
         return self.codec.sample(moments, key, scale=scale)
 
     def _errors(
-        self, unet: UNet, z: jax.Array, context: jax.Array, timesteps: jax.Array, noise: jax.Array
+        self,
+        unet: UNet,
+        z: jax.Array,
+        context: jax.Array,
+        timesteps: jax.Array,
+        noise: jax.Array,
+        channels: jax.Array | None,
     ) -> jax.Array:
         """Returns the mean squared error of the prediction from noisy latents, [b]."""
         noisy = self.schedule.add_noise(z, noise, timesteps)
-        predicted = unet(noisy, timesteps, context).astype(jnp.float32)
+        predicted = samplers.widened(unet)(noisy, timesteps, context, channels).astype(jnp.float32)
         error = predicted - self.schedule.target(z, noise, timesteps)
         return jnp.mean(jnp.square(error), axis=(1, 2, 3))
 
@@ -207,13 +232,14 @@ class DiffusionStage(SingleNetworkStage):
         draws, steps = self.config.eval_draws, self.schedule.num_train_timesteps
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
         z, context = self._examples(train.extra, frozen, batch, keys)
+        channels = self.channels(train.extra, frozen, batch)
 
         def losses(draw: jax.Array) -> jax.Array:
             key_noise = jax.vmap(jax.random.fold_in, (0, None))(keys, 1 + draw)
             noise = jax.vmap(lambda key: jax.random.normal(key, z.shape[1:]))(key_noise)
             timesteps = spread_timesteps(batch["index"] * draws + draw, steps)
             unet = self.merge(train.weights(), train.extra)
-            return self._errors(unet, z, context, timesteps, noise)
+            return self._errors(unet, z, context, timesteps, noise, channels)
 
         return {"loss": jax.lax.map(losses, jnp.arange(draws)).mean(0)}
 
@@ -263,7 +289,9 @@ class DiffusionStage(SingleNetworkStage):
         table = samplers.coefficients(
             "ddim", self.schedule, _STEPS, spacing=spacing, guidance_scale=guidance_scale
         )
-        z = samplers.sample(samplers.guided(unet, context, without), noise, table)
+        channels = self.no_channels(train.extra, frozen, len(context))
+        predict = samplers.guided(samplers.widened(unet), context, without, channels)
+        z = samplers.sample(predict, noise, table)
         mel = self.codec.decode(frozen["vae"], z, scale=train.extra["latents"]["scale"])
         if "vocoder" not in frozen:
             return mel, None

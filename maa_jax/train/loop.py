@@ -252,6 +252,7 @@ def _batches(
     reading = dict(
         batch_size=config.batch_size,
         prepare_text=stage.prepare_text,
+        draw_mask=stage.draw_mask,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

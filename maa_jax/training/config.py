@@ -12,6 +12,7 @@ from maa_jax import schema
 from maa_jax.audio.mel import MelConfig
 from maa_jax.checks import check_name
 from maa_jax.data.config import DataConfig
+from maa_jax.data.masks import MASKS
 from maa_jax.diffusion.schedule import Schedule
 from maa_jax.models.autoencoder import AutoencoderConfig
 from maa_jax.models.bigvgan import BigVGANConfig
@@ -248,6 +249,27 @@ class DiffusionRun(RunConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class _Masks:
+    names: tuple[str, ...] = schema.field(length=(1, 100), choices=MASKS)
+    everything: float = schema.field(least=0, most=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InpaintingRun(DiffusionRun):
+    """Keys of the inpainting stage; `stages/inpainting.py` describes them."""
+
+    masks: _Masks
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.latents:
+            raise ValueError(
+                f"config.latents={self.latents!r}: masks are drawn on recordings, of which stored "
+                "latents know nothing: set it to ''"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Encoders:
     text_encoder: str
     audio_encoder: str
@@ -332,6 +354,7 @@ STAGES: dict[str, type[RunConfig]] = {
     "clap": ClapRun,
     "diffusion": DiffusionRun,
     "event_classifier": EventClassifierRun,
+    "inpainting": InpaintingRun,
     "retriever": RetrieverRun,
     "vocoder": VocoderRun,
 }
