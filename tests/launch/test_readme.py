@@ -102,15 +102,19 @@ def test_extras_exist():
     assert named <= set(project["optional-dependencies"])
 
 
-def listed(document):
-    """The names in the first column of a document's tables."""
-    rows = re.findall(r"^\| (`.*?) \|", TEXTS[document], re.M)
+def listed(document, section=""):
+    """The names in the first column of the tables of a document, or of one of its sections."""
+    text = (
+        TEXTS[document].partition(section)[2].partition("\n## ")[0] if section else TEXTS[document]
+    )
+    rows = re.findall(r"^\| (`.*?) \|", text, re.M)
     return {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
 
 
 def test_every_option_of_sampling_is_listed():
     fields = {field.name for field in dataclasses.fields(Request)}
-    assert listed("docs/sample.md") == fields | {"initial_latents", "callback"}
+    others = {"audio", "mask", "initial_latents", "callback"}
+    assert listed("docs/sample.md", "## Options") == fields | others
 
 
 def test_every_evaluator_is_listed():
