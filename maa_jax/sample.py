@@ -58,7 +58,7 @@ class Sampling(Request):
     def __post_init__(self):
         super().__post_init__()
         if not self.audio:
-            self.check_unedited(self.mask or None)
+            self.check_unedited(mask=self.mask)
         elif self.duration is not None:
             raise ValueError(
                 f"duration={self.duration!r}: the sounds have the length of audio: leave it out"

@@ -160,6 +160,14 @@ def eval_batches(
     return _ahead(batches, config)
 
 
+def eval_clips(config: DataConfig | Mapping[str, Any]) -> Callable[[int], np.ndarray]:
+    """Returns the function from an index to the clip [samples] that `eval_batches` has of it."""
+    config = DataConfig.of(config)
+    source = Datasets(config).open(config.eval_parts())
+    read = functools.partial(_read, source, config.samples, 0, None)
+    return lambda index: read(index, 0, 1, index)["audio"]
+
+
 def _order(drawn: Drawn, seed: int) -> grain.MapDataset:
     """Returns the examples in training order: (record, window, the record's windows)."""
 

@@ -43,6 +43,10 @@ command line are the defaults of all rows:
     Reference,,true,74.7 ± 0.9,80.5 ± 1.8             mine,models/t2a,1
     CLAP,models/t2a,,72.5 ± 0.9,78.6 ± 1.0            mine,models/t2a,3
 
+--start_from=own makes each sound from the recording of its caption, --start_from=next from another
+one, with the options of editing, and --fill=thick within masks: these are the sounds of Table 2
+(narrow regions: thin, wide ones: thick) and of Figure 5 (a row for each strength).
+
 Tables 1 (text encoders), 2 (masks of inpainting), 5 (captions), 7 (latent channels) and 8 (global
 conditions), Figures 5 (sound to sound; its column t0) and 7 (guidance; a curve for each name).
 Opinion scores are columns of the file. OUT then holds table.csv, table.md and table.png, with the

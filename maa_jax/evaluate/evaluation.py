@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from maa_jax.checks import differences, nearest
+from maa_jax.data.masks import MASKS, draw
 from maa_jax.evaluators import EVALUATORS, PROTOCOLS, comparison, find, make
 from maa_jax.files import file_names, make_folder, read_json
 from maa_jax.options import FINE, Options, option
@@ -87,6 +88,17 @@ class Evaluation(Request):
     captions_per_recording: int = option(
         1, "Captions of a recording used as prompts; 0 for all.", least=0
     )
+    start_from: str = option(
+        "",
+        "Recordings that the sounds are made from: own, each caption's own; or next, that of the "
+        "next recording. By default none; see --strength, --edit and --fill.",
+        choices=("", "own", "next"),
+    )
+    fill: str = option(
+        "",
+        f"Kind of the masks in which recordings are made anew: {', '.join(MASKS)}.",
+        choices=("", *MASKS),
+    )
     clap: str = option("bundled", 'CLAP that scores: model folder, hub id, or "bundled".')
     classifier: str = option("", "Model folder of the classifier of events.")
     melception: str = option("", "Model folder of the melception of protocols.")
@@ -110,6 +122,13 @@ class Evaluation(Request):
             raise ValueError(
                 f"output={self.output!r}, num_samples={self.num_samples}, start_index="
                 f"{self.start_index}: give 'wav', 1 and 0; one sound is scored for each caption"
+            )
+        if not self.start_from:
+            self.check_unedited(fill=self.fill)
+        elif self.duration is not None:
+            raise ValueError(
+                f"duration={self.duration!r}: edited sounds have the length of their recordings, "
+                "the model's limit: leave it out"
             )
         scored = {name: getattr(self, name) for name in ("sounds", "recordings", "workdir")}
         given = {name: value for name, value in scored.items() if value}
@@ -315,8 +334,13 @@ def _generated(
     )
     captions = [caption for _, caption in prompts]
     labels = [recordings[number]["labels"] for number, _ in prompts]
-    names = [recordings[number]["id"] for number, _ in prompts]
     (seconds,) = request.durations(pipe.max_duration, 1)
+    samples = round(seconds * pipe.sample_rate)
+    step = 1 if request.start_from == "next" else 0
+    begun = [(number + step) % len(recordings) for number, _ in prompts]
+    names = [recordings[number]["id"] for number in begun]
+    editing: dict[str, Any] = {}
+    clip = sources.clips(data, samples) if request.start_from else None
     keep = None
     if request.keep_wavs:
         wavs, files = make_folder(f"{request.out}/wavs"), file_names(captions)
@@ -329,14 +353,22 @@ def _generated(
         keep = lambda number, wav: io.write_wav(wavs / files[number], wav, pipe.sample_rate)
 
     def generate(some: list[str], first: int) -> np.ndarray:
-        made = pipe(some, **request.keywords() | {"start_index": first * request.tries})
+        if clip is not None:
+            editing["audio"] = [clip(begun[first + i]) for i in range(len(some))]
+        if request.fill:
+            frames = -(-samples // pipe.model.mel.hop_length)
+            rngs = (np.random.default_rng((request.seed, first + i)) for i in range(len(some)))
+            drawn = [draw(request.fill, pipe.model.mel.n_mels, frames, rng) for rng in rngs]
+            editing["mask"] = np.stack(drawn)
+        options = request.keywords() | {"start_index": first * request.tries}
+        made = pipe(some, **editing, **options)
         return np.asarray(made.sounds if isinstance(made, Ranked) else made)
 
     sounds = sources.generated(
         generate,
         captions,
         pipe.sample_rate,
-        round(seconds * pipe.sample_rate),
+        samples,
         labels=labels,
         truths=[truths[number] for number, _ in prompts] if truths else (),
         recordings=names,

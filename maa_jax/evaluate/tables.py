@@ -146,7 +146,7 @@ def _value(name: str, text: str, kind: Any) -> Any:
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
-        if name in ("guidance_scale", "duration", "eta"):
+        if name in ("guidance_scale", "duration", "eta", "strength"):
             return float(text)
         if kind in (int, int | None):
             return int(text)

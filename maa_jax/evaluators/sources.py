@@ -129,14 +129,7 @@ def recordings(
       truths: what is truly heard in each recording, where known.
       batch_size: number of recordings read at a time, in each process.
     """
-    data = DataConfig.of(data)
-    config = {
-        **vars(data),
-        "eval_dataset": data.dataset,
-        "eval_split": data.split,
-        "samples": samples,
-    }
-
+    config = _as_evaluated(data, samples)
     examples = metadata(data)
 
     def batches() -> Iterator[Batch]:
@@ -162,6 +155,17 @@ def recordings(
         labels=[example["labels"] for example in examples],
         truths=truths,
     )
+
+
+def clips(data: DataConfig | Mapping[str, Any], samples: int) -> Callable[[int], np.ndarray]:
+    """Returns the function from a recording's index to its clip; see `recordings`."""
+    return input_pipeline.eval_clips(_as_evaluated(data, samples))
+
+
+def _as_evaluated(data: DataConfig | Mapping[str, Any], samples: int) -> dict[str, Any]:
+    data = DataConfig.of(data)
+    evaluated = {"eval_dataset": data.dataset, "eval_split": data.split, "samples": samples}
+    return {**vars(data), **evaluated}
 
 
 def references(

@@ -49,7 +49,8 @@ def read(audio: Any, mask: Any, prompts: int, mel: MelConfig, longest: float) ->
       audio: path of a sound file, of any rate and number of channels, or waveform [samples] at the
         front end's rate; or several, one for each prompt. Those beyond full scale are brought to
         it.
-      mask: see `regions.parse`, or bool [n_mels, frames]; None for none.
+      mask: see `regions.parse`, or bool [n_mels, frames], or one of these for each recording, bool
+        [n, n_mels, frames]; None for none.
       prompts: number of prompts, which may share a recording.
       mel: front end of the model.
       longest: longest sound in seconds.
@@ -79,7 +80,10 @@ def read(audio: Any, mask: Any, prompts: int, mel: MelConfig, longest: float) ->
     if spec is not None:
         masks = [spec.draw(len(wav), mel) for wav in wavs]
     elif mask is not None:
-        masks = [_checked(mask, len(wav), mel) for wav in wavs]
+        each = mask if mask.ndim == 3 else [mask] * len(wavs)
+        if len(each) != len(wavs):
+            raise ValueError(f"mask has {len(each)} masks for {len(wavs)} recordings: give as many")
+        masks = [_checked(one_, len(wav), mel) for one_, wav in zip(each, wavs, strict=True)]
     repeats = prompts // len(wavs)
     return Recordings(wavs * repeats, None if masks is None else masks * repeats, not one)
 

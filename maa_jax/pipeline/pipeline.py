@@ -236,7 +236,7 @@ class Pipeline:
                 )
             recordings = editing.read(audio, mask, len(prompts), self._codec.mel, self.max_duration)
         else:
-            request.check_unedited(mask)
+            request.check_unedited(mask=mask is not None)
         skipped = request.skipped(audio, mask)
         table = request.coefficients(self.model.schedule, skipped)
         if recordings is None:

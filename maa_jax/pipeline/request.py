@@ -169,10 +169,14 @@ class Request(Options):
         """Number of sounds made for each prompt."""
         return self.num_samples if self.num_candidates is None else self.num_candidates
 
-    def check_unedited(self, mask: Any) -> None:
-        """Raises a ValueError if an option of editing is given where there is no recording."""
+    def check_unedited(self, **others: Any) -> None:
+        """Raises a ValueError if an option of editing is given where there is no recording.
+
+        Args:
+          **others: options that are no fields, falsy unless they are given.
+        """
         given = {
-            "mask": mask is not None,
+            **others,
             "strength": self.strength is not None,
             "edit": self.edit != "style",
             "source_prompt": bool(self.source_prompt),
@@ -180,7 +184,8 @@ class Request(Options):
         for name, there in given.items():
             if there:
                 raise ValueError(
-                    f"{name}: it edits a recording: give one as audio, or leave it out"
+                    f"{name}: it edits a recording: give one (audio, or for evaluation start_from),"
+                    " or leave it out"
                 )
 
     def skipped(self, audio: Any, mask: Any) -> int:

@@ -173,6 +173,31 @@ def test_bad_settings_are_refused_before_any_work(tiny_model, tmp_path):
         evaluate(Evaluation(out=tmp_path, model=str(tmp_path / "none"), clap=str(tiny_model)))
 
 
+@pytest.mark.parametrize("more", [dict(strength=0.0), dict(fill="frames30", steps=1)])
+def test_sounds_made_from_recordings_are_scored(tiny_model, data_dir, tmp_path, more):
+    """Those that are given back, or filled, are nearer to their own recording than to another."""
+    kept = {}
+    for begun in ("own", "next"):
+        request = Evaluation(
+            out=tmp_path / begun,
+            model=str(tiny_model),
+            data_dir=data_dir,
+            split="validation",
+            evaluators=("similarity",),
+            num_prompts=2,
+            start_from=begun,
+            keep_wavs=True,
+            **more,
+        )
+        scores = evaluate(request)
+        assert 0 < scores["similarity"] <= 1
+        lines = (tmp_path / begun / "wavs" / "samples.jsonl").read_text().splitlines()
+        kept[begun] = [json.loads(line)["recording"] for line in lines]
+    assert not set(kept["own"]) & set(kept["next"][:1])
+    with pytest.raises(ValueError, match=r"(fill|strength): it edits a recording"):
+        Evaluation(out=tmp_path, **more)
+
+
 def test_the_program_names_a_mistake(tmp_path):
     command = [sys.executable, "-m", "maa_jax.evaluate", f"--out={tmp_path}", "--model=/none"]
     done = subprocess.run(command, capture_output=True, text=True)

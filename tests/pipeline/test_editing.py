@@ -152,7 +152,7 @@ def test_a_denoiser_that_fills_gaps_is_given_the_masked_recording(tmp_path):
 @pytest.mark.parametrize(
     ("given", "error"),
     [
-        (dict(mask="0.2-0.3"), "mask: it edits a recording: give one as audio"),
+        (dict(mask="0.2-0.3"), "mask: it edits a recording: give one .audio"),
         (dict(strength=0.5), "strength: it edits a recording"),
         (dict(audio=sound(800), duration=1.0), "leave out duration"),
         (dict(audio=sound(800), strength=1.5), "strength=1.5: give"),
