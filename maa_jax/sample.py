@@ -162,9 +162,9 @@ def _sample(
 
     every = [prompt for prompt in prompts for _ in range(sampling.num_samples)]
     files, common = file_names(every), _common(sampling, model)
-    edited = _edited(sampling, model, len(prompts))
+    own = _own(prompts, sampling, model)
     wanted = {
-        file: {"file": file, "prompt": prompt} | common | edited[i // sampling.num_samples]
+        file: {"file": file, "prompt": prompt} | common | own[i // sampling.num_samples]
         for i, (file, prompt) in enumerate(zip(files, every, strict=True))
     }
     journal = Journal(folder, wanted, jax.process_index())
@@ -234,20 +234,23 @@ def _common(sampling: Sampling, model: "Model") -> dict[str, Any]:
     }
 
 
-def _edited(sampling: Sampling, model: "Model", prompts: int) -> list[dict[str, Any]]:
-    """Returns each prompt's own fields: its recording and what of that is made anew.
+def _own(prompts: Sequence[str], sampling: Sampling, model: "Model") -> list[dict[str, Any]]:
+    """Returns the fields of each prompt's lines: its duration, and the recording that it edits.
 
     Raises:
-      ValueError: a recording or the mask cannot be used.
+      ValueError: times in a prompt, a recording or the mask cannot be used.
     """
-    from maa_jax.pipeline import editing
+    from maa_jax.pipeline import editing, timeline
 
+    times = [timeline.parse(prompt) for prompt in prompts]
     if not sampling.audio:
-        return [{}] * prompts
-    found = editing.read(
-        sampling.audio, sampling.mask or None, prompts, model.mel, model.max_duration
-    )
-    paths = [user_path(path) for path in sampling.audio] * (prompts // len(sampling.audio))
+        timed = [bool(segments) and sampling.duration is None for segments in times]
+        return [
+            {"duration": segments[-1].end} if own else {}
+            for segments, own in zip(times, timed, strict=True)
+        ]
+    found = editing.read(sampling.audio, sampling.mask or None, len(prompts), model.mel)
+    paths = [user_path(path) for path in sampling.audio] * (len(prompts) // len(sampling.audio))
     masks = [
         {"mask": item} | ({"mask_sha256": sha256(item)} if pathlib.Path(item).is_file() else {})
         for item in sampling.mask

@@ -21,7 +21,7 @@ _FRAMES = 16
 # Corner of the filter that takes the offset out, in Hz: 0.2 dB at 50 Hz. Subtracting the mean
 # instead would put a step at either end of a sound whose offset comes and goes with its loudness.
 _CORNER = 10.0
-_FADE_SECONDS = 0.005  # at the end of a sound
+FADE_SECONDS = 0.005  # at the end of a sound
 _FULL_SCALE = 1 - 2**-15  # samples from here on are at the ends of a vocoder's range
 
 
@@ -73,7 +73,7 @@ class Vocoder:
         ends = jnp.full(len(wavs), length) if samples is None else samples
         left = ends[:, None] - jnp.arange(length)  # samples until the end
         clipped = jnp.sum((jnp.abs(wavs) >= _FULL_SCALE) & (left > 0), axis=1) / ends
-        fade = jnp.minimum(_FADE_SECONDS * self.mel.sample_rate, ends[:, None] / 2)
+        fade = jnp.minimum(FADE_SECONDS * self.mel.sample_rate, ends[:, None] / 2)
         return jnp.clip(left / fade, 0, 1) * jnp.clip(even, -1, 1), clipped
 
 

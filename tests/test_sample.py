@@ -311,7 +311,7 @@ def test_file_names():
     [
         (dict(model="/nowhere"), "model='/nowhere'"),
         (dict(duration=-1.0), "duration=-1.0"),
-        (dict(duration=99.0), "duration=99.0: give seconds above 0 and up to 2.048"),
+        (dict(duration=9999.0), "duration=9999.0: give seconds above 0 and up to 3600"),
         (dict(steps=0), "steps=0"),
         (dict(steps=1001), "steps=1001: give a number from 1 to 1000"),
         (dict(output="mel"), "output='mel'"),

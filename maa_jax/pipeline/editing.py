@@ -10,6 +10,7 @@ from maa_jax.audio import io
 from maa_jax.audio.mel import MelConfig
 from maa_jax.files import user_path
 from maa_jax.pipeline import arguments, regions
+from maa_jax.pipeline.request import LONGEST
 
 
 class Recordings(NamedTuple):
@@ -42,7 +43,7 @@ def _pick(items: list[np.ndarray], rows: np.ndarray) -> list[np.ndarray]:
     return [items[row] for row in rows]
 
 
-def read(audio: Any, mask: Any, prompts: int, mel: MelConfig, longest: float) -> Recordings:
+def read(audio: Any, mask: Any, prompts: int, mel: MelConfig) -> Recordings:
     """Reads the recordings and draws their masks.
 
     Args:
@@ -53,7 +54,6 @@ def read(audio: Any, mask: Any, prompts: int, mel: MelConfig, longest: float) ->
         [n, n_mels, frames]; None for none.
       prompts: number of prompts, which may share a recording.
       mel: front end of the model.
-      longest: longest sound in seconds.
 
     Raises:
       ValueError: a recording cannot be read, is too long, or the mask does not fit it.
@@ -70,10 +70,10 @@ def read(audio: Any, mask: Any, prompts: int, mel: MelConfig, longest: float) ->
         wav = _waveform(item, number, mel.sample_rate)
         if spec is not None:
             wav = spec.extend(wav, mel.sample_rate)
-        if len(wav) > round(longest * mel.sample_rate):
+        if len(wav) > LONGEST * mel.sample_rate:
             raise ValueError(
                 f"audio[{number}] is {len(wav) / mel.sample_rate:.3f} s long with what is added to "
-                f"it: give up to {longest:g} s, the model's limit"
+                f"it: give up to {LONGEST:g} s"
             )
         wavs.append(wav)
     masks = None

@@ -27,9 +27,12 @@ from maa_jax.model_folder.card import model_card
 from maa_jax.model_folder.index import copy_folder
 from maa_jax.model_folder.model import Model, check_same, read_model
 from maa_jax.options import keywords
-from maa_jax.pipeline import arguments, editing, programs
+from maa_jax.pipeline import arguments, editing, programs, timeline, windows
+from maa_jax.pipeline.coding import Coder
 from maa_jax.pipeline.composing import compose
 from maa_jax.pipeline.request import OUTPUTS, Request, is_list
+from maa_jax.pipeline.timeline import Segment
+from maa_jax.pipeline.windows import Windows
 from maa_jax.vocoder import Vocoder
 
 # Latent widths are rounded up to a multiple of this (1.02 s at 16 kHz and hop 256), so that all
@@ -67,7 +70,8 @@ class Pipeline:
       model: description of the model folder.
       path: path of the model folder.
       sample_rate: sample rate of the sounds, in Hz.
-      max_duration: length of the longest sound, in seconds; also the default.
+      max_duration: length of the sounds that the model was trained on, in seconds: the default.
+        Longer ones are made by overlapping windows.
     """
 
     def __init__(self, model: Model, dtype: Any, devices: LocalDevices):
@@ -79,7 +83,7 @@ class Pipeline:
         self.model, self.path = model, model.path
         self.sample_rate, self.max_duration = model.sample_rate, model.max_duration
         self._codec = LatentCodec.from_folder(model.path, dtype=dtype)
-        self._vocoder = Vocoder.from_folder(model.path, self._codec.mel)
+        vocoder = Vocoder.from_folder(model.path, self._codec.mel)
         # In float32, as in training and in stored contexts.
         self._conditioner = TextConditioner.from_folder(model.path)
         wide = model.unet.cross_attention_dim
@@ -97,6 +101,7 @@ class Pipeline:
         self._fills = taken != latent
         self._devices = devices
         self._networks = programs.Networks(self.path, dtype, devices)
+        self._coder = Coder(self._codec, vocoder, self._networks, devices, self._run)
         self._text = devices.replicate(self._conditioner.params)
         self._encode_text = jax.jit(self._conditioner.encode)
         self._score: clap.ClapScore | None = None
@@ -177,8 +182,35 @@ class Pipeline:
 
     def _shape(self, samples: int) -> tuple[int, int, int]:
         multiple = self.model.unet.downscale
+        shape = self._codec.shape(samples, max(WIDTH_MULTIPLE, multiple))
         limit = self._codec.shape(self._samples(self.max_duration), multiple)
-        return min(self._codec.shape(samples, max(WIDTH_MULTIPLE, multiple)), limit)
+        return shape if samples > self._samples(self.max_duration) else min(shape, limit)
+
+    def _windows(
+        self, shape: tuple[int, int, int], loop: bool, times: list[list[Segment]]
+    ) -> Windows | None:
+        """Returns the windows of sounds that need them, None for others."""
+        multiple = self.model.unet.downscale
+        width = self._codec.shape(self._samples(self.max_duration), multiple)[1]
+        if not loop and not any(times) and shape[1] <= width:
+            return None
+        spans = [s.end - s.start for segments in times for s in segments]
+        if spans:  # a window sees about one of them
+            columns = min(spans) * self.sample_rate / self._codec.samples(multiple)
+            width = min(width, max(2, int(columns)) * multiple)
+        return windows.plan(shape[1], min(width, shape[1]), loop=loop)
+
+    def _check_loop(self, lengths: Sequence[int]) -> None:
+        """Raises a ValueError unless sounds [n] end where a latent does."""
+        whole = self._codec.samples(self.model.unet.downscale)
+        for length in lengths:
+            if length % whole:
+                near = max(1, length // whole) * whole / self.sample_rate
+                raise ValueError(
+                    f"loop=True: a sound of {length / self.sample_rate:g} s does not end where a "
+                    f"latent does: give a multiple of {whole / self.sample_rate:g} s, such as "
+                    f"{near:g}"
+                )
 
     @keywords(Request)
     def __call__(
@@ -200,9 +232,8 @@ class Pipeline:
 
         Args:
           prompts: prompt, or several; an empty one gives any sound that the model can make.
-          audio: recording that the sounds are made from (SDEdit, paper section 4.1), of up to
-            `max_duration`: path of a sound file, or waveform [samples] at `sample_rate`; or a list,
-            one for each prompt. The sounds have its length; see `edit` and `strength`.
+          audio: recording that the sounds are made from (SDEdit, paper section 4.1): path of a
+            sound file, or waveform [samples] at `sample_rate`; or a list, one for each prompt. The sounds have its length; see `edit` and `strength`.
           mask: parts of the recording that are made anew, while all else stays as it is, bit for
             bit: "1.5-2" seconds, "1.5-2:500-3000" Hz within them, "continue:2" or "before:2"
             seconds added to it, "bandwidth:4000" all above so many Hz, a picture (white is made
@@ -234,16 +265,21 @@ class Pipeline:
                     "audio: its sounds have its length and begin with its latents: leave out "
                     "duration and initial_latents"
                 )
-            recordings = editing.read(audio, mask, len(prompts), self._codec.mel, self.max_duration)
+            recordings = editing.read(audio, mask, len(prompts), self._codec.mel)
         else:
             request.check_unedited(mask=mask is not None)
         skipped = request.skipped(audio, mask)
         table = request.coefficients(self.model.schedule, skipped)
+        times = [timeline.parse(prompt) for prompt in prompts]
         if recordings is None:
             durations = request.durations(self.max_duration, len(prompts))
+            if request.duration is None:
+                durations = [t[-1].end if t else d for t, d in zip(times, durations, strict=True)]
             lengths = [self._samples(seconds) for seconds in durations]
         else:
             lengths = [len(wav) for wav in recordings.wavs]
+        if request.loop:
+            self._check_loop(lengths)
         samples = np.repeat(lengths, request.tries)
         shapes = [self._shape(int(count)) for count in samples]
         noise = None
@@ -251,18 +287,21 @@ class Pipeline:
             noise = arguments.initial_noise(initial_latents, shapes, is_list(request.duration))
         self.load(request.output, ranking=request.ranks)
 
-        condition, unconditional = self._conditions(prompts, request.negative_prompt)
+        unconditional = self._unconditional(request.negative_prompt)
         batches = list(_batches(shapes, request.batch_size))
         sounds: list[np.ndarray] = [np.empty(0)] * len(shapes)
         scores = np.zeros(len(shapes), np.float32)
         for number, batch in enumerate(batches):
             rows = self._devices.fill(batch)
-            context = self._context(_take(condition, rows // request.tries))
+            which = rows // request.tries
+            shape = shapes[batch[0]]
+            plan = self._windows(shape, request.loop, times)
+            context = self._context([prompts[i] for i in which], [times[i] for i in which], plan)
             indices = (request.start_index + rows).astype(np.uint32)
-            latents, keys = programs.draw_noise(shapes[batch[0]], np.uint32(request.seed), indices)
+            latents, keys = programs.draw_noise(shape, np.uint32(request.seed), indices)
             if noise is not None:
                 latents = np.stack([noise[i] for i in rows])
-            given = self._given(recordings, rows // request.tries, shapes[batch[0]], latents)
+            given = self._given(recordings, which, shape, latents, plan)
             if skipped or request.edit == "inversion":
                 latents = self._start(request, given, table, latents, context)
             keys = self._devices.split(keys) if request.eta else None
@@ -279,7 +318,7 @@ class Pipeline:
             asked = [prompts[i // request.tries] for i in rows]
             self._check_finite(made, asked, indices)
             if recordings is not None and recordings.masks is not None and "wav" in made:
-                self._compose(made["wav"], recordings, rows // request.tries)
+                self._compose(made["wav"], recordings, which)
             if request.ranks:
                 scores[batch] = self._rank(asked, made["wav"])[: len(batch)]
             for place, i in enumerate(batch):
@@ -298,6 +337,7 @@ class Pipeline:
         rows: np.ndarray,
         shape: tuple[int, int, int],
         noise: np.ndarray | jax.Array,
+        plan: Windows | None,
     ) -> programs.Given:
         """Returns what is known of a batch's sounds before they are made."""
         size = self._codec.downscale
@@ -305,25 +345,20 @@ class Pipeline:
         samples = frames * self._codec.mel.hop_length
         mask = None if recordings is None else recordings.mask(rows, frames)
         if recordings is None and not self._fills:
-            return programs.Given()
-        _, params = self._networks.load("vae")
+            return programs.Given(windows=plan)
         split = self._devices.split
-        if recordings is None:
-            audio = split(np.zeros((len(rows), samples), np.float32))
-            latents: Any = None
-            mels = None
-        else:
-            audio = split(recordings.audio(rows, samples))
-            latents = self._run("autoencoder", programs.encode, self._codec, params, audio)
-            mels = programs.front_end(self._codec, audio)
-        channels = known = None
+        audio = np.zeros((len(rows), samples), np.float32)
+        latents = mels = channels = known = None
+        if recordings is not None:
+            audio = recordings.audio(rows, samples)
+            latents = split(self._coder.encode(audio, plan))
+            mels = self._coder.mels(audio, plan)
         if self._fills:
             every = np.ones((len(rows), self._codec.mel.n_mels, frames), bool)
-            anew = split(every if mask is None else mask)
-            channels = programs.encode_masked(self._codec, params, audio, anew)
+            channels = split(self._coder.masked(audio, every if mask is None else mask, plan))
         elif mask is not None:
-            known = programs.Known(latents, split(jnp.asarray(noise)), split(_any_in(mask, size)))
-        return programs.Given(latents, mels, None if mask is None else split(mask), channels, known)
+            known = programs.Known(latents, split(noise), split(_any_in(mask, size)))
+        return programs.Given(latents, mels, mask, channels, known, plan)
 
     def _start(
         self,
@@ -340,7 +375,7 @@ class Pipeline:
             source = self._encode_text(
                 self._text, self._conditioner.prepare([request.source_prompt])
             )
-            both = jnp.broadcast_to(source, context.shape)
+            both = jnp.broadcast_to(source, (len(context), *source.shape[1:]))
             back = samplers.inversion(self.model.schedule, table)
             blind = given._replace(known=None)
             *_, (_, state) = self._denoise(given.latents, back, both, source, None, blind)
@@ -356,18 +391,32 @@ class Pipeline:
             made = wav[: len(known)]
             made[:] = compose(known, made, recordings.masks[row], self._codec.mel)
 
-    def _conditions(self, prompts: list[str], negative_prompt: str) -> tuple[Any, jax.Array]:
-        """Returns the prompts' condition [n, ...] and the unconditional context of guidance."""
-        prepare = self._conditioner.prepare
+    def _unconditional(self, negative_prompt: str) -> jax.Array:
+        """Returns the unconditional context of guidance, [1, n, d]."""
         nothing = (
-            prepare([negative_prompt]) if negative_prompt else self._conditioner.unconditional()
+            self._conditioner.prepare([negative_prompt])
+            if negative_prompt
+            else self._conditioner.unconditional()
         )
-        return prepare(prompts), self._encode_text(self._text, nothing)
+        return self._encode_text(self._text, nothing)
 
-    def _context(self, condition: Any) -> jax.Array:
-        return self._run(
-            "text encoder", self._encode_text, self._text, self._devices.split(condition)
-        )
+    def _context(
+        self, prompts: list[str], times: list[list[Segment]], plan: Windows | None
+    ) -> jax.Array:
+        """Returns the context of prompts, [b, n, d], or of each window, [b, windows, n, d]."""
+        if plan is None or not any(times):
+            condition = self._devices.split(self._conditioner.prepare(prompts))
+            return self._run("text encoder", self._encode_text, self._text, condition)
+        seconds = plan.centres() * self._codec.samples(plan.total) / self.sample_rate
+        heard = [
+            [timeline.caption_at(segments, t) if segments else prompt for t in seconds]
+            for prompt, segments in zip(prompts, times, strict=True)
+        ]
+        captions = list(dict.fromkeys(caption for row in heard for caption in row))
+        condition = self._conditioner.prepare(captions)
+        found = self._run("text encoder", self._encode_text, self._text, condition)
+        place = np.array([[captions.index(caption) for caption in row] for row in heard])
+        return self._devices.split(found[place])
 
     def _denoise(
         self,
@@ -388,6 +437,7 @@ class Pipeline:
             pred_x0=split(state.pred_x0),
         )
         unet, params = self._networks.load("unet")
+        places = None if given.windows is None else given.windows[:2]
         done = 0
         for size in segments(len(table)):
             rows = table[done : done + size]
@@ -403,6 +453,7 @@ class Pipeline:
                 keys,
                 given.channels,
                 given.known,
+                places,
             )
             done += size
             yield done, state
@@ -419,18 +470,13 @@ class Pipeline:
         Mels are those given outside the mask. Waveforms end after `samples`, and zeros follow;
         "clipped" is the share of their samples.
         """
-        made = {"latents": latents}
+        made: dict[str, Any] = {"latents": latents}
         if output != "latents":
-            _, params = self._networks.load("vae")
-            made["mel"] = self._run("autoencoder", programs.decode, self._codec, params, latents)
+            made["mel"] = self._coder.decode(latents, given.windows)
             if given.mask is not None:
                 made["mel"] = jnp.where(given.mask.swapaxes(1, 2), made["mel"], given.mels)
         if output == "wav":
-            _, params = self._networks.load("vocoder")
-            ends = None if samples is None else self._devices.split(samples.astype(np.int32))
-            made["wav"], made["clipped"] = self._run(
-                "vocoder", programs.vocode, self._vocoder, params, made["mel"], ends
-            )
+            made["wav"], made["clipped"] = self._coder.vocode(made["mel"], samples, given.windows)
         return {name: np.array(value, np.float32) for name, value in made.items()}
 
     def _check_finite(
@@ -465,14 +511,14 @@ class Pipeline:
         """Encodes sounds to latents, such as `decode` takes.
 
         Args:
-          wavs: waveforms [n, samples] in [-1, 1] at `sample_rate`, up to `max_duration` long.
+          wavs: waveforms [n, samples] in [-1, 1] at `sample_rate`.
 
         Returns:
           float32 [n, *latent_shape(duration)], scaled as the U-Net has them: the means of the
           autoencoder's posterior. After the sounds they are padded with silence.
 
         Raises:
-          ValueError: the sounds are too long, or have another shape.
+          ValueError: the sounds are longer than an hour, or have another shape.
         """
         audio = arguments.numbers("wavs", wavs)
         if audio.ndim != 2 or not audio.size:
@@ -480,8 +526,7 @@ class Pipeline:
         shape = self.latent_shape(audio.shape[1] / self.sample_rate)
         silence = self._codec.samples(shape[1]) - audio.shape[1]
         audio = np.pad(audio, ((0, 0), (0, max(0, silence))))
-        _, params = self._networks.load("vae")
-        return np.array(programs.encode(self._codec, params, audio))
+        return np.array(self._coder.encode(audio, self._windows(shape, False, [])))
 
     def decode(self, latents: np.ndarray | jax.Array, output: str = "wav") -> np.ndarray:
         """Decodes latents to sound, as sampling does at its end.
@@ -560,10 +605,6 @@ def _any_in(mask: np.ndarray, size: int) -> np.ndarray:
     b, n_mels, frames = mask.shape
     cells = mask.reshape(b, n_mels // size, size, frames // size, size)
     return np.any(cells, axis=(2, 4), keepdims=True).reshape(b, *cells.shape[1:4:2], 1)
-
-
-def _take(tree: Any, rows: np.ndarray) -> Any:
-    return jax.tree.map(lambda x: x[rows], tree)
 
 
 def _result(

@@ -17,6 +17,7 @@ from maa_jax.devices import LocalDevices
 from maa_jax.diffusion import samplers
 from maa_jax.latents import LatentCodec
 from maa_jax.model_folder import networks
+from maa_jax.pipeline.windows import Windows, windowed
 from maa_jax.vocoder import Vocoder
 
 Tree = Any
@@ -31,9 +32,9 @@ class Known(NamedTuple):
       mask: whether a latent is made anew, bool [b, h, w, 1].
     """
 
-    latents: jax.Array
-    noise: jax.Array
-    mask: jax.Array
+    latents: Any
+    noise: Any
+    mask: Any
 
     def put_into(self, state: samplers.SamplerState, alpha: jax.Array) -> samplers.SamplerState:
         """Puts the known latents, noised, into a state of the sampler; see `samplers.Hook`."""
@@ -50,6 +51,7 @@ class Given(NamedTuple):
       mask: what is made anew, bool [b, n_mels, frames]; None is all.
       channels: what the U-Net takes beside the latents.
       known: latents that are kept by blending.
+      windows: windows of long sounds.
     """
 
     latents: Any = None
@@ -57,6 +59,7 @@ class Given(NamedTuple):
     mask: Any = None
     channels: Any = None
     known: Known | None = None
+    windows: Windows | None = None
 
 
 class Networks:
@@ -101,6 +104,7 @@ def denoise(
     keys: jax.Array | None,
     channels: jax.Array | None = None,
     known: Known | None = None,
+    places: tuple[jax.Array, jax.Array] | None = None,
 ) -> samplers.SamplerState:
     """Takes some steps of a sampler.
 
@@ -114,9 +118,13 @@ def denoise(
       keys: keys of the noise that the steps add, [b], if they add any.
       channels: what the U-Net takes beside the latents, [b, h, w, k], if it takes any.
       known: latents that are kept.
+      places: `starts` and `weights` of the windows of a long sound; see `Windows`. The contexts
+        may then be [b, windows, n, d].
     """
     unconditional = jnp.broadcast_to(unconditional, context.shape)
     network = samplers.widened(networks.build(unet, params))
+    if places is not None:
+        network = windowed(network, *places)
     predict = samplers.guided(network, context, unconditional, channels)
     hook = None if known is None else known.put_into
     return jax.lax.scan(samplers.make_step(predict, keys, hook), state, table)[0]

@@ -29,6 +29,7 @@ OUTPUTS = {"latents": (), "mel": ("vae",), "wav": ("vae", "vocoder")}
 # {way in which a recording is edited: strength by default}.
 EDITS = {"style": 0.5, "variation": 0.3, "inversion": 0.5}
 _MAX_UINT32 = 2**32 - 1
+LONGEST = 3600.0  # seconds
 
 
 def is_list(value: Any) -> bool:
@@ -105,10 +106,13 @@ class Request(Options):
     )
     duration: float | Sequence[float] | None = option(
         None,
-        "Length in seconds, the model's limit by default. In Python also a list, one for each "
-        "prompt.",
+        "Length in seconds, that of the model's training by default, up to an hour. In Python also "
+        "a list, one for each prompt.",
         flag=float,
         check=_check_duration,
+    )
+    loop: bool = option(
+        False, "Whether a sound goes on at its beginning when it ends, without a seam."
     )
     edit: str = option(
         "style",
@@ -220,11 +224,11 @@ class Request(Options):
         """Returns the duration of each prompt's sounds, in seconds.
 
         Args:
-          max_duration: limit of the model in seconds.
+          max_duration: length of the sounds that the model was trained on, in seconds.
           prompts: number of prompts.
 
         Raises:
-          ValueError: a duration is over the limit, or their number is not that of the prompts.
+          ValueError: a duration is over an hour, or their number is not that of the prompts.
         """
         given: Any = max_duration if self.duration is None else self.duration
         seconds = [float(x) for x in given] if is_list(given) else [float(given)] * prompts
@@ -233,9 +237,6 @@ class Request(Options):
                 f"duration={given!r}: give one, or one for each of the {prompts} prompts"
             )
         for value in seconds:
-            if value > max_duration:
-                raise ValueError(
-                    f"duration={value}: give seconds above 0 and up to {max_duration:g}, the "
-                    "model's limit"
-                )
+            if value > LONGEST:
+                raise ValueError(f"duration={value}: give seconds above 0 and up to {LONGEST:g}")
         return seconds

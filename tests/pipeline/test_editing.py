@@ -156,7 +156,6 @@ def test_a_denoiser_that_fills_gaps_is_given_the_masked_recording(tmp_path):
         (dict(strength=0.5), "strength: it edits a recording"),
         (dict(audio=sound(800), duration=1.0), "leave out duration"),
         (dict(audio=sound(800), strength=1.5), "strength=1.5: give"),
-        (dict(audio=sound(50000)), "audio.0. is 3.125 s long.*up to 2.048 s"),
         (dict(audio=sound(8000), mask="2-3"), "2 to 3 s is no part of a sound of 0.5 s"),
         (dict(audio=sound(8000), mask="0-"), "marks the whole sound"),
         (dict(audio=sound(8000), mask="0.1-0.2:9000-"), "no mel band has its centre within 9000"),

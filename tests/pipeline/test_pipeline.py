@@ -162,7 +162,7 @@ def test_progress_is_reported(pipe):
         (dict(duration=-1.5), "duration=-1.5"),
         (dict(duration=float("nan")), "duration=nan"),
         (dict(duration=float("inf")), "duration=inf"),
-        (dict(duration=2.05), "duration=2.05: give seconds above 0 and up to 2.048"),
+        (dict(duration=3601), "duration=3601.0: give seconds above 0 and up to 3600"),
         (dict(duration="long"), "duration='long'"),
         (dict(steps=0), "steps=0: give"),
         (dict(steps=1001), "steps=1001: give a number from 1 to 1000"),
@@ -201,7 +201,7 @@ def test_progress_is_reported(pipe):
         (dict(steps=10**400), "steps=1000"),
         (dict(guidance_scale=1e300), "guidance_scale=1e+300"),
         (dict(guidance_scale=10**400), "guidance_scale=1000"),
-        (dict(duration=np.array(9.0)), "duration=array(9.)"),
+        (dict(duration=np.array(-9.0)), "duration=array(-9.)"),
         (dict(num_candidates=2.0), "num_candidates=2.0"),
         (dict(negative_prompt=None), "negative_prompt=None"),
     ],
@@ -272,8 +272,8 @@ def test_sounds_become_latents_and_come_back(pipe, tiny_model):
     np.testing.assert_allclose(latents, jax.jit(codec.encode)(params, padded), atol=1e-4)
     assert np.abs(latents[0] - latents[1]).max() > 1e-2 * np.abs(latents).max()
     assert pipe.decode(latents).shape == (2, codec.samples(8))
-    for bad in (wavs[0], np.zeros((0, 8000)), np.zeros((1, 40000))):
-        with pytest.raises(ValueError, match=r"wavs has shape|duration=2\.5: .* up to 2\.048"):
+    for bad in (wavs[0], np.zeros((0, 8000))):
+        with pytest.raises(ValueError, match="wavs has shape"):
             pipe.encode(bad)
 
 

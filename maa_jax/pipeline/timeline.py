@@ -1,0 +1,51 @@
+"""Captions with times: "0-3 s rain; 3-6 s thunder"."""
+
+import re
+from typing import NamedTuple
+
+_SEGMENT = re.compile(r"\s*(\d+(?:\.\d*)?)\s*-\s*(\d+(?:\.\d*)?)\s*s\s+(\S.*?)\s*")
+
+
+class Segment(NamedTuple):
+    """What is heard for some time.
+
+    Attributes:
+      start: beginning in seconds.
+      end: end in seconds.
+      caption: what is heard.
+    """
+
+    start: float
+    end: float
+    caption: str
+
+
+def parse(prompt: str) -> list[Segment]:
+    """Returns the segments of a prompt with times, [] for one without.
+
+    Raises:
+      ValueError: a part has no times where another has, or segments leave gaps or overlap.
+    """
+    parts = [part for part in prompt.split(";") if part.strip()]
+    found = [_SEGMENT.fullmatch(part) for part in parts]
+    if not any(found):
+        return []
+    remedy = 'give them one after the other from 0 s, as in "0-3 s rain; 3-6 s thunder"'
+    segments: list[Segment] = []
+    for part, match in zip(parts, found, strict=True):
+        if match is None:
+            raise ValueError(f"prompts={prompt!r}: {part.strip()!r} has no times: {remedy}")
+        segment = Segment(float(match[1]), float(match[2]), match[3])
+        expected = segments[-1].end if segments else 0.0
+        if segment.start != expected or segment.end <= segment.start:
+            raise ValueError(
+                f"prompts={prompt!r}: {segment.start:g}-{segment.end:g} s does not begin at "
+                f"{expected:g} s, or has no length: {remedy}"
+            )
+        segments.append(segment)
+    return segments
+
+
+def caption_at(segments: list[Segment], seconds: float) -> str:
+    """Returns what is heard at a time; after the end, the last segment's caption."""
+    return next((s.caption for s in segments if seconds < s.end), segments[-1].caption)

@@ -1,0 +1,155 @@
+"""Windows of long sounds: networks see one at a time, and their results are joined.
+
+In every step of sampling the denoiser's results of overlapping windows are averaged (Bar-Tal et al.
+2023, "MultiDiffusion"), so that one latent, from one noise, grows over all of them. What encodes
+and decodes goes by the same windows, once. The memory of networks does not depend on the length.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Network = Callable[..., jax.Array]
+
+
+class Windows(NamedTuple):
+    """Places of windows along a sound.
+
+    Attributes:
+      starts: first latent column of each window, int [n].
+      weights: share of each window's columns in the result, [n, width]; they sum to 1 everywhere.
+      width: columns of a window.
+      total: columns of the sound.
+      loop: whether the end goes on at the beginning.
+    """
+
+    starts: np.ndarray
+    weights: np.ndarray
+    width: int
+    total: int
+    loop: bool
+
+    def columns(self, window: int, size: int = 1) -> np.ndarray:
+        """Returns a window's columns of something that has `size` for each of the latents'."""
+        start = int(self.starts[window])
+        return np.arange(start * size, (start + self.width) * size) % (self.total * size)
+
+    def centres(self) -> np.ndarray:
+        """Returns the middle of each window, as a share of the sound, [n]."""
+        return (self.starts + self.width / 2) / self.total % 1.0
+
+
+def plan(total: int, width: int, *, loop: bool = False) -> Windows:
+    """Returns windows that overlap by half or more.
+
+    Args:
+      total: latent columns of the sound.
+      width: columns of a window, at most `total`.
+      loop: whether the sound's end goes on at its beginning, so that windows do.
+    """
+    stride = max(1, width // 2)
+    if loop:
+        starts = np.arange(0, total, stride)
+    else:
+        count = max(1, math.ceil((total - width) / stride) + 1)
+        starts = np.round(np.linspace(0, total - width, count)).astype(int)
+    # A quarter of the overlap at an edge does not count: it was seen without what lies beyond.
+    distance = np.minimum(np.arange(width), np.arange(width)[::-1]) + 0.5
+    inner = np.clip((distance - width / 8) / (width / 4), 1e-6, 1)
+    weights = np.tile(inner, (len(starts), 1))
+    if not loop:
+        weights[0, : width // 2] = 1
+        weights[-1, width - width // 2 :] = 1
+    sums = np.zeros(total)
+    for start, weight in zip(starts, weights, strict=True):
+        np.add.at(sums, (start + np.arange(width)) % total, weight)
+    places = (starts[:, None] + np.arange(width)) % total
+    return Windows(starts, (weights / sums[places]).astype(np.float32), width, total, loop)
+
+
+def windowed(network: Network, starts: jax.Array, weights: jax.Array) -> Network:
+    """Returns a denoiser of long latents that sees one window at a time; pure.
+
+    Args:
+      network: function (latents [b, h, w, c], timesteps [b], context [b, n, d], channels) -> [b, h,
+        w, c]; see `samplers.widened`.
+      starts: see `Windows`.
+      weights: see there.
+
+    Returns:
+      The same function for latents of any width. Its context may also be [b, windows, n, d], one
+      for each window.
+    """
+
+    def call(
+        latents: jax.Array,
+        timesteps: jax.Array,
+        context: jax.Array,
+        channels: jax.Array | None = None,
+    ) -> jax.Array:
+        total, width = latents.shape[2], weights.shape[1]
+        own = context.ndim == 4
+
+        def add(joined: jax.Array, window: tuple) -> tuple[jax.Array, None]:
+            start, weight, mine = window
+            place = (start + jnp.arange(width)) % total
+            beside = None if channels is None else channels[:, :, place]
+            seen = network(latents[:, :, place], timesteps, mine if own else context, beside)
+            return joined.at[:, :, place].add(weight[:, None] * seen.astype(joined.dtype)), None
+
+        contexts = jnp.moveaxis(context, 1, 0) if own else jnp.zeros(len(starts))
+        return jax.lax.scan(add, jnp.zeros_like(latents), (starts, weights, contexts))[0]
+
+    return call
+
+
+class Part(NamedTuple):
+    """An array with some entries for each latent column, along one of its axes."""
+
+    array: np.ndarray | jax.Array
+    axis: int
+    size: int
+
+
+def join(
+    function: Callable[..., Any],
+    given: Sequence[Part],
+    windows: Windows | None,
+    *,
+    axis: int,
+    size: int,
+) -> Any:
+    """Returns a function's results of all windows, joined.
+
+    Args:
+      function: from the windows of some arrays to a result.
+      given: the arrays.
+      windows: the windows; None for a single one, whose result is returned as it is.
+      axis: axis of the result that has `size` entries for each latent column.
+      size: see `axis`.
+    """
+    if windows is None:
+        return function(*(part.array for part in given))
+    joined = np.empty(0, np.float32)
+    for window in range(len(windows.starts)):
+        seen = (
+            np.take(np.asarray(x), windows.columns(window, entries), axis=along)
+            for x, along, entries in given
+        )
+        made = np.asarray(function(*seen))
+        if not joined.size:
+            shape = list(made.shape)
+            shape[axis] = windows.total * size
+            joined = np.zeros(shape, np.float32)
+        # Between the middles of two columns the weights change evenly.
+        middles = (np.arange(windows.width * size) + 0.5) / size - 0.5
+        ramp = np.interp(middles, np.arange(windows.width), windows.weights[window])
+        ramp = ramp.astype(np.float32).reshape([-1 if i == axis else 1 for i in range(made.ndim)])
+        place: list[Any] = [slice(None)] * made.ndim
+        place[axis] = windows.columns(window, size)
+        joined[tuple(place)] += ramp * made
+    return joined

@@ -1,0 +1,113 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import maa_jax
+from maa_jax.diffusion import samplers
+from maa_jax.pipeline import pipeline, timeline, windows
+
+FAST = dict(steps=2, guidance_scale=1.5)
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_model):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "MAX_SEGMENT", 2)
+        yield maa_jax.Pipeline.from_pretrained(tiny_model)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+@pytest.mark.parametrize("total", [16, 17, 40, 100])
+def test_windows_cover_everything_once_in_sum(total, loop):
+    plan = windows.plan(total, 16, loop=loop)
+    sums = np.zeros(total)
+    for start, weight in zip(plan.starts, plan.weights, strict=True):
+        np.add.at(sums, (start + np.arange(16)) % total, weight)
+    np.testing.assert_allclose(sums, 1, atol=1e-6)
+    if total == 16 and not loop:
+        assert len(plan.starts) == 1
+    # Neighbours overlap by half a window or more.
+    assert np.diff(plan.starts).max(initial=0) <= 8
+
+
+def test_what_sees_each_column_alone_is_the_same_by_windows():
+    plan = windows.plan(40, 16)
+    network = samplers.widened(lambda x, t, c: jnp.sin(x) * t[:, None, None, None] + c.mean())
+    latents = np.random.default_rng(0).normal(size=(2, 3, 40, 4)).astype("f")
+    times, context = np.array([1.0, 2.0]), np.ones((2, 5, 6), "f")
+    whole = network(latents, times, context)
+    by_windows = windows.windowed(network, *plan[:2])(jnp.asarray(latents), times, context)
+    np.testing.assert_allclose(by_windows, whole, atol=1e-5)
+    joined = windows.join(np.sin, [windows.Part(latents, 2, 1)], plan, axis=2, size=1)
+    np.testing.assert_allclose(joined, np.sin(latents), atol=1e-5)
+
+
+def test_sounds_longer_than_those_of_training_are_exact_and_have_no_seam(pipe):
+    wavs = pipe("rain", duration=5.00013, num_samples=2, **FAST)
+    assert wavs.shape == (2, 80002)
+    # As loud and as rough everywhere as a short sound of the same model.
+    short = pipe("rain", duration=2.0, **FAST)
+    steps = np.abs(np.diff(wavs)).max(axis=1)
+    assert steps.max() < 2 * np.abs(np.diff(short)).max()
+    alone = pipe("rain", duration=5.00013, start_index=1, **FAST)
+    np.testing.assert_allclose(alone[0], wavs[1], atol=1e-4)
+
+
+def test_long_latents_decode_by_windows_as_a_whole(pipe):
+    """Apart from a network's normalisation over all that it sees, a window changes nothing."""
+    long = np.random.default_rng(0).normal(size=(1, 128 * 3, 80)).astype("f") - 2
+    whole, _ = pipe._coder.vocode(long)
+    plan = windows.plan(48, 16)
+    parts, _ = pipe._coder.vocode(long, windows=plan)
+    np.testing.assert_allclose(parts, whole, atol=1e-3)
+
+
+def test_a_loop_goes_on_at_its_beginning(pipe):
+    duration = 3 * 16 * 128 * 8 / 16000  # three latent windows
+    wav = pipe("rain", duration=duration, loop=True, **FAST)[0]
+    assert len(wav) == round(duration * 16000)
+    twice = np.concatenate([wav, wav])
+    seam = np.abs(np.diff(twice))[len(wav) - 1]
+    assert seam <= np.abs(np.diff(wav)).max()
+    # A short one too, whose window is the whole sound; and not silent at its ends.
+    wav = pipe("rain", duration=1.024, loop=True, **FAST)[0]
+    assert min(np.abs(wav[:64]).max(), np.abs(wav[-64:]).max()) > 0.1 * np.abs(wav).max()
+    with pytest.raises(ValueError, match=r"loop=True: a sound of 1 s .* such as 0.768"):
+        pipe("rain", duration=1.0, loop=True, **FAST)
+
+
+def test_captions_with_times_are_heard_in_their_turn(pipe):
+    args = FAST | dict(output="latents", seed=1)
+    both = pipe("0-2.048 s rain; 2.048-4.096 s a crow caws", **args)
+    rain = pipe("0-2.048 s rain; 2.048-4.096 s rain", **args)
+    crow = pipe("0-2.048 s a crow caws; 2.048-4.096 s a crow caws", **args)
+    assert both.shape == rain.shape == (1, 10, 32, 4)
+    start, end = np.s_[:, :, :6], np.s_[:, :, -6:]
+    np.testing.assert_allclose(both[start], rain[start], atol=1e-4)
+    np.testing.assert_allclose(both[end], crow[end], atol=1e-4)
+    assert np.abs(both[end] - rain[end]).max() > 1e-2
+    assert pipe("0-3 s rain; 3-4 s a crow caws", **FAST).shape == (1, 64000)
+
+
+def test_a_long_recording_is_edited_and_continued(pipe):
+    rng = np.random.default_rng(0)
+    wav = (0.1 * rng.normal(size=16000 * 3)).astype("f")
+    out = pipe("rain", audio=wav, mask=["1-1.2", "continue:2"], **FAST)[0]
+    assert len(out) == 16000 * 5
+    np.testing.assert_array_equal(out[:15000], wav[:15000])
+    np.testing.assert_array_equal(out[20000:47000], wav[20000:47000])
+    assert np.abs(out[49000:79000]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error"),
+    [
+        ("0-3 s rain; thunder", "'thunder' has no times: give them one after the other"),
+        ("0-3 s rain; 4-6 s thunder", "4-6 s does not begin at 3 s"),
+        ("3-1 s rain", "does not begin at 0 s"),
+    ],
+)
+def test_times_that_leave_gaps_are_refused(prompt, error):
+    with pytest.raises(ValueError, match=error):
+        timeline.parse(prompt)
+    assert timeline.parse("rain; thunder") == []
