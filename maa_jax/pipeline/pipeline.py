@@ -231,9 +231,11 @@ class Pipeline:
         the same noise. With ranking, the indices count candidates.
 
         Args:
-          prompts: prompt, or several; an empty one gives any sound that the model can make.
+          prompts: prompt, or several; an empty one gives any sound that the model can make, and one
+            with times, "0-3 s rain; 3-6 s thunder", one after the other.
           audio: recording that the sounds are made from (SDEdit, paper section 4.1): path of a
-            sound file, or waveform [samples] at `sample_rate`; or a list, one for each prompt. The sounds have its length; see `edit` and `strength`.
+            sound file, or waveform [samples] at `sample_rate`; or a list, one for each prompt. The
+            sounds have its length; see `edit` and `strength`.
           mask: parts of the recording that are made anew, while all else stays as it is, bit for
             bit: "1.5-2" seconds, "1.5-2:500-3000" Hz within them, "continue:2" or "before:2"
             seconds added to it, "bandwidth:4000" all above so many Hz, a picture (white is made
