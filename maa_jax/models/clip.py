@@ -405,13 +405,19 @@ def preprocess(images: Sequence[Any], image_size: int = 224) -> np.ndarray:
     Args:
       images: images, as `PIL.Image` of any mode or uint8 arrays [h, w, 3].
       image_size: side of the result in pixels.
+
+    Raises:
+      ValueError: an image is too large, or too long for its width.
     """
     import PIL.Image
+
+    from maa_jax.visual.images import check_size
 
     views = []
     for image in images:
         if not isinstance(image, PIL.Image.Image):
             image = PIL.Image.fromarray(np.asarray(image))
+        check_size(*image.size)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             white = PIL.Image.new("RGBA", image.size, "white")

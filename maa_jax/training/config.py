@@ -237,6 +237,7 @@ class DiffusionRun(RunConfig):
     schedule: Schedule
     autoencoder: str
     text_encoder: str
+    conditioning: str = schema.field(choices=("tokens", "norm_global", "global"))
     text_embeddings: str
     latents: str
     vocoder: str
