@@ -137,7 +137,22 @@ def tiny_clip(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def make_config(data_dir, tiny_model, tiny_clip):
+def pictures(tmp_path_factory) -> pathlib.Path:
+    """A folder of 12 pictures in several formats and sizes, and a table of their captions."""
+    import PIL.Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    lines = ["file,caption,label"]
+    for i, colour in enumerate(("red", "green", "blue", "white", "black", "yellow") * 2):
+        name = f"{i}.{('png', 'jpg', 'webp', 'gif')[i % 4]}"
+        PIL.Image.new("RGB", (20 + i, 40 - i), colour).save(folder / name)
+        lines.append(f"{name},a {colour} picture,{colour}")
+    (folder / "captions.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_config(data_dir, tiny_model, tiny_clip, pictures):
     """Returns the `:runlocal` config of a file in configs/, with the tiny model's networks.
 
     It has fewer levels, because nearly all the time is compilation.
@@ -151,6 +166,9 @@ def make_config(data_dir, tiny_model, tiny_clip):
             config.text_encoder = str(tiny_model if name == "t2a" else tiny_clip)
             config.unet.cross_attention_dim = 24
             config.unet.block_out_channels = (16,)
+        if name == "clip":
+            config.data.folder = str(pictures)
+            config.data.captions_file = str(pictures / "captions.csv")
         if name == "audio_classifier":
             config.classifier.name = "cnn14"
         if name == "autoencoder":

@@ -151,6 +151,7 @@ def test_the_papers_mixture_is_every_dataset_of_table_4():
     config = importlib.import_module("maa_jax.configs.t2a").get_config("paper")
     data = DataConfig.of(config.data)
     names = [part.dataset.removeprefix("enhanced/") for part in data.parts()]
-    assert sorted([*names, "audio_folder", "general_midi", "sonic_sounds"]) == sorted(BUILDERS)
+    others = "audio_folder", "general_midi", "image_folder", "sonic_sounds"
+    assert sorted([*names, *others]) == sorted(BUILDERS)
     captioned = [part.dataset for part in data.parts() if not part.dataset.startswith("enhanced/")]
     assert len(captioned) == 6  # the rest have labels, or nothing

@@ -25,7 +25,7 @@ from maa_jax.training import checkpoint, sharding
 from tests.subprocesses import start_python
 
 STAGES = (
-    *("audio_classifier", "autoencoder", "captioner", "clap", "retriever", "t2a", "v2a"),
+    *("audio_classifier", "autoencoder", "captioner", "clap", "clip", "retriever", "t2a", "v2a"),
     "vocoder",
 )
 

@@ -7,6 +7,8 @@ import soundfile
 
 # Caption of an example that has only labels.
 LABEL_CAPTION = "the sound of {}"
+# Height and width in pixels of the pictures in a dataset of pictures.
+PICTURE_SIDE = 256
 
 
 def clip_audio(
@@ -32,6 +34,13 @@ def clip_audio(
             file.seek(start)
         wav = file.read(samples, dtype="float32", fill_value=0.0)
     return {**example, "audio": wav}
+
+
+def picture(example: dict) -> dict:
+    """Decodes `image` (a PNG's bytes) into a picture, uint8 [PICTURE_SIDE, PICTURE_SIDE, 3]."""
+    import PIL.Image
+
+    return {**example, "image": np.array(PIL.Image.open(io.BytesIO(example["image"])))}
 
 
 def all_captions(example: dict) -> list[str]:

@@ -429,8 +429,13 @@ def preprocess(images: Sequence[Any], image_size: int = 224) -> np.ndarray:
         image = np.asarray(image.resize(size, PIL.Image.Resampling.BICUBIC), np.float32)
         top, left = ((side - image_size) // 2 for side in image.shape[:2])
         view = image[top : top + image_size, left : left + image_size]
-        views.append((view / 255 - _MEAN) / _DEVIATION)
+        views.append(normalize(view))
     return np.stack(views).astype(np.float32)
+
+
+def normalize(colours: Any) -> Any:
+    """Returns colours [..., 3] of 0 to 255, an array of numpy or JAX, as the tower sees them."""
+    return (colours / 255 - _MEAN) / _DEVIATION
 
 
 def _tower(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
