@@ -7,8 +7,6 @@ import soundfile
 
 # Caption of an example that has only labels.
 LABEL_CAPTION = "the sound of {}"
-# Height and width in pixels of the pictures in a dataset of pictures.
-PICTURE_SIDE = 256
 
 
 def clip_audio(
@@ -37,7 +35,7 @@ def clip_audio(
 
 
 def picture(example: dict) -> dict:
-    """Decodes `image` (a PNG's bytes) into a picture, uint8 [PICTURE_SIDE, PICTURE_SIDE, 3]."""
+    """Decodes `image` (a PNG's bytes) into a picture, uint8 [SIDE, SIDE, 3]; `visual.images`."""
     import PIL.Image
 
     return {**example, "image": np.array(PIL.Image.open(io.BytesIO(example["image"])))}

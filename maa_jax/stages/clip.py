@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import ml_collections
 
 from maa_jax import schema
-from maa_jax.data.transforms import PICTURE_SIDE
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import save_index
 from maa_jax.models.clap import unit_length
@@ -26,6 +25,7 @@ from maa_jax.stages.base import Scalars, SingleNetworkStage, Tree
 from maa_jax.stages.clap import contrastive_losses
 from maa_jax.stages.images import matrix_image
 from maa_jax.training.state import TrainState
+from maa_jax.visual.images import SIDE
 
 if TYPE_CHECKING:
     from maa_jax.text.tokenizer import Tokenizer
@@ -86,10 +86,10 @@ class ClipStage(SingleNetworkStage):
                 f"config.clip.text_config.max_position_embeddings={text.max_position_embeddings}: "
                 f"captions have {self.tokenizer.length} tokens, give at least as many."
             )
-        if vision.image_size > PICTURE_SIDE:
+        if vision.image_size > SIDE:
             raise ValueError(
                 f"config.clip.vision_config.image_size={vision.image_size}: the pictures of a "
-                f"dataset have {PICTURE_SIDE} pixels, give at most as many."
+                f"dataset have {SIDE} pixels, give at most as many."
             )
 
     def start_weights(self) -> dict[str, Tree]:

@@ -11,6 +11,7 @@ from maa_jax.files import check_regular
 
 MAX_PIXELS = 80_000_000  # 240 MB of colours
 MAX_RATIO = 100  # of the sides; the view of a network is resized from the whole picture
+SIDE = 256  # height and width of the pictures in a dataset, in pixels
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # "JPEG" includes the pairs of some cameras
 _REMEDY = f"give a whole picture, one of {', '.join(_FORMATS)}"
 

@@ -11,7 +11,6 @@ from etils import epath
 from maa_jax.audio.io import AudioError
 from maa_jax.data.builders.audio_folder import AudioFolder
 from maa_jax.data.builders.base import audio_features
-from maa_jax.data.transforms import PICTURE_SIDE
 from maa_jax.visual import images
 
 
@@ -43,7 +42,7 @@ class ImageFolder(AudioFolder):
             picture = images.decode(file if isinstance(file, bytes) else file.read_bytes())
         except (OSError, ValueError) as error:
             raise AudioError(str(error)) from error
-        size = (PICTURE_SIDE, PICTURE_SIDE)
+        size = (images.SIDE, images.SIDE)
         square = PIL.ImageOps.fit(PIL.Image.fromarray(picture), size, PIL.Image.Resampling.BICUBIC)
         written = io.BytesIO()
         square.save(written, "PNG")
