@@ -72,6 +72,7 @@ def full():
     # The text encoder may also be a hub id, or clap, t5, bert or clip (encoders/text.py).
     config.autoencoder = "models/autoencoder"
     config.text_encoder = "models/clap"
+    config.conditioning = "tokens"  # or one embedding, as in v2a.py
     # Folders that maa_jax.embed makes: all captions' contexts, and the training examples' latents.
     config.text_embeddings = ""
     config.latents = ""

@@ -31,8 +31,9 @@ from maa_jax.checks import nearest
 
 # {module that the base install lacks: extra of this package that installs it}.
 EXTRAS = {
-    "PIL": "train",
+    "PIL": "video",
     "apache_beam": "beam",
+    "av": "video",
     "clu": "train",
     "etils": "train",
     "grain": "train",

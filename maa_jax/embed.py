@@ -117,11 +117,12 @@ def _embed_contexts(config: "ml_collections.ConfigDict", request: Embedding) -> 
 
     from maa_jax.data import datasets, text_embeddings
     from maa_jax.encoders.batching import Batches
-    from maa_jax.encoders.text import TextConditioner, digest, find
+    from maa_jax.encoders.text import digest, find
+    from maa_jax.encoders.visual import open_conditioner
 
     folder = find(config.text_encoder)
     # In float32, whatever the denoiser's dtype: as in training without stored contexts.
-    conditioner = TextConditioner.from_folder(folder)
+    conditioner = open_conditioner(folder, config.conditioning)
     batches = Batches(request.batch_size)
     params, encode = batches.put(conditioner.params), jax.jit(conditioner.encode)
 
@@ -139,7 +140,7 @@ def _embed_contexts(config: "ml_collections.ConfigDict", request: Embedding) -> 
         captions,
         contexts,
         text_encoder=str(config.text_encoder),
-        text_encoder_sha256=digest(folder),
+        text_encoder_sha256=digest(folder, config.conditioning),
         dtype=request.dtype,
         batch_size=batches.batch_size,
         process_index=jax.process_index(),

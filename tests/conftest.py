@@ -133,7 +133,30 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def make_config(data_dir, tiny_model):
+def tiny_clip(tmp_path_factory) -> pathlib.Path:
+    """The own folder of a tiny CLIP with both towers, as wide as the tiny model's context."""
+    from tests.tiny_encoders import write_clip
+
+    return write_clip(tmp_path_factory.mktemp("tiny_clip") / "clip")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> pathlib.Path:
+    """A folder of 12 pictures in several formats and sizes, and a table of their captions."""
+    import PIL.Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    lines = ["file,caption,label"]
+    for i, colour in enumerate(("red", "green", "blue", "white", "black", "yellow") * 2):
+        name = f"{i}.{('png', 'jpg', 'webp', 'gif')[i % 4]}"
+        PIL.Image.new("RGB", (20 + i, 40 - i), colour).save(folder / name)
+        lines.append(f"{name},a {colour} picture,{colour}")
+    (folder / "captions.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_config(data_dir, tiny_model, tiny_clip, pictures):
     """Returns the `:runlocal` config of a file in configs/, with the tiny model's networks.
 
     It has fewer levels, because nearly all the time is compilation.
@@ -142,10 +165,14 @@ def make_config(data_dir, tiny_model):
     def make(name):
         config = importlib.import_module(f"maa_jax.configs.{name}").get_config("runlocal")
         config.data.data_dir = data_dir
-        if name == "t2a":
-            config.autoencoder = config.text_encoder = str(tiny_model)
+        if name in ("t2a", "v2a"):
+            config.autoencoder = str(tiny_model)
+            config.text_encoder = str(tiny_model if name == "t2a" else tiny_clip)
             config.unet.cross_attention_dim = 24
             config.unet.block_out_channels = (16,)
+        if name == "clip":
+            config.data.folder = str(pictures)
+            config.data.captions_file = str(pictures / "captions.csv")
         if name == "audio_classifier":
             config.classifier.name = "cnn14"
         if name == "autoencoder":

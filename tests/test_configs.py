@@ -36,11 +36,12 @@ def _networks(name, **changes):
     return {name: _count(tree) for name, tree in shapes.params.items()}
 
 
-def test_the_unet_has_the_papers_size():
-    config = importlib.import_module("maa_jax.configs.t2a").get_config()
+@pytest.mark.parametrize(("name", "count"), [("t2a", 160_223_684), ("v2a", 104_356_612)])
+def test_the_unet_has_the_papers_size(name, count):
+    config = importlib.import_module(f"maa_jax.configs.{name}").get_config()
     # Without the stage, which would read a full-size autoencoder and text encoder.
     unet = nnx.eval_shape(lambda: UNet(UNetConfig(**config.unet), rngs=InitRngs(0)))
-    assert _count(nnx.state(unet, nnx.Param)) == 160_223_684
+    assert _count(nnx.state(unet, nnx.Param)) == count
 
 
 @pytest.mark.parametrize(
@@ -150,6 +151,7 @@ def test_the_papers_mixture_is_every_dataset_of_table_4():
     config = importlib.import_module("maa_jax.configs.t2a").get_config("paper")
     data = DataConfig.of(config.data)
     names = [part.dataset.removeprefix("enhanced/") for part in data.parts()]
-    assert sorted([*names, "audio_folder", "general_midi", "sonic_sounds"]) == sorted(BUILDERS)
+    others = "audio_folder", "general_midi", "image_folder", "sonic_sounds"
+    assert sorted([*names, *others]) == sorted(BUILDERS)
     captioned = [part.dataset for part in data.parts() if not part.dataset.startswith("enhanced/")]
     assert len(captioned) == 6  # the rest have labels, or nothing

@@ -24,7 +24,10 @@ from maa_jax.train import loop
 from maa_jax.training import checkpoint, sharding
 from tests.subprocesses import start_python
 
-STAGES = ("audio_classifier", "autoencoder", "captioner", "clap", "retriever", "t2a", "vocoder")
+STAGES = (
+    *("audio_classifier", "autoencoder", "captioner", "clap", "clip", "retriever", "t2a", "v2a"),
+    "vocoder",
+)
 
 
 def _flags(config, **more):

@@ -8,7 +8,13 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from maa_jax.model_folder import networks
 from maa_jax.models.bert import Bert, BertConfig
-from maa_jax.models.clip import ClipTextConfig, ClipTextModel
+from maa_jax.models.clip import (
+    ClipConfig,
+    ClipModel,
+    ClipTextConfig,
+    ClipTextModel,
+    ClipVisionConfig,
+)
 from maa_jax.models.t5 import T5Config, T5Encoder
 from maa_jax.text.tokenizer import build_tokenizer
 from tests.conftest import CAPTIONS, random_network
@@ -103,4 +109,17 @@ def write_encoder(kind, folder):
     for path in (folder.parent / "written").iterdir():
         path.rename(folder / path.name)
     (folder.parent / "written").rmdir()
+    return folder
+
+
+def write_clip(folder):
+    """Writes a whole CLIP and its tokenizer's files into one folder, as on the hub."""
+    write_encoder("clip", folder)
+    text = networks.load_config(folder, ".")
+    config = ClipConfig(text, ClipVisionConfig(24, 32, 1, 2, image_size=16, patch_size=8), 24)
+    params = random_network(lambda rngs: ClipModel(config, rngs=rngs), 0)
+    networks.save_network(folder, "written", config, params)
+    for path in (folder / "written").iterdir():
+        path.replace(folder / path.name)
+    (folder / "written").rmdir()
     return folder

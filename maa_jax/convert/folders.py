@@ -99,7 +99,8 @@ def released_to_folder(
 
     Args:
       out: path of the model folder.
-      checkpoint: path of `maa1_full.ckpt`; without it, only the vocoder is converted.
+      checkpoint: path of `maa1_full.ckpt`, or of the authors' image model, which has a CLIP and its
+        tokenizer, `ta54_epoch=000216.ckpt`; without it, only the vocoder is converted.
       vocoder: folder of a released BigVGAN or HiFi-GAN.
       vocoder_log: logarithm of the mels that the vocoder was trained on, "log10" or "log".
       clap: path of `CLAP_weights_2022.pth`, whose audio tower ranks and scores sounds.
@@ -116,6 +117,7 @@ def released_to_folder(
     from maa_jax.convert import vocoders
     from maa_jax.model_folder import networks, torch_layout
     from maa_jax.model_folder.index import save_index, save_scheduler
+    from maa_jax.models.clip import ClipConfig
 
     if not checkpoint and not vocoder:
         raise ValueError("nothing to convert: give --checkpoint, --vocoder or both")
@@ -130,9 +132,14 @@ def released_to_folder(
     # All files are read and checked before anything is written.
     parts: dict[str, released.Network] = {}
     schedule = words = None
+    visual = False
     if checkpoint:
         parts, schedule = _read_checkpoint(checkpoint)
-        words = _read_tokenizer(tokenizer, parts["text_encoder"][0])
+        text = parts["text_encoder"][0]
+        visual = isinstance(text, ClipConfig)
+        words = _read_tokenizer(tokenizer, text.text_config if visual else text)
+        if clap and visual:
+            raise ValueError(f"--clap: {checkpoint} has a CLIP and no CLAP; leave it out")
         if clap:
             parts |= _read_clap(clap, parts)
     if vocoder:
@@ -148,7 +155,10 @@ def released_to_folder(
         if words and schedule:
             words.save(folder / "tokenizer")
             save_scheduler(folder, schedule)
-        whole = dict(max_duration=624 * mel.hop_length / mel.sample_rate) if checkpoint else {}
+        whole: dict[str, Any] = {}
+        if checkpoint:
+            whole["max_duration"] = 624 * mel.hop_length / mel.sample_rate
+            whole["conditioning"] = "norm_global" if visual else "tokens"
         save_index(folder, mel=dataclasses.asdict(mel), sample_rate=mel.sample_rate, **whole)
     return pathlib.Path(user_path(out))
 
@@ -221,6 +231,50 @@ def _compared(parts: dict, towers: dict) -> str:
         f"The checkpoint's text encoder differs from the CLAP file's in {len(different)} tensors, "
         f"{different[0]} the first; the checkpoint's is kept."
     )
+
+
+def open_clip_to_folder(
+    out: str,
+    *,
+    checkpoint: str,
+    quick_gelu: bool = False,
+    tokenizer: str = "openai/clip-vit-large-patch14",
+    dtype: str = "float32",
+) -> pathlib.Path:
+    """Writes an OpenCLIP with both towers into a model folder, as `text_encoder` and `tokenizer`.
+
+    Args:
+      out: path of the model folder.
+      checkpoint: path of its file, such as open_clip_model.safetensors.
+      quick_gelu: whether the activation is OpenAI's, as open_clip_config.json states.
+      tokenizer: folder or hub id of its tokenizer, the same for all of OpenAI's and OpenCLIP's.
+      dtype: storage type of the weights, "float32" or "float16".
+
+    Returns:
+      The path of the model folder.
+
+    Raises:
+      ValueError: a file is missing, refused or of another layout.
+    """
+    from maa_jax.convert import open_clip, released, torch_files
+    from maa_jax.model_folder import networks, torch_layout
+    from maa_jax.model_folder.index import save_index
+
+    state = torch_files.read_tensors(user_path(checkpoint))
+    try:
+        config = open_clip.clip_sizes(state, quick_gelu)
+        tensors = open_clip.clip_from_open_clip(state)
+        if problems := released.misfits(config, tensors):
+            raise ValueError(f"not an OpenCLIP: {torch_files.listed(problems)}")
+    except ValueError as error:
+        raise ValueError(f"{checkpoint}: {error}") from error
+    words = _read_tokenizer(tokenizer, config.text_config)
+    with _model_folder(out) as folder:
+        params = torch_layout.from_torch(networks.define(config)[1], tensors)
+        networks.save_network(folder, "text_encoder", config, params, dtype)
+        words.save(folder / "tokenizer")
+        save_index(folder)
+    return pathlib.Path(user_path(out))
 
 
 def classifier_to_folder(

@@ -8,6 +8,7 @@ strict loader (`torch_layout.from_torch`) reports them.
 
 import contextlib
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from maa_jax.checks import differences
 from maa_jax.convert import clap, torch_files
+from maa_jax.convert.open_clip import clip_from_open_clip, clip_sizes
 from maa_jax.convert.torch_files import Tensors
 from maa_jax.diffusion import BETA_SCHEDULES
 from maa_jax.diffusion.schedule import Schedule
@@ -167,7 +169,7 @@ def _attention(ldm: str, theirs: str) -> Pairs:
     yield f"{ldm}.proj_out", f"{theirs}.to_out.0"
 
 
-# Entries of the released checkpoint that sampling does not need: the schedule's buffers, the losses
+# Entries of a released checkpoint that sampling does not need: the schedule's buffers, the losses
 # and their networks, Lightning's moving average of the U-Net, and the rest of CLAP.
 _UNUSED = re.compile(
     r"(betas|(sqrt_|log_)?(one_minus_)?alphas_cumprod(_prev)?|sqrt_recip(m1)?_alphas_cumprod"
@@ -180,13 +182,18 @@ _PREFIXES = {
     "text_encoder": f"cond_stage_model.{clap.PREFIXES['text_encoder']}",
     "text_projection": f"cond_stage_model.{clap.PREFIXES['text_projection']}",
 }
+# The authors' image model has an OpenCLIP in CLAP's place, and heads of 32 channels
+# (AIGC-Audio/AudioGPT, text_to_audio/Make_An_Audio/configs/img_to_audio/img2audio_args.yaml).
+_OPEN_CLIP = "cond_stage_model.model."
+_HEAD_CHANNELS = 32
 
 
 def from_checkpoint(state_dict: Mapping[str, np.ndarray]) -> dict[str, Network]:
-    """Splits the state of `maa1_full.ckpt` into a model folder's networks.
+    """Splits the state of `maa1_full.ckpt`, or of the image model, into a model folder's networks.
 
     Returns:
-      {"unet", "vae", "text_encoder", "text_projection": (configuration, {name there: array})}.
+      {"unet", "vae", "text_encoder", "text_projection": (configuration, {name there: array})}. Of
+      the image model the text encoder is a whole CLIP, and there is no projection.
 
     Raises:
       ValueError: tensors are missing, belong to no network, or have other types or shapes; all are
@@ -195,7 +202,14 @@ def from_checkpoint(state_dict: Mapping[str, np.ndarray]) -> dict[str, Network]:
     factor = np.asarray(state_dict.get("scale_factor", 1.0), np.float32).ravel()
     if len(factor) != 1 or not 0 < float(factor[0]) < np.inf:
         raise ValueError(f"scale_factor={factor[:9].tolist()}: expected one number above 0")
-    given: dict[str, Tensors] = {prefix: {} for prefix in _PREFIXES.values()}
+    visual = any(name.startswith(_OPEN_CLIP) for name in state_dict)
+    prefixes, kinds = _PREFIXES, _NETWORKS
+    if visual:
+        prefixes = {name: _PREFIXES[name] for name in ("unet", "vae")} | {
+            "text_encoder": _OPEN_CLIP
+        }
+        kinds = _NETWORKS | _VISUAL_NETWORKS
+    given: dict[str, Tensors] = {prefix: {} for prefix in prefixes.values()}
     problems = []
     for name, value in state_dict.items():
         prefix = next((p for p in given if name.startswith(p)), None)
@@ -207,15 +221,17 @@ def from_checkpoint(state_dict: Mapping[str, np.ndarray]) -> dict[str, Network]:
             given[prefix][name.removeprefix(prefix)] = value
     problems += [f"missing: all of {prefix}*" for prefix, part in given.items() if not part]
     parts = {}
-    for network, prefix in _PREFIXES.items():
+    for network, prefix in prefixes.items():
         tensors = given[prefix]
         if not tensors:
             continue
-        sizes, rename, back = _NETWORKS[network]
+        sizes, rename, back = kinds[network]
         try:
             config = sizes(tensors)
-            problems += misfits(config, tensors, prefix, back)
             parts[network] = config, rename(tensors)
+            problems += misfits(
+                config, tensors if back else parts[network][1], prefix, back or dict
+            )
         except ValueError as error:
             problems += [f"{prefix}*: {error}"]
     if problems:
@@ -351,8 +367,11 @@ def schedule_of(state_dict: Mapping[str, np.ndarray]) -> Schedule:
     )
 
 
-def _unet_sizes(tensors: Mapping[str, np.ndarray]) -> UNetConfig:
-    """Returns the configuration of latent diffusion's U-Net, with the paper's 8 heads."""
+def _unet_sizes(tensors: Mapping[str, np.ndarray], head_channels: int = 0) -> UNetConfig:
+    """Returns the configuration of latent diffusion's U-Net, with the paper's 8 heads.
+
+    With `head_channels`, each head has as many channels instead.
+    """
     blocks = len(_numbers(r"input_blocks\.(\d+)\.", tensors))
     levels = 1 + len(_numbers(r"input_blocks\.(\d+)\.0\.op\.", tensors))
     if blocks % levels or blocks < 2 * levels:
@@ -362,11 +381,13 @@ def _unet_sizes(tensors: Mapping[str, np.ndarray]) -> UNetConfig:
     key = f"{first[0]}.1.transformer_blocks.0.attn2.to_k.weight"
     widths = [f"{block}.0.in_layers.2.bias" for block in first.values()]
     axes = {"input_blocks.0.0.weight": 4, "out.2.weight": 4, key: 2} | dict.fromkeys(widths, 1)
-    shapes = _shapes(tensors, axes)
+    shapes = torch_files.shapes_of(tensors, axes)
+    channels = tuple(shapes[name][0] for name in widths)
     return UNetConfig(
         in_channels=shapes["input_blocks.0.0.weight"][1],
         out_channels=shapes["out.2.weight"][0],
-        block_out_channels=tuple(shapes[name][0] for name in widths),
+        block_out_channels=channels,
+        num_heads=tuple(max(1, n // head_channels) for n in channels) if head_channels else 8,
         layers_per_block=layers,
         cross_attention_dim=shapes[key][1],
     )
@@ -377,7 +398,7 @@ def _autoencoder_sizes(tensors: Mapping[str, np.ndarray]) -> AutoencoderConfig:
     levels = len(_numbers(r"encoder\.down\.(\d+)\.", tensors))
     widths = [f"encoder.down.{i}.block.0.conv1.bias" for i in range(levels)]
     ends = ("encoder.conv_in.weight", "decoder.conv_out.weight", "post_quant_conv.weight")
-    shapes = _shapes(tensors, dict.fromkeys(ends, 4) | dict.fromkeys(widths, 1))
+    shapes = torch_files.shapes_of(tensors, dict.fromkeys(ends, 4) | dict.fromkeys(widths, 1))
     return AutoencoderConfig(
         in_channels=shapes[ends[0]][1],
         out_channels=shapes[ends[1]][0],
@@ -392,7 +413,7 @@ def _text_sizes(tensors: Mapping[str, np.ndarray]) -> BertConfig:
     words = "embeddings.word_embeddings.weight"
     places = "embeddings.position_embeddings.weight"
     inner = "encoder.layer.0.intermediate.dense.bias"
-    shapes = _shapes(tensors, {words: 2, places: 2, inner: 1})
+    shapes = torch_files.shapes_of(tensors, {words: 2, places: 2, inner: 1})
     return BertConfig(
         vocab_size=shapes[words][0],
         hidden_size=shapes[words][1],
@@ -405,36 +426,25 @@ def _text_sizes(tensors: Mapping[str, np.ndarray]) -> BertConfig:
 
 def _projection_sizes(tensors: Mapping[str, np.ndarray]) -> ProjectionConfig:
     """Returns the configuration of CLAP's projection."""
-    out_size, in_size = _shapes(tensors, {"linear1.weight": 2})["linear1.weight"]
+    out_size, in_size = torch_files.shapes_of(tensors, {"linear1.weight": 2})["linear1.weight"]
     return ProjectionConfig(in_size, out_size)
 
 
-def _shapes(
-    tensors: Mapping[str, np.ndarray], axes: Mapping[str, int]
-) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the tensors that tell a network's sizes.
-
-    Raises:
-      ValueError: tensors are missing or have another number of axes; all are listed.
-    """
-    problems = [f"missing: {name}" for name in axes if name not in tensors]
-    shapes = {name: tensors[name].shape for name in axes if name in tensors}
-    problems += [
-        f"shape of {name}: {shape}, expected {axes[name]} axes"
-        for name, shape in shapes.items()
-        if len(shape) != axes[name]
-    ]
-    if problems:
-        raise ValueError(torch_files.listed(problems))
-    return shapes
-
-
-# {network: (its configuration from its tensors there, names there to ours, and back)}.
+# {network: (its configuration from its tensors there, names there to ours, and back)}; where there
+# is no way back, faults are listed under our names.
 _NETWORKS: dict[str, Any] = {
     "unet": (_unet_sizes, unet_from_ldm, unet_to_ldm),
     "vae": (_autoencoder_sizes, autoencoder_from_ldm, autoencoder_to_ldm),
     "text_encoder": (_text_sizes, dict, dict),
     "text_projection": (_projection_sizes, dict, dict),
+}
+_VISUAL_NETWORKS: dict[str, Any] = {
+    "unet": (
+        functools.partial(_unet_sizes, head_channels=_HEAD_CHANNELS),
+        unet_from_ldm,
+        unet_to_ldm,
+    ),
+    "text_encoder": (clip_sizes, clip_from_open_clip, None),
 }
 
 

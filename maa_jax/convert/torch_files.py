@@ -211,3 +211,23 @@ def _globals(file: IO[bytes]) -> Iterator[str]:
             yield code.name
         elif "UNICODE" in code.name or "STRING" in code.name:
             strings = [strings[-1], argument]
+
+
+def shapes_of(
+    tensors: Mapping[str, np.ndarray], axes: Mapping[str, int]
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the tensors that tell a network's sizes.
+
+    Raises:
+      ValueError: tensors are missing or have another number of axes; all are listed.
+    """
+    problems = [f"missing: {name}" for name in axes if name not in tensors]
+    shapes = {name: tensors[name].shape for name in axes if name in tensors}
+    problems += [
+        f"shape of {name}: {shape}, expected {axes[name]} axes"
+        for name, shape in shapes.items()
+        if len(shape) != axes[name]
+    ]
+    if problems:
+        raise ValueError(listed(problems))
+    return shapes

@@ -16,15 +16,16 @@ class DataConfig:
 
     Attributes:
       dataset: "sonic_sounds", "audio_folder", or "audio_folder/NAME" to give the user's folder a
-        name under which it is found later without `folder`; any other built dataset by its folder
+        name under which it is found later without `folder`; the same with "image_folder", of
+        pictures, for the clip stage; any other built dataset by its folder
         in `data_dir`, "enhanced/NAME"; or a mixture with splits and weights, "audiocaps:train +
         enhanced/fsd50k*2.0 + sonic_sounds:train[:50%]". A weight multiplies a dataset's size: with
         all weights 1, the default, every window of a clip's length is equally likely, so that long
         recordings count as often as they are long.
       data_dir: folder where TFDS keeps datasets, by default $TFDS_DATA_DIR or
         ~/tensorflow_datasets. All processes must see it.
-      folder: folder of the sound files of audio_folder.
-      captions_file: CSV, TSV or JSONL table of audio_folder; without it there are no captions.
+      folder: folder of the sound files of audio_folder, or of the pictures of image_folder.
+      captions_file: CSV, TSV or JSONL table of the folder; without it there are no captions.
       soundfont: General MIDI soundfont, SF2 or SF3, that builds "general_midi/CLIPSxSECONDS".
       split: training split of the parts that name none; TFDS slices are allowed ("train[:50%]").
       eval_split: split of the evaluation data.

@@ -18,6 +18,9 @@ from maa_jax.data.reprogram import vocabulary
 
 Config = DataConfig | Mapping[str, Any]
 
+# Datasets of the user's files, {name: what these are}.
+_OWN = {"audio_folder": "sound", "image_folder": "picture"}
+
 
 class Drawn(NamedTuple):
     """Recordings that training draws from.
@@ -78,7 +81,7 @@ class Datasets:
         ready = folder / "dataset_info.json"
         if ready.exists():
             if not self._process:
-                own = name.partition("/")[0] == "audio_folder"
+                own = name.partition("/")[0] in _OWN
                 paths = (self.config.folder, self.config.captions_file) if own else ()
                 origins.check(name, folder, *paths)
         elif self._process or build is None:
@@ -287,9 +290,14 @@ def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None]
         )
     builder = builder_class(base)
     arguments: dict[str, Any] = {"config": variant} if variant else {}
-    if base == "audio_folder":
+    if base in _OWN:
         if config.folder:
-            variant = variant or _folder_name(config, data_dir / base, str(builder.VERSION))
+            if base == "image_folder" and not config.captions_file:
+                raise ValueError(
+                    "data.dataset is 'image_folder': set data.captions_file to the table of its"
+                    " captions"
+                )
+            variant = variant or _folder_name(config, base, data_dir, str(builder.VERSION))
             arguments = {
                 "folder": config.folder,
                 "captions_file": config.captions_file,
@@ -297,9 +305,9 @@ def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None]
             }
         elif not variant:
             raise ValueError(
-                "data.dataset is 'audio_folder': set data.folder (the sound files) and, for their"
+                f"data.dataset is {base!r}: set data.folder (the {_OWN[base]} files) and, for their"
                 " captions, data.captions_file (.csv, .tsv or .jsonl), or name a built one as"
-                " data.dataset=audio_folder/NAME"
+                f" data.dataset={base}/NAME"
             )
     if base == "general_midi":
         variant = variant or builder.DEFAULT
@@ -307,7 +315,7 @@ def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None]
     folder = data_dir / base / variant / str(builder.VERSION)
     if base == "general_midi" and not (folder / "dataset_info.json").exists():
         builder.check(variant, config.soundfont)
-    if not (folder / "dataset_info.json").exists() and base == "audio_folder":
+    if not (folder / "dataset_info.json").exists() and base in _OWN:
         if "folder" not in arguments:
             raise ValueError(
                 f"data.dataset is {name!r}, but {folder} is not there; set data.data_dir to where"
@@ -316,7 +324,7 @@ def _find(config: DataConfig, name: str) -> tuple[epath.Path, Callable[[], None]
     return folder, lambda: builder(data_dir=str(data_dir), **arguments).download_and_prepare()
 
 
-def _folder_name(config: DataConfig, built: epath.Path, version: str) -> str:
+def _folder_name(config: DataConfig, base: str, data_dir: epath.Path, version: str) -> str:
     """Returns the name of the dataset of a user's folder, from its paths and its table."""
     from maa_jax.data.builders import origins
     from maa_jax.data.builders.audio_folder import config_name
@@ -324,13 +332,13 @@ def _folder_name(config: DataConfig, built: epath.Path, version: str) -> str:
     folder, table = config.folder, config.captions_file
     if folder and not all(epath.Path(path).exists() for path in (folder, table) if path):
         # As on another machine: the dataset is all that is needed, if there is just one.
-        names = origins.built_from(built, version, folder, table)
+        names = origins.built_from(data_dir / base, version, folder, table)
         own = [name for name in names if re.fullmatch(r".+-[0-9a-f]{8}", name)]
         if len(own) == 1:
             return own[0]
         if names:
             raise ValueError(
                 f"{folder} or {table} is not there; to use a dataset that was built from them, name"
-                f" it: {', '.join(f'data.dataset=audio_folder/{name}' for name in names)}"
+                f" it: {', '.join(f'data.dataset={base}/{name}' for name in names)}"
             )
     return config_name(folder, table)

@@ -61,7 +61,8 @@ def train_iterator(
       process_count: number of processes, which take consecutive parts of each global batch.
 
     Returns:
-      An iterator over dicts: `audio` float32 [b, samples], `index` int64 [b] (the record's index in
+      An iterator over dicts: `audio` float32 [b, samples], or, of an image_folder, `image` uint8
+      [b, 256, 256, 3]; `index` int64 [b] (the record's index in
       `metadata`) and, with `prepare_text`, `text`, a tree of arrays [b, ...]; b = batch_size /
       process_count.
 
@@ -243,7 +244,11 @@ def _read(
     Everything random depends on the seed and the example's position in the stream.
     """
     rng = np.random.default_rng((seed, position))
-    example = transforms.clip_audio(source[record], rng, samples, window, windows)
+    example = source[record]
+    if "image" in example:
+        example = transforms.picture(example)
+    else:
+        example = transforms.clip_audio(example, rng, samples, window, windows)
     example = transforms.pick_caption(example, rng)
     return reprogram(example, rng) if reprogram else example
 
@@ -257,7 +262,8 @@ def _load(
 ) -> dict[str, np.ndarray]:
     """Returns the batch of `chosen`, int [b, 4], whose rows are the last arguments of `_read`."""
     examples = [read(*row) for row in chosen.tolist()]
-    batch = {"audio": np.stack([example["audio"] for example in examples]), "index": chosen[:, 0]}
+    kind = "image" if "image" in examples[0] else "audio"
+    batch = {kind: np.stack([example[kind] for example in examples]), "index": chosen[:, 0]}
     if prepare_text is not None:
         batch["text"] = prepare_text([example["caption"] for example in examples])
     if draw_mask is not None:

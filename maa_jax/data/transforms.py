@@ -34,6 +34,13 @@ def clip_audio(
     return {**example, "audio": wav}
 
 
+def picture(example: dict) -> dict:
+    """Decodes `image` (a PNG's bytes) into a picture, uint8 [SIDE, SIDE, 3]; `visual.images`."""
+    import PIL.Image
+
+    return {**example, "image": np.array(PIL.Image.open(io.BytesIO(example["image"])))}
+
+
 def all_captions(example: dict) -> list[str]:
     """Returns the example's captions, or one made from its labels; `[""]` if it has neither."""
     captions = [_text(caption) for caption in example["captions"]]

@@ -8,7 +8,7 @@ import numpy as np
 
 from maa_jax.data.text_embeddings import Contexts
 from maa_jax.encoders.base import Tree
-from maa_jax.encoders.text import TextConditioner
+from maa_jax.encoders.visual import open_conditioner
 
 
 class StoredContexts:
@@ -17,6 +17,7 @@ class StoredContexts:
     Args:
       contexts: open folder of contexts.
       text_encoder: folder of the text encoder that computed them, for `save`.
+      conditioning: what they are, a key of `encoders.visual.CONDITIONING`.
 
     Attributes:
       width: channels of the context.
@@ -26,11 +27,13 @@ class StoredContexts:
 
     params: Tree
 
-    def __init__(self, contexts: Contexts, text_encoder: pathlib.Path):
+    def __init__(
+        self, contexts: Contexts, text_encoder: pathlib.Path, conditioning: str = "tokens"
+    ):
         self.width = contexts.width
         self.params = {}
         self.prepare = contexts
-        self._text_encoder = text_encoder
+        self._text_encoder, self._conditioning = text_encoder, conditioning
 
     def unconditional(self) -> np.ndarray:
         """Returns the context of the empty caption, float32 [1, length, width]."""
@@ -43,4 +46,4 @@ class StoredContexts:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the text encoder and its tokenizer into a model folder."""
-        TextConditioner.from_folder(self._text_encoder).save(folder)
+        open_conditioner(self._text_encoder, self._conditioning).save(folder)

@@ -72,10 +72,14 @@ def find(text_encoder: str | os.PathLike[str]) -> pathlib.Path:
     return hub.fetch(name, ("tokenizer.json",))
 
 
-def digest(folder: pathlib.Path) -> str:
-    """Returns the SHA-256 of the files of a text encoder and its tokenizer; see `find`."""
+def digest(folder: pathlib.Path, conditioning: str = "tokens") -> str:
+    """Returns the SHA-256 of the files of a text encoder and its tokenizer; see `find`.
+
+    Another `conditioning` (`encoders.visual.CONDITIONING`) makes another context, and digest.
+    """
     parts = [folder / name for name in ("text_encoder", "text_projection", "tokenizer")]
     found = [content_hash(part) for part in parts if part.is_dir()] or [content_hash(folder)]
+    found += [conditioning] if conditioning != "tokens" else []
     return hashlib.sha256("".join(found).encode()).hexdigest()
 
 

@@ -405,13 +405,19 @@ def preprocess(images: Sequence[Any], image_size: int = 224) -> np.ndarray:
     Args:
       images: images, as `PIL.Image` of any mode or uint8 arrays [h, w, 3].
       image_size: side of the result in pixels.
+
+    Raises:
+      ValueError: an image is too large, or too long for its width.
     """
     import PIL.Image
+
+    from maa_jax.visual.images import check_size
 
     views = []
     for image in images:
         if not isinstance(image, PIL.Image.Image):
             image = PIL.Image.fromarray(np.asarray(image))
+        check_size(*image.size)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             white = PIL.Image.new("RGBA", image.size, "white")
@@ -423,8 +429,13 @@ def preprocess(images: Sequence[Any], image_size: int = 224) -> np.ndarray:
         image = np.asarray(image.resize(size, PIL.Image.Resampling.BICUBIC), np.float32)
         top, left = ((side - image_size) // 2 for side in image.shape[:2])
         view = image[top : top + image_size, left : left + image_size]
-        views.append((view / 255 - _MEAN) / _DEVIATION)
+        views.append(normalize(view))
     return np.stack(views).astype(np.float32)
+
+
+def normalize(colours: Any) -> Any:
+    """Returns colours [..., 3] of 0 to 255, an array of numpy or JAX, as the tower sees them."""
+    return (colours / 255 - _MEAN) / _DEVIATION
 
 
 def _tower(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ class UNetConfig:
       out_channels: channels of the prediction.
       block_out_channels: width of each level; every level has spatial transformers.
       layers_per_block: residual blocks at each level on the way down; one more on the way up.
-      num_heads: number of heads of every attention.
+      num_heads: number of heads of every attention, or of those of each level.
       cross_attention_dim: width of the context.
       norm_num_groups: number of groups of every group normalisation.
     """
@@ -33,18 +33,31 @@ class UNetConfig:
     out_channels: int = schema.size(4)
     block_out_channels: tuple[int, ...] = schema.size((320, 640), length=(1, 8))
     layers_per_block: int = schema.size(2, most=8)
-    num_heads: int = schema.size(8)
+    num_heads: tuple[int, ...] | int = schema.size(8, length=(1, 8))
     cross_attention_dim: int = schema.size(1024)
     norm_num_groups: int = schema.size(32)
 
     def __post_init__(self):
         schema.check(self)
-        hf_config.check_widths(self, "num_heads", "norm_num_groups")
+        hf_config.check_widths(self, "norm_num_groups")
+        widths = self.block_out_channels
+        levels = len(self.heads) == len(widths)
+        if not levels or any(w % n for w, n in zip(widths, self.heads, strict=True)):
+            raise ValueError(
+                f"num_heads={self.num_heads}: give a divisor of all of block_out_channels={widths},"
+                " or of each"
+            )
         if self.block_out_channels[0] % 2:
             raise ValueError(
                 f"block_out_channels={self.block_out_channels}: the first is that of the timestep's"
                 " sines and cosines; make it even"
             )
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Number of heads at each level; the middle block has those of the last."""
+        heads, levels = self.num_heads, len(self.block_out_channels)
+        return heads if isinstance(heads, tuple) else (heads,) * levels
 
     @property
     def downscale(self) -> int:
@@ -55,7 +68,8 @@ class UNetConfig:
         """Returns the content of the config.json that diffusers opens."""
         sizes = dataclasses.asdict(self)
         # diffusers' attention_head_dim is, for this class, the number of heads.
-        sizes["attention_head_dim"] = sizes.pop("num_heads")
+        heads = sizes.pop("num_heads")
+        sizes["attention_head_dim"] = list(heads) if isinstance(heads, tuple) else heads
         sizes["block_out_channels"] = list(self.block_out_channels)
         return {**_fixed(len(self.block_out_channels)), "sample_size": None, **sizes}
 
@@ -127,15 +141,19 @@ class UNet(nnx.Module):
         for level, out in enumerate(widths):
             last = level == len(widths) - 1
             ins = [width] + [out] * (config.layers_per_block - 1)
-            down_blocks.append(DownBlock(ins, out, downsample=not last, **common))
+            down_blocks.append(
+                DownBlock(ins, out, num_heads=config.heads[level], downsample=not last, **common)
+            )
             skips += [out] * (config.layers_per_block + (not last))
             width = out
         self.down_blocks = nnx.List(down_blocks)
-        self.mid_block = MidBlock(width, **common)
+        self.mid_block = MidBlock(width, num_heads=config.heads[-1], **common)
         for level, out in reversed(list(enumerate(widths))):
             outs = [width] + [out] * config.layers_per_block
             ins = [w + skips.pop() for w in outs]
-            up_blocks.append(UpBlock(ins, out, upsample=level > 0, **common))
+            up_blocks.append(
+                UpBlock(ins, out, num_heads=config.heads[level], upsample=level > 0, **common)
+            )
             width = out
         self.up_blocks = nnx.List(up_blocks)
         self.conv_norm_out = GroupNorm(
@@ -279,9 +297,17 @@ class FeedForward(nnx.Module):
 class TransformerBlock(nnx.Module):
     """Self-attention, cross-attention and feed-forward, each pre-normalised with a residual."""
 
-    def __init__(self, width: int, *, config: UNetConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        *,
+        num_heads: int,
+        config: UNetConfig,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         norm = lambda: nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        common: dict[str, Any] = dict(num_heads=config.num_heads, dtype=dtype, rngs=rngs)
+        common: dict[str, Any] = dict(num_heads=num_heads, dtype=dtype, rngs=rngs)
         self.norm1, self.norm2, self.norm3 = norm(), norm(), norm()
         self.attn1 = CrossAttention(width, width, **common)
         self.attn2 = CrossAttention(width, config.cross_attention_dim, **common)
@@ -298,11 +324,21 @@ class TransformerBlock(nnx.Module):
 class SpatialTransformer(nnx.Module):
     """A transformer block over the positions of a map, around a skip connection."""
 
-    def __init__(self, width: int, *, config: UNetConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        *,
+        num_heads: int,
+        config: UNetConfig,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         common: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         self.norm = GroupNorm(width, num_groups=config.norm_num_groups, epsilon=1e-6, **common)
         self.proj_in = Conv(width, width, 1, **common)
-        self.transformer_blocks = nnx.List([TransformerBlock(width, config=config, **common)])
+        self.transformer_blocks = nnx.List(
+            [TransformerBlock(width, num_heads=num_heads, config=config, **common)]
+        )
         self.proj_out = Conv(width, width, 1, kernel_init=zeros_init, **common)
 
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
@@ -343,6 +379,7 @@ class _Block(nnx.Module):
         out: int,
         attentions: int,
         *,
+        num_heads: int,
         config: UNetConfig,
         dtype: jnp.dtype,
         remat: bool,
@@ -350,7 +387,9 @@ class _Block(nnx.Module):
     ):
         common: dict[str, Any] = dict(config=config, dtype=dtype, rngs=rngs)
         self.resnets = nnx.List([ResnetBlock(i, out, **common) for i in ins])
-        self.attentions = nnx.List([SpatialTransformer(out, **common) for _ in range(attentions)])
+        self.attentions = nnx.List(
+            [SpatialTransformer(out, num_heads=num_heads, **common) for _ in range(attentions)]
+        )
         self.remat = remat
 
     def run(self, block: nnx.Module, *args: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from maa_jax.stages.autoencoder import AutoencoderStage
 from maa_jax.stages.base import Stage
 from maa_jax.stages.captioner import CaptionerStage
 from maa_jax.stages.clap import ClapStage
+from maa_jax.stages.clip import ClipStage
 from maa_jax.stages.diffusion import DiffusionStage
 from maa_jax.stages.event_classifier import EventClassifierStage
 from maa_jax.stages.inpainting import InpaintingStage
@@ -29,6 +30,7 @@ STAGES: dict[str, Any] = {
     "autoencoder": AutoencoderStage,
     "captioner": CaptionerStage,
     "clap": ClapStage,
+    "clip": ClipStage,
     "diffusion": DiffusionStage,
     "event_classifier": EventClassifierStage,
     "inpainting": InpaintingStage,

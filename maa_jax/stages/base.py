@@ -28,8 +28,9 @@ class Stage(Protocol):
 
     `init`, `loss`, `prepare`, `train_step`, `eval_step` and `summarize` are pure and run under
     `jax.jit`. A batch holds `audio`, float32 [b, samples]; `index`, int [b], each recording's index
-    in the dataset; and, with a `prepare_text`, its result as `text`. Trees of weights are nested
-    dicts of arrays, {network: tree} at the top.
+    in the dataset; and, with a `prepare_text`, its result as `text`. The clip stage's has `image`,
+    uint8 [b, h, w, 3], in place of `audio`. Trees of weights are nested dicts of arrays, {network:
+    tree} at the top.
 
     Attributes:
       config: config of the run.

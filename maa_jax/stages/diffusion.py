@@ -26,6 +26,7 @@ from maa_jax.diffusion.schedule import Schedule
 from maa_jax.encoders import text
 from maa_jax.encoders.base import Conditioner
 from maa_jax.encoders.stored import StoredContexts
+from maa_jax.encoders.visual import open_conditioner
 from maa_jax.files import FolderError, replace_folder, user_path
 from maa_jax.latents import LatentCodec, check_front_end
 from maa_jax.model_folder import hub, networks
@@ -48,6 +49,9 @@ class DiffusionStage(SingleNetworkStage):
       schedule: fields of Schedule, among them the U-Net's prediction type.
       autoencoder, text_encoder: model folders; the text encoder may also be an id on the Hugging
         Face hub or a name of `encoders.text.ENCODERS`.
+      conditioning: the U-Net's context: "tokens", a caption's token states; or a whole CLIP's one
+        embedding, of unit length, "norm_global", or as it is, "global", so that pictures can stand
+        for captions.
       text_embeddings: folder of the training captions' contexts, computed by maa_jax.embed; "" to
         compute them in every step.
       latents: folder of the training examples' latents, stored by maa_jax.embed; "" to encode the
@@ -94,20 +98,21 @@ class DiffusionStage(SingleNetworkStage):
 
     def _open_conditioner(self) -> Conditioner:
         folder, config = self._folders["text_encoder"], self.config
+        conditioning = config.conditioning
         if not config.text_embeddings:
             try:
-                return text.TextConditioner.from_folder(folder)
+                return open_conditioner(folder, conditioning)
             except FolderError as error:
                 raise ValueError(f"config.text_encoder={config.text_encoder!r}: {error}") from error
         contexts = Contexts(user_path(config.text_embeddings))
-        if contexts.text_encoder_sha256 != text.digest(folder):
+        if contexts.text_encoder_sha256 != text.digest(folder, conditioning):
             raise ValueError(
                 f"config.text_embeddings={config.text_embeddings!r} holds the contexts of another "
                 f"text encoder ({contexts.text_encoder!r}) than "
                 f"config.text_encoder={config.text_encoder!r}: make them agree, or write it again "
                 "with python -m maa_jax.embed."
             )
-        return StoredContexts(contexts, folder)
+        return StoredContexts(contexts, folder, conditioning)
 
     def _check_widths(self) -> None:
         given = self.conditioner.width
@@ -335,6 +340,7 @@ class DiffusionStage(SingleNetworkStage):
         mel = self.codec.mel
         save_index(
             folder,
+            conditioning=self.config.conditioning,
             mel=dataclasses.asdict(mel),
             sample_rate=mel.sample_rate,
             max_duration=self.config.data.samples / mel.sample_rate,

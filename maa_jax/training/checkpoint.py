@@ -55,10 +55,10 @@ _FOUND = ("labels",)
 
 
 def _completed(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns a config with the blocks that older workdirs lack, as their runs used them."""
+    """Returns a config with the keys that older workdirs lack, as their runs used them."""
     added: dict[str, Any] = {"evaluators": {}}
     if config.get("stage") == "diffusion":
-        added["schedule"] = dataclasses.asdict(Schedule())
+        added |= {"schedule": dataclasses.asdict(Schedule()), "conditioning": "tokens"}
     return added | config
 
 

@@ -18,6 +18,7 @@ from maa_jax.models.autoencoder import AutoencoderConfig
 from maa_jax.models.bigvgan import BigVGANConfig
 from maa_jax.models.captioner import CaptionerConfig
 from maa_jax.models.clap import ClapConfig
+from maa_jax.models.clip import ClipConfig
 from maa_jax.models.cnn14 import Cnn14Config
 from maa_jax.models.event_classifier import EventClassifierConfig
 from maa_jax.models.hifigan import HifiGanConfig
@@ -238,6 +239,7 @@ class DiffusionRun(RunConfig):
     schedule: Schedule
     autoencoder: str
     text_encoder: str
+    conditioning: str = schema.field(choices=("tokens", "norm_global", "global"))
     text_embeddings: str
     latents: str
     vocoder: str
@@ -289,6 +291,21 @@ class ClapRun(RunConfig):
     clap: ClapConfig
     tokenizer: str
     augment: _Augment
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Crop:
+    crop: float = schema.field(least=0.01, most=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipRun(RunConfig):
+    """Keys of the CLIP stage; `stages/clip.py` describes them."""
+
+    init_from: str
+    clip: ClipConfig
+    tokenizer: str
+    augment: _Crop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -352,6 +369,7 @@ STAGES: dict[str, type[RunConfig]] = {
     "autoencoder": AutoencoderRun,
     "captioner": CaptionerRun,
     "clap": ClapRun,
+    "clip": ClipRun,
     "diffusion": DiffusionRun,
     "event_classifier": EventClassifierRun,
     "inpainting": InpaintingRun,
@@ -368,6 +386,7 @@ _DERIVED = {
         ("sample_rate", "pad_token_id", "bos_token_id", "eos_token_id", "suppress_tokens"),
         "config.mel and the tokenizer",
     ),
+    "clip.text_config": (("pad_token_id", "bos_token_id", "eos_token_id"), "the tokenizer"),
     "classifier.melception": (
         ("samples", "first_frame", "frames", "num_classes", "labels", "published"),
         "config.data.samples and config.labels",
@@ -425,6 +444,12 @@ def check(config: Any) -> RunConfig:
                 "the diffusion stage"
             )
     _check_best(run)
+    pictures = [p.dataset for p in run.data.parts() if p.dataset.startswith("image_folder")]
+    if len(pictures) != (len(run.data.parts()) if isinstance(run, ClipRun) else 0):
+        kind = "pictures: image_folder alone" if isinstance(run, ClipRun) else "sounds"
+        raise ValueError(
+            f"config.data.dataset={run.data.dataset!r}: the {run.stage} stage learns from {kind}"
+        )
     events = run.data.reprogram.events
     if events and isinstance(run, EventClassifierRun | AudioClassifierRun):
         raise ValueError(

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from maa_jax.convert import released
 from maa_jax.model_folder import networks, torch_layout
 from maa_jax.models.rngs import InitRngs
 from maa_jax.models.unet import UNet, UNetConfig
+from tests.conftest import random_network
 from tests.parity.named_weights import reference, state_dict
 
 SMALL = UNetConfig(block_out_channels=(32, 64), cross_attention_dim=48)
@@ -106,7 +108,8 @@ def test_sizes_that_cannot_be_halved_are_refused():
 
 
 def test_config_survives_the_round_trip():
-    for config in (SMALL, UNetConfig(), UNetConfig(num_heads=4, block_out_channels=(64, 96, 128))):
+    wide = UNetConfig(num_heads=4, block_out_channels=(64, 96, 128))
+    for config in (SMALL, UNetConfig(), wide, dataclasses.replace(wide, num_heads=(2, 3, 4))):
         assert UNetConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
 
 
@@ -117,8 +120,32 @@ def test_config_names_what_is_not_supported():
         UNetConfig.from_hf(config)
     for part in ("in_channels is missing", "use_linear_projection=True", "encoder_hid_dim=8"):
         assert part in str(error.value)
-    with pytest.raises(ValueError, match="num_heads=3"):
-        UNetConfig(num_heads=3)
+    for heads in (3, (8, 16, 8), (8, 7)):
+        with pytest.raises(ValueError, match=rf"num_heads={re.escape(str(heads))}: give a divisor"):
+            UNetConfig(num_heads=heads)
+
+
+def test_diffusers_agrees_on_numbers_of_heads_for_each_level(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    config = dataclasses.replace(
+        TINY, block_out_channels=(8, 16, 24), num_heads=(1, 4, 3), cross_attention_dim=6
+    )
+    params = random_network(lambda rngs: UNet(config, rngs=rngs), 0)
+    networks.save_network(tmp_path, "unet", config, params)
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "unet")
+    blocks = [*theirs.down_blocks, theirs.mid_block, *theirs.up_blocks]
+    heads = [block.attentions[0].transformer_blocks[0].attn1.heads for block in blocks]
+    assert heads == [1, 4, 3, 3, 3, 4, 1]
+    assert UNetConfig.from_hf(dict(theirs.config)) == config
+    rng = np.random.default_rng(0)
+    shapes = {"x": (2, 4, 8, 12), "context": (2, 3, 6)}
+    arrays = {name: rng.standard_normal(shape).astype("f") for name, shape in shapes.items()}
+    arrays["t"] = np.array([3, 700])
+    with torch.no_grad():
+        eps = theirs(*(torch.tensor(arrays[k]) for k in ("x", "t", "context"))).sample.numpy()
+    wanted = eps.transpose(0, 2, 3, 1)
+    assert np.abs(predict(config, params, arrays) - wanted).max() < 1e-4 * np.abs(wanted).max()
 
 
 def test_diffusers_opens_the_folder_and_agrees(tmp_path):

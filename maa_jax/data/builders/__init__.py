@@ -7,6 +7,7 @@ from typing import Any
 BUILDERS = {
     "sonic_sounds": "SonicSounds",
     "audio_folder": "AudioFolder",
+    "image_folder": "ImageFolder",
     "general_midi": "GeneralMidi",
     "clotho": "Clotho",
     "audiocaps": "AudioCaps",

@@ -201,8 +201,12 @@ class AudioBuilder(BuildsOnce, tfds.core.GeneratorBasedBuilder, skip_registratio
         return Info(
             builder=self,
             description=self.DESCRIPTION,
-            features=tfds.features.FeaturesDict(audio_features()),
+            features=tfds.features.FeaturesDict(self.features()),
         )
+
+    def features(self) -> dict[str, Any]:
+        """Returns the features of the dataset's examples."""
+        return audio_features()
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         recordings = self.recordings(dl_manager)
@@ -297,26 +301,38 @@ class AudioBuilder(BuildsOnce, tfds.core.GeneratorBasedBuilder, skip_registratio
         """
         if recording.audio is None:
             raise AudioError("the file is missing")
-        if isinstance(recording.audio, bytes):
-            wav = decode(recording.audio, SAMPLE_RATE)
-        else:
-            wav = load(recording.audio, SAMPLE_RATE)
-        if is_silent(wav):
-            raise AudioError("silent: no sample above -80 dBFS")
-        peak = float(np.abs(wav).max())
-        wav = wav / max(peak, 1)  # the 16 bits of FLAC end at full scale
+        content, peak = self.content(recording.audio)
         example = {
-            "audio": encode_flac(wav, SAMPLE_RATE),
+            **content,
             "captions": list(recording.captions),
             "labels": list(recording.labels),
             "source": recording.source,
             "id": recording.id,
-            "seconds": len(wav) / SAMPLE_RATE,
             "license": recording.license,
+        }
+        return example, peak
+
+    def content(self, file: epath.Path | bytes) -> tuple[dict, float]:
+        """Returns the features that a file gives, and its peak before it was scaled to at most 1.
+
+        Raises:
+          AudioError: the file cannot be used.
+        """
+        if isinstance(file, bytes):
+            wav = decode(file, SAMPLE_RATE)
+        else:
+            wav = load(file, SAMPLE_RATE)
+        if is_silent(wav):
+            raise AudioError("silent: no sample above -80 dBFS")
+        peak = float(np.abs(wav).max())
+        wav = wav / max(peak, 1)  # the 16 bits of FLAC end at full scale
+        content = {
+            "audio": encode_flac(wav, SAMPLE_RATE),
+            "seconds": len(wav) / SAMPLE_RATE,
             # A hash of the samples, not of the file, finds the same sound in two containers.
             "audio_hash": hashlib.sha256(pcm16(wav).astype("<i2").tobytes()).hexdigest(),
         }
-        return example, peak
+        return content, peak
 
     def _stop(self) -> NoReturn:
         self._write_report()

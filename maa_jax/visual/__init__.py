@@ -1,0 +1,1 @@
+"""Pictures and videos: files to arrays, and sound back into videos."""
