@@ -38,6 +38,21 @@ class Sampling(Request):
     prompts_file: str | None = option(
         None, "Text file with one prompt per line.", path=True, recorded=False
     )
+    image: tuple[str, ...] = option(
+        (),
+        "Picture in place of a prompt, for a model trained with configs/v2a.py; may be repeated.",
+        repeated=True,
+        recorded=False,
+    )
+    video: tuple[str, ...] = option(
+        (),
+        "Video in place of a prompt; its sound is as long as it is. May be repeated.",
+        repeated=True,
+        recorded=False,
+    )
+    mux: bool = option(
+        False, "Write a copy of each video with its sound beside the wav file.", recorded=False
+    )
     audio: tuple[str, ...] = option(
         (),
         "Recording that the sounds are made from: one for all prompts, or one for each; or several "
@@ -57,6 +72,13 @@ class Sampling(Request):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.mux and not self.video:
+            raise ValueError("mux=True: there is no video: give --video, or leave it out")
+        kinds = [name for name in ("prompt", "image", "video") if getattr(self, name)]
+        if self.prompts_file and "prompt" not in kinds:
+            kinds.append("prompts_file")
+        if len(kinds) > 1:
+            raise ValueError(f"{' and '.join(kinds)}: give one of prompts, images and videos")
         if not self.audio:
             self.check_unedited(mask=self.mask)
         elif self.duration is not None:
@@ -121,7 +143,7 @@ def sample(prompts: Sequence[str], sampling: Sampling) -> list[pathlib.Path]:
     wrote are not made again, and those of other requests are never overwritten.
 
     Args:
-      prompts: prompts, as `read_prompts` returns them.
+      prompts: prompts, as `read_prompts` returns them; [] with pictures or videos.
       sampling: options of the sounds, and where they are written.
 
     Returns:
@@ -139,7 +161,10 @@ def sample(prompts: Sequence[str], sampling: Sampling) -> list[pathlib.Path]:
     from maa_jax.model_folder.model import read_model
 
     model = read_model(hub.fetch_model(sampling.model))
-    if len(prompts) == 1:
+    shown = sampling.image or sampling.video
+    if shown:
+        prompts = [pathlib.Path(path).stem for path in shown]
+    elif len(prompts) == 1:
         prompts = [*prompts] * max(1, len(sampling.audio))
     sampling.coefficients(model.schedule)
     sampling.durations(model.max_duration, 1)
@@ -201,6 +226,13 @@ def _sample(
                     continue
                 begin = time.perf_counter()
                 io.write_wav(folder / files[place], wav, pipe.sample_rate)
+                if sampling.mux:
+                    _mux(
+                        sampling.video[place // sampling.num_samples],
+                        wav,
+                        pipe.sample_rate,
+                        folder / files[place],
+                    )
                 journal.add(wanted[files[place]] | row | where)
                 spent["files"] += time.perf_counter() - begin
         took = time.perf_counter() - clock
@@ -240,15 +272,25 @@ def _own(prompts: Sequence[str], sampling: Sampling, model: "Model") -> list[dic
     Raises:
       ValueError: times in a prompt, a recording or the mask cannot be used.
     """
-    from maa_jax.pipeline import editing, timeline
+    from maa_jax.pipeline import editing
+    from maa_jax.pipeline.prompts import read
 
-    times = [timeline.parse(prompt) for prompt in prompts]
+    shown = [user_path(path) for path in sampling.image or sampling.video]
+    kind = "image" if sampling.image else "video"
+    asked = read(
+        None if shown else prompts,
+        shown if sampling.image else None,
+        shown if sampling.video else None,
+        model.max_duration,
+    )
+    own: list[dict[str, Any]] = [
+        {"prompt": "", kind: path, f"{kind}_sha256": sha256(path)} for path in shown
+    ] or [{} for _ in prompts]
     if not sampling.audio:
-        timed = [bool(segments) and sampling.duration is None for segments in times]
-        return [
-            {"duration": segments[-1].end} if own else {}
-            for segments, own in zip(times, timed, strict=True)
-        ]
+        for row, prompt in zip(own, asked, strict=True):
+            if prompt.seconds is not None and sampling.duration is None:
+                row["duration"] = prompt.seconds
+        return own
     found = editing.read(sampling.audio, sampling.mask or None, len(prompts), model.mel)
     paths = [user_path(path) for path in sampling.audio] * (len(prompts) // len(sampling.audio))
     masks = [
@@ -256,14 +298,22 @@ def _own(prompts: Sequence[str], sampling: Sampling, model: "Model") -> list[dic
         for item in sampling.mask
     ]
     return [
-        {
+        row
+        | {
             "audio": path,
             "audio_sha256": sha256(path),
             "masks": masks,
             "duration": len(wav) / model.sample_rate,
         }
-        for path, wav in zip(paths, found.wavs, strict=True)
+        for row, path, wav in zip(own, paths, found.wavs, strict=True)
     ]
+
+
+def _mux(video: str, wav: Any, sample_rate: int, wav_file: pathlib.Path) -> None:
+    """Writes a copy of a video with a sound, beside the sound's file."""
+    from maa_jax.visual import videos
+
+    videos.mux(user_path(video), wav, sample_rate, wav_file.with_suffix(pathlib.Path(video).suffix))
 
 
 def _where(model: "Model") -> dict[str, Any]:
@@ -319,8 +369,12 @@ def _sounds(
             if sampling.audio:
                 several = len(sampling.audio) > 1
                 audio = [sampling.audio[unit // per_prompt * several] for unit in chunk]
+            shown = sampling.image or sampling.video
+            seen: Any = [user_path(shown[unit // per_prompt]) for unit in chunk] if shown else None
             made: Any = pipe(
-                [every[unit * kept] for unit in chunk],
+                None if shown else [every[unit * kept] for unit in chunk],
+                image=seen if sampling.image else None,
+                video=seen if sampling.video else None,
                 audio=audio,
                 mask=sampling.mask or None,
                 callback=progress,
@@ -337,7 +391,9 @@ def _sounds(
 def main() -> None:
     """Runs the program that this module's docstring describes."""
     sampling = options.from_flags(Sampling)
-    prompts = read_prompts(sampling.prompt, sampling.prompts_file)
+    prompts: list[str] = []
+    if not (sampling.image or sampling.video):
+        prompts = read_prompts(sampling.prompt, sampling.prompts_file)
     from maa_jax import devices
 
     devices.initialize()

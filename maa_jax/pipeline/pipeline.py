@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import tempfile
@@ -19,7 +20,7 @@ from maa_jax.checks import Repeated, check_name
 from maa_jax.devices import LocalDevices
 from maa_jax.diffusion import samplers
 from maa_jax.encoders import clap
-from maa_jax.encoders.text import TextConditioner
+from maa_jax.encoders.visual import GlobalConditioner, open_conditioner
 from maa_jax.files import FolderError, user_path
 from maa_jax.latents import LatentCodec
 from maa_jax.model_folder import hub
@@ -27,11 +28,12 @@ from maa_jax.model_folder.card import model_card
 from maa_jax.model_folder.index import copy_folder
 from maa_jax.model_folder.model import Model, check_same, read_model
 from maa_jax.options import keywords
-from maa_jax.pipeline import arguments, editing, programs, timeline, windows
+from maa_jax.pipeline import arguments, editing, programs, windows
 from maa_jax.pipeline.coding import Coder
 from maa_jax.pipeline.composing import compose
+from maa_jax.pipeline.prompts import Prompt
+from maa_jax.pipeline.prompts import read as read_prompts
 from maa_jax.pipeline.request import OUTPUTS, Request, is_list
-from maa_jax.pipeline.timeline import Segment
 from maa_jax.pipeline.windows import Windows
 from maa_jax.vocoder import Vocoder
 
@@ -61,7 +63,7 @@ class Ranked(NamedTuple):
 
 
 class Pipeline:
-    """Generates sounds from text prompts.
+    """Generates sounds from text prompts, pictures or videos.
 
         pipe = Pipeline.from_pretrained("bundled")
         wavs = pipe(["a crow caws"], seed=0)  # float32 [1, samples] at pipe.sample_rate
@@ -75,17 +77,17 @@ class Pipeline:
     """
 
     def __init__(self, model: Model, dtype: Any, devices: LocalDevices):
-        """Reads the text encoder; users call `from_pretrained`.
+        """Reads what encodes prompts; users call `from_pretrained`.
 
         Raises:
-          ValueError: the folder's networks do not generate sounds from text alone.
+          ValueError: the folder's networks do not fit together.
         """
         self.model, self.path = model, model.path
         self.sample_rate, self.max_duration = model.sample_rate, model.max_duration
         self._codec = LatentCodec.from_folder(model.path, dtype=dtype)
         vocoder = Vocoder.from_folder(model.path, self._codec.mel)
         # In float32, as in training and in stored contexts.
-        self._conditioner = TextConditioner.from_folder(model.path)
+        self._conditioner = open_conditioner(model.path)
         wide = model.unet.cross_attention_dim
         check_same(
             self.path, "unet: cross_attention_dim", wide, "text's width", self._conditioner.width
@@ -97,6 +99,7 @@ class Pipeline:
                 f"a U-Net that takes the latents, or {2 * latent + 1} channels: the latents, those "
                 "of a masked recording, and the mask"
             )
+        self._sees = isinstance(self._conditioner, GlobalConditioner)
         # Whether the denoiser was trained to fill gaps.
         self._fills = taken != latent
         self._devices = devices
@@ -187,14 +190,14 @@ class Pipeline:
         return shape if samples > self._samples(self.max_duration) else min(shape, limit)
 
     def _windows(
-        self, shape: tuple[int, int, int], loop: bool, times: list[list[Segment]]
+        self, shape: tuple[int, int, int], loop: bool, asked: Sequence[Prompt]
     ) -> Windows | None:
         """Returns the windows of sounds that need them, None for others."""
         multiple = self.model.unet.downscale
         width = self._codec.shape(self._samples(self.max_duration), multiple)[1]
-        if not loop and not any(times) and shape[1] <= width:
+        spans = [s.end - s.start for prompt in asked for s in prompt.segments]
+        if not loop and not spans and shape[1] <= width:
             return None
-        spans = [s.end - s.start for segments in times for s in segments]
         if spans:  # a window sees about one of them
             columns = min(spans) * self.sample_rate / self._codec.samples(multiple)
             width = min(width, max(2, int(columns)) * multiple)
@@ -215,8 +218,10 @@ class Pipeline:
     @keywords(Request)
     def __call__(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Sequence[str] | None = None,
         *,
+        image: Any = None,
+        video: Any = None,
         audio: Any = None,
         mask: Any = None,
         initial_latents: np.ndarray | jax.Array | Sequence[np.ndarray] | None = None,
@@ -233,6 +238,9 @@ class Pipeline:
         Args:
           prompts: prompt, or several; an empty one gives any sound that the model can make, and one
             with times, "0-3 s rain; 3-6 s thunder", one after the other.
+          image: in place of prompts, path of a picture, or uint8 [h, w, 3]; or a list, for a model
+            that was trained under CLIP's embedding (configs/v2a.py; paper, section 4.3).
+          video: the same with paths of videos; their sounds are as long as they are.
           audio: recording that the sounds are made from (SDEdit, paper section 4.1): path of a
             sound file, or waveform [samples] at `sample_rate`; or a list, one for each prompt. The
             sounds have its length; see `edit` and `strength`.
@@ -249,7 +257,8 @@ class Pipeline:
 
         Returns:
           float32 [n, round(duration * sample_rate)] in [-1, 1], n = len(prompts) * num_samples; or
-          mels or latents [n, ...]. A list of n arrays if `duration` or `audio` is a list. With
+          mels or latents [n, ...]. A list of n arrays if `duration`, `audio` or
+          `video` is a list, or prompts have times. With
           `num_candidates`, a `Ranked`, whose `sounds` these are.
 
         Raises:
@@ -257,7 +266,15 @@ class Pipeline:
         """
         for name in options:
             check_name("option", name, [field.name for field in dataclasses.fields(Request)])
-        request, prompts = Request(**options), arguments.sentences(prompts)
+        request = Request(**options)
+        if (image is not None or video is not None) and not self._sees:
+            raise ValueError(
+                f"image, video: {self.path} knows only text: give the folder of a model that was "
+                "trained with configs/v2a.py"
+            )
+        asked = read_prompts(prompts, image, video, self.max_duration)
+        if request.ranks and asked[0].pictures:
+            raise ValueError("num_candidates: sounds are ranked by a prompt, not by pictures")
         if callback is not None and not callable(callback):
             raise ValueError(f"callback={callback!r}: give a function")
         recordings = None
@@ -267,16 +284,16 @@ class Pipeline:
                     "audio: its sounds have its length and begin with its latents: leave out "
                     "duration and initial_latents"
                 )
-            recordings = editing.read(audio, mask, len(prompts), self._codec.mel)
+            recordings = editing.read(audio, mask, len(asked), self._codec.mel)
         else:
             request.check_unedited(mask=mask is not None)
         skipped = request.skipped(audio, mask)
         table = request.coefficients(self.model.schedule, skipped)
-        times = [timeline.parse(prompt) for prompt in prompts]
         if recordings is None:
-            durations = request.durations(self.max_duration, len(prompts))
+            durations = request.durations(self.max_duration, len(asked))
             if request.duration is None:
-                durations = [t[-1].end if t else d for t, d in zip(times, durations, strict=True)]
+                stated = [prompt.seconds for prompt in asked]
+                durations = [d if s is None else s for s, d in zip(stated, durations, strict=True)]
             lengths = [self._samples(seconds) for seconds in durations]
         else:
             lengths = [len(wav) for wav in recordings.wavs]
@@ -297,8 +314,8 @@ class Pipeline:
             rows = self._devices.fill(batch)
             which = rows // request.tries
             shape = shapes[batch[0]]
-            plan = self._windows(shape, request.loop, times)
-            context = self._context([prompts[i] for i in which], [times[i] for i in which], plan)
+            plan = self._windows(shape, request.loop, asked)
+            context = self._context([asked[i] for i in which], plan)
             indices = (request.start_index + rows).astype(np.uint32)
             latents, keys = programs.draw_noise(shape, np.uint32(request.seed), indices)
             if noise is not None:
@@ -317,20 +334,23 @@ class Pipeline:
             made = self._decode(
                 self._devices.split(jnp.asarray(final)), output, samples[rows], given
             )
-            asked = [prompts[i // request.tries] for i in rows]
-            self._check_finite(made, asked, indices)
+            texts = [asked[i].text for i in which]
+            self._check_finite(made, texts, indices)
             if recordings is not None and recordings.masks is not None and "wav" in made:
                 self._compose(made["wav"], recordings, which)
             if request.ranks:
-                scores[batch] = self._rank(asked, made["wav"])[: len(batch)]
+                scores[batch] = self._rank(texts, made["wav"])[: len(batch)]
             for place, i in enumerate(batch):
                 sounds[i] = self._cut(made[request.output][place], samples[i], request.output)
                 if "clipped" in made and made["clipped"][place] > CLIPPED:
                     self._warn_clipped(
                         f"{made['clipped'][place]:.0%} of the samples of a sound for "
-                        f"{arguments.short(asked[place])} are clipped: lower guidance_scale"
+                        f"{arguments.short(texts[place])} are clipped: lower guidance_scale"
                     )
-        listed = is_list(request.duration) if recordings is None else recordings.listed
+        timed = any(prompt.seconds is not None for prompt in asked)
+        listed = is_list(request.duration) or (timed and is_list(prompts or video))
+        if recordings is not None:
+            listed = recordings.listed
         return _result(request, sounds, scores, listed)
 
     def _given(
@@ -402,23 +422,20 @@ class Pipeline:
         )
         return self._encode_text(self._text, nothing)
 
-    def _context(
-        self, prompts: list[str], times: list[list[Segment]], plan: Windows | None
-    ) -> jax.Array:
+    def _context(self, asked: list[Prompt], plan: Windows | None) -> jax.Array:
         """Returns the context of prompts, [b, n, d], or of each window, [b, windows, n, d]."""
-        if plan is None or not any(times):
-            condition = self._devices.split(self._conditioner.prepare(prompts))
-            return self._run("text encoder", self._encode_text, self._text, condition)
-        seconds = plan.centres() * self._codec.samples(plan.total) / self.sample_rate
-        heard = [
-            [timeline.caption_at(segments, t) if segments else prompt for t in seconds]
-            for prompt, segments in zip(prompts, times, strict=True)
-        ]
-        captions = list(dict.fromkeys(caption for row in heard for caption in row))
-        condition = self._conditioner.prepare(captions)
+        ends = [(0.0, math.inf)]
+        if plan is not None and any(prompt.changes for prompt in asked):
+            second = self._codec.samples(1) / self.sample_rate  # of a column
+            ends = [(s * second, (s + plan.width) * second) for s in plan.starts]
+        parts = [prompt.at(*end) for prompt in asked for end in ends]
+        encoder: Any = self._conditioner
+        prepare = encoder.prepare_images if asked[0].pictures else encoder.prepare
+        condition = self._devices.split(prepare(parts))
         found = self._run("text encoder", self._encode_text, self._text, condition)
-        place = np.array([[captions.index(caption) for caption in row] for row in heard])
-        return self._devices.split(found[place])
+        if len(ends) == 1:
+            return found
+        return self._devices.split(found.reshape(len(asked), len(ends), *found.shape[1:]))
 
     def _denoise(
         self,

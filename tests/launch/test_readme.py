@@ -113,7 +113,7 @@ def listed(document, section=""):
 
 def test_every_option_of_sampling_is_listed():
     fields = {field.name for field in dataclasses.fields(Request)}
-    others = {"audio", "mask", "initial_latents", "callback"}
+    others = {"image", "video", "audio", "mask", "initial_latents", "callback"}
     assert listed("docs/sample.md", "## Options") == fields | others
 
 

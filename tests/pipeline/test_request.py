@@ -60,9 +60,11 @@ def test_the_pipeline_s_keywords_are_the_request_s_fields():
     for field in dataclasses.fields(Request):
         assert parameters[field.name].default == field.default
         assert f"          {field.name}: " in Pipeline.__call__.__doc__
-    assert {"self", "prompts", "audio", "mask", "initial_latents", "callback"} == set(
-        parameters
-    ) - {field.name for field in dataclasses.fields(Request)}
+    assert {
+        *("self", "prompts", "image", "video", "audio", "mask"),
+        "initial_latents",
+        "callback",
+    } == set(parameters) - {field.name for field in dataclasses.fields(Request)}
 
 
 def test_what_is_recorded_makes_the_same_request():
