@@ -13,9 +13,12 @@ CONFIGS = {
     "autoencoder": (None, "demo", "runlocal", "bundled"),
     "captioner": (None, "self_critical", "demo", "runlocal", "bundled"),
     "clap": (None, "demo", "runlocal", "bundled"),
+    "clip": (None, "demo", "runlocal", "bundled"),
     "event_classifier": (None, "demo", "runlocal", "bundled"),
+    "inpainting": (None, "thin", "frames70", "demo", "runlocal", "bundled"),
     "retriever": (None, "demo", "runlocal", "bundled"),
     "t2a": (None, "paper", "clap", "t5", "bert", "clip", "demo", "runlocal", "bundled"),
+    "v2a": (None, "global", "demo", "runlocal", "bundled"),
     "vocoder": (None, "bigvgan", "vocos", "demo", "runlocal", "bundled"),
 }
 NAN = float("nan")
@@ -99,10 +102,20 @@ OF_STAGES = {
         ("tokenizer", [None]),
         ("init_from.text_encodr", ["x"]),
     ],
+    "clip": [
+        ("clip.text_config.num_attention_heads", [5]),
+        ("clip.vision_config.patch_size", [0]),
+        ("tokenizer", [None]),
+    ],
     "event_classifier": [
         ("event_classifier.families", [[], "x"]),
         ("event_classifier.events", [0, 1.5]),
         ("event_classifier.encoder.channels", [[], [0]]),
+    ],
+    "inpainting": [
+        ("masks.names", [(), ("thik",), "thick"]),
+        ("masks.everything", [-0.1, 1.5, NAN]),
+        ("latents", ["stored"]),
     ],
     "retriever": [
         ("margin", [-0.1, NAN]),
@@ -120,6 +133,7 @@ OF_STAGES = {
         ("summary.guidance_scale", [NAN]),
         ("vocoder", [None]),
     ],
+    "v2a": [("conditioning", ["globl", "", None])],
     "vocoder": [
         ("generator.name", ["hifi-gan"]),
         ("generator.hifigan.upsample_rates", [(8, 8, 8), "8"]),
