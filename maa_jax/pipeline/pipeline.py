@@ -190,16 +190,21 @@ class Pipeline:
         return shape if samples > self._samples(self.max_duration) else min(shape, limit)
 
     def _windows(
-        self, shape: tuple[int, int, int], loop: bool, asked: Sequence[Prompt]
+        self, shape: tuple[int, int, int], loop: bool = False, shortest: float | None = None
     ) -> Windows | None:
-        """Returns the windows of sounds that need them, None for others."""
+        """Returns the windows of sounds that need them, None for others.
+
+        Args:
+          shape: shape of their latents.
+          loop: whether they are loops.
+          shortest: seconds of the shortest part with a caption of its own, if there are such.
+        """
         multiple = self.model.unet.downscale
         width = self._codec.shape(self._samples(self.max_duration), multiple)[1]
-        spans = [s.end - s.start for prompt in asked for s in prompt.segments]
-        if not loop and not spans and shape[1] <= width:
+        if not loop and shortest is None and shape[1] <= width:
             return None
-        if spans:  # a window sees about one of them
-            columns = min(spans) * self.sample_rate / self._codec.samples(multiple)
+        if shortest is not None:  # a window sees about one part
+            columns = shortest * self.sample_rate / self._codec.samples(multiple)
             width = min(width, max(2, int(columns)) * multiple)
         return windows.plan(shape[1], min(width, shape[1]), loop=loop)
 
@@ -257,9 +262,8 @@ class Pipeline:
 
         Returns:
           float32 [n, round(duration * sample_rate)] in [-1, 1], n = len(prompts) * num_samples; or
-          mels or latents [n, ...]. A list of n arrays if `duration`, `audio` or
-          `video` is a list, or prompts have times. With
-          `num_candidates`, a `Ranked`, whose `sounds` these are.
+          mels or latents [n, ...]. A list of n arrays if `duration`, `audio` or `video` is a list,
+          or prompts have times. With `num_candidates`, a `Ranked`, whose `sounds` these are.
 
         Raises:
           ValueError: an argument is invalid, or the folder lacks the CLAP that ranking needs.
@@ -307,14 +311,15 @@ class Pipeline:
         self.load(request.output, ranking=request.ranks)
 
         unconditional = self._unconditional(request.negative_prompt)
-        batches = list(_batches(shapes, request.batch_size))
+        shortest = [asked[i // request.tries].shortest for i in range(len(shapes))]
+        batches = list(_batches(list(zip(shapes, shortest, strict=True)), request.batch_size))
         sounds: list[np.ndarray] = [np.empty(0)] * len(shapes)
         scores = np.zeros(len(shapes), np.float32)
         for number, batch in enumerate(batches):
             rows = self._devices.fill(batch)
             which = rows // request.tries
             shape = shapes[batch[0]]
-            plan = self._windows(shape, request.loop, asked)
+            plan = self._windows(shape, request.loop, asked[which[0]].shortest)
             context = self._context([asked[i] for i in which], plan)
             indices = (request.start_index + rows).astype(np.uint32)
             latents, keys = programs.draw_noise(shape, np.uint32(request.seed), indices)
@@ -545,7 +550,7 @@ class Pipeline:
         shape = self.latent_shape(audio.shape[1] / self.sample_rate)
         silence = self._codec.samples(shape[1]) - audio.shape[1]
         audio = np.pad(audio, ((0, 0), (0, max(0, silence))))
-        return np.array(self._coder.encode(audio, self._windows(shape, False, [])))
+        return np.array(self._coder.encode(audio, self._windows(shape)))
 
     def decode(self, latents: np.ndarray | jax.Array, output: str = "wav") -> np.ndarray:
         """Decodes latents to sound, as sampling does at its end.
@@ -611,10 +616,10 @@ def segments(evaluations: int) -> list[int]:
     return [size] * whole + [rest] * (rest > 0)
 
 
-def _batches(shapes: Sequence[tuple[int, ...]], size: int) -> Iterator[np.ndarray]:
-    """Yields the indices of `shapes` in batches of one shape; the last one is not padded."""
-    for shape in dict.fromkeys(shapes):
-        same = np.array([i for i, other in enumerate(shapes) if other == shape])
+def _batches(kinds: Sequence[Any], size: int) -> Iterator[np.ndarray]:
+    """Yields the indices of `kinds` in batches of one kind; the last one is not padded."""
+    for kind in dict.fromkeys(kinds):
+        same = np.array([i for i, other in enumerate(kinds) if other == kind])
         for start in range(0, len(same), size):
             yield same[start : start + size]
 

@@ -33,6 +33,11 @@ class Prompt(NamedTuple):
         """Whether windows of a long sound have prompts of their own."""
         return bool(self.segments) or (self.seconds is not None and len(self.pictures) > _FRAMES)
 
+    @property
+    def shortest(self) -> float | None:
+        """Seconds of the shortest part with a caption of its own; None without such parts."""
+        return min((s.end - s.start for s in self.segments), default=None)
+
     def at(self, start: float, end: float) -> Any:
         """Returns the sentence, or the pictures, of a part of the sound in seconds."""
         if self.segments:
