@@ -18,7 +18,6 @@ import numpy as np
 from maa_jax.audio import io
 from maa_jax.checks import Repeated, check_name
 from maa_jax.devices import LocalDevices
-from maa_jax.diffusion import samplers
 from maa_jax.encoders import clap
 from maa_jax.encoders.visual import GlobalConditioner, open_conditioner
 from maa_jax.files import FolderError, user_path
@@ -31,6 +30,7 @@ from maa_jax.options import keywords
 from maa_jax.pipeline import arguments, editing, programs, windows
 from maa_jax.pipeline.coding import Coder
 from maa_jax.pipeline.composing import compose
+from maa_jax.pipeline.denoising import Denoiser
 from maa_jax.pipeline.prompts import Prompt
 from maa_jax.pipeline.prompts import read as read_prompts
 from maa_jax.pipeline.request import OUTPUTS, Request, is_list
@@ -40,10 +40,6 @@ from maa_jax.vocoder import Vocoder
 # Latent widths are rounded up to a multiple of this (1.02 s at 16 kHz and hop 256), so that all
 # programs are compiled per second of duration and not per frame.
 WIDTH_MULTIPLE = 8
-# The most evaluations of the U-Net in one call of the program. Between calls the host reports
-# progress: a callback from inside the program would keep it out of the persistent compilation
-# cache.
-MAX_SEGMENT = 10
 # Share of clipped samples from which a sound is said to be distorted.
 CLIPPED = 1e-3
 
@@ -100,11 +96,13 @@ class Pipeline:
                 "of a masked recording, and the mask"
             )
         self._sees = isinstance(self._conditioner, GlobalConditioner)
-        # Whether the denoiser was trained to fill gaps.
-        self._fills = taken != latent
         self._devices = devices
         self._networks = programs.Networks(self.path, dtype, devices)
         self._coder = Coder(self._codec, vocoder, self._networks, devices, self._run)
+        fills = taken != latent
+        self._denoiser = Denoiser(
+            self._networks, self._coder, devices, model.schedule, fills, self._run
+        )
         self._text = devices.replicate(self._conditioner.params)
         self._encode_text = jax.jit(self._conditioner.encode)
         self._score: clap.ClapScore | None = None
@@ -310,7 +308,9 @@ class Pipeline:
             noise = arguments.initial_noise(initial_latents, shapes, is_list(request.duration))
         self.load(request.output, ranking=request.ranks)
 
-        unconditional = self._unconditional(request.negative_prompt)
+        unconditional = self._alone(request.negative_prompt)
+        inverts = request.edit == "inversion"
+        source = self._alone(request.source_prompt) if inverts else None
         shortest = [asked[i // request.tries].shortest for i in range(len(shapes))]
         batches = list(_batches(list(zip(shapes, shortest, strict=True)), request.batch_size))
         sounds: list[np.ndarray] = [np.empty(0)] * len(shapes)
@@ -325,12 +325,13 @@ class Pipeline:
             latents, keys = programs.draw_noise(shape, np.uint32(request.seed), indices)
             if noise is not None:
                 latents = np.stack([noise[i] for i in rows])
-            given = self._given(recordings, which, shape, latents, plan)
-            if skipped or request.edit == "inversion":
-                latents = self._start(request, given, table, latents, context)
+            given = self._denoiser.given(recordings, which, shape, latents, plan)
+            if skipped or source is not None:
+                latents = self._denoiser.start(given, table, latents, source)
             keys = self._devices.split(keys) if request.eta else None
             final: Any = latents
-            for done, state in self._denoise(latents, table, context, unconditional, keys, given):
+            steps = self._denoiser.denoise(latents, table, context, unconditional, keys, given)
+            for done, state in steps:
                 final = state.latents
                 if callback is not None:
                     pred_x0 = jax.block_until_ready(state.pred_x0)[: len(batch)]
@@ -358,58 +359,6 @@ class Pipeline:
             listed = recordings.listed
         return _result(request, sounds, scores, listed)
 
-    def _given(
-        self,
-        recordings: editing.Recordings | None,
-        rows: np.ndarray,
-        shape: tuple[int, int, int],
-        noise: np.ndarray | jax.Array,
-        plan: Windows | None,
-    ) -> programs.Given:
-        """Returns what is known of a batch's sounds before they are made."""
-        size = self._codec.downscale
-        frames = shape[1] * size
-        samples = frames * self._codec.mel.hop_length
-        mask = None if recordings is None else recordings.mask(rows, frames)
-        if recordings is None and not self._fills:
-            return programs.Given(windows=plan)
-        split = self._devices.split
-        audio = np.zeros((len(rows), samples), np.float32)
-        latents = mels = channels = known = None
-        if recordings is not None:
-            audio = recordings.audio(rows, samples)
-            latents = split(self._coder.encode(audio, plan))
-            mels = self._coder.mels(audio, plan)
-        if self._fills:
-            every = np.ones((len(rows), self._codec.mel.n_mels, frames), bool)
-            channels = split(self._coder.masked(audio, every if mask is None else mask, plan))
-        elif mask is not None:
-            known = programs.Known(latents, split(noise), split(_any_in(mask, size)))
-        return programs.Given(latents, mels, mask, channels, known, plan)
-
-    def _start(
-        self,
-        request: Request,
-        given: programs.Given,
-        table: samplers.Table,
-        noise: np.ndarray | jax.Array,
-        context: jax.Array,
-    ) -> Any:
-        """Returns the latents of recordings at the level that the table starts from."""
-        if not len(table):
-            return given.latents
-        if request.edit == "inversion":
-            source = self._encode_text(
-                self._text, self._conditioner.prepare([request.source_prompt])
-            )
-            both = jnp.broadcast_to(source, (len(context), *source.shape[1:]))
-            back = samplers.inversion(self.model.schedule, table)
-            blind = given._replace(known=None)
-            *_, (_, state) = self._denoise(given.latents, back, both, source, None, blind)
-            return state.latents
-        timesteps = jnp.full(len(given.latents), table.timestep[0])
-        return self.model.schedule.add_noise(given.latents, jnp.asarray(noise), timesteps)
-
     def _compose(self, wavs: np.ndarray, recordings: editing.Recordings, rows: np.ndarray) -> None:
         """Puts the recordings back into `wavs` [b, samples] where they are kept."""
         assert recordings.masks is not None  # the caller has checked it
@@ -418,14 +367,11 @@ class Pipeline:
             made = wav[: len(known)]
             made[:] = compose(known, made, recordings.masks[row], self._codec.mel)
 
-    def _unconditional(self, negative_prompt: str) -> jax.Array:
-        """Returns the unconditional context of guidance, [1, n, d]."""
-        nothing = (
-            self._conditioner.prepare([negative_prompt])
-            if negative_prompt
-            else self._conditioner.unconditional()
-        )
-        return self._encode_text(self._text, nothing)
+    def _alone(self, prompt: str) -> jax.Array:
+        """Returns the context of one sentence, [1, n, d]; that of "" is the unconditional one."""
+        encoder = self._conditioner
+        condition = encoder.prepare([prompt]) if prompt else encoder.unconditional()
+        return self._encode_text(self._text, condition)
 
     def _context(self, asked: list[Prompt], plan: Windows | None) -> jax.Array:
         """Returns the context of prompts, [b, n, d], or of each window, [b, windows, n, d]."""
@@ -441,46 +387,6 @@ class Pipeline:
         if len(ends) == 1:
             return found
         return self._devices.split(found.reshape(len(asked), len(ends), *found.shape[1:]))
-
-    def _denoise(
-        self,
-        latents: np.ndarray | jax.Array,
-        table: samplers.Table,
-        context: jax.Array,
-        unconditional: jax.Array,
-        keys: jax.Array | None,
-        given: programs.Given,
-    ) -> Iterator[tuple[int, samplers.SamplerState]]:
-        """Runs a sampler's table; yields the number of rows done and the state after them."""
-        state = samplers.initial_state(jnp.asarray(latents))
-        split = self._devices.split
-        state = samplers.SamplerState(
-            latents=split(state.latents),
-            previous=split(state.previous),
-            history=split(state.history, axis=1),
-            pred_x0=split(state.pred_x0),
-        )
-        unet, params = self._networks.load("unet")
-        places = None if given.windows is None else given.windows[:2]
-        done = 0
-        for size in segments(len(table)):
-            rows = table[done : done + size]
-            state = self._run(
-                "U-Net",
-                programs.denoise,
-                unet,
-                params,
-                state,
-                rows,
-                context,
-                unconditional,
-                keys,
-                given.channels,
-                given.known,
-                places,
-            )
-            done += size
-            yield done, state
 
     def _decode(
         self,
@@ -605,30 +511,12 @@ class Pipeline:
             return hub.upload(pathlib.Path(folder, "model"), repo_id, private=private)
 
 
-def segments(evaluations: int) -> list[int]:
-    """Divides the evaluations of the U-Net into calls of the program.
-
-    Each length compiles a program: a divisor needs only one, and 20, 50 and 100 steps share theirs.
-    """
-    sizes = range(MAX_SEGMENT, MAX_SEGMENT // 2, -1)
-    size = next((size for size in sizes if evaluations % size == 0), MAX_SEGMENT)
-    whole, rest = divmod(evaluations, size)
-    return [size] * whole + [rest] * (rest > 0)
-
-
 def _batches(kinds: Sequence[Any], size: int) -> Iterator[np.ndarray]:
     """Yields the indices of `kinds` in batches of one kind; the last one is not padded."""
     for kind in dict.fromkeys(kinds):
         same = np.array([i for i, other in enumerate(kinds) if other == kind])
         for start in range(0, len(same), size):
             yield same[start : start + size]
-
-
-def _any_in(mask: np.ndarray, size: int) -> np.ndarray:
-    """Returns whether any cell of a latent is marked, bool [b, h, w, 1], of bool [b, n_mels, n]."""
-    b, n_mels, frames = mask.shape
-    cells = mask.reshape(b, n_mels // size, size, frames // size, size)
-    return np.any(cells, axis=(2, 4), keepdims=True).reshape(b, *cells.shape[1:4:2], 1)
 
 
 def _result(

@@ -5,7 +5,7 @@ from PIL import Image
 
 import maa_jax
 from maa_jax.audio.mel import MelConfig
-from maa_jax.pipeline import pipeline
+from maa_jax.pipeline import denoising
 from maa_jax.pipeline.composing import compose
 from tests.conftest import write_tiny_model
 
@@ -15,7 +15,7 @@ FAST = dict(steps=4, guidance_scale=1.5)
 @pytest.fixture(scope="module")
 def pipe(tiny_model):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "MAX_SEGMENT", 2)
+        patch.setattr(denoising, "MAX_SEGMENT", 2)
         yield maa_jax.Pipeline.from_pretrained(tiny_model)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 import maa_jax
 from maa_jax.diffusion import samplers
-from maa_jax.pipeline import pipeline, timeline, windows
+from maa_jax.pipeline import denoising, timeline, windows
 
 FAST = dict(steps=2, guidance_scale=1.5)
 
@@ -12,7 +12,7 @@ FAST = dict(steps=2, guidance_scale=1.5)
 @pytest.fixture(scope="module")
 def pipe(tiny_model):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "MAX_SEGMENT", 2)
+        patch.setattr(denoising, "MAX_SEGMENT", 2)
         yield maa_jax.Pipeline.from_pretrained(tiny_model)
 
 

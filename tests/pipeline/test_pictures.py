@@ -13,7 +13,7 @@ from maa_jax import sample
 from maa_jax.audio.mel import MelConfig
 from maa_jax.encoders.visual import GlobalConditioner
 from maa_jax.model_folder.index import save_index
-from maa_jax.pipeline import pipeline
+from maa_jax.pipeline import denoising
 from maa_jax.visual import videos
 from tests.conftest import write_tiny_model
 from tests.visual.test_videos import write
@@ -41,7 +41,7 @@ def model(tiny_clip, tmp_path_factory):
 @pytest.fixture(scope="module")
 def pipe(model):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "MAX_SEGMENT", 2)
+        patch.setattr(denoising, "MAX_SEGMENT", 2)
         yield maa_jax.Pipeline.from_pretrained(model)
 
 

@@ -21,7 +21,7 @@ from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import content_hash, networks_in, save_index, save_scheduler
 from maa_jax.model_folder.model import read_model
 from maa_jax.models.unet import UNet
-from maa_jax.pipeline import pipeline, programs
+from maa_jax.pipeline import denoising, pipeline, programs
 from maa_jax.text.tokenizer import Tokenizer
 from maa_jax.vocoder import Vocoder
 from tests.conftest import random_network
@@ -32,7 +32,7 @@ from tests.subprocesses import run_python
 def pipe(tiny_model):
     # Short segments and few shapes: nearly all the time of these tests is compilation.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "MAX_SEGMENT", 2)
+        patch.setattr(denoising, "MAX_SEGMENT", 2)
         yield maa_jax.Pipeline.from_pretrained(tiny_model)
 
 
