@@ -18,7 +18,8 @@ from maa_jax.audio.io import as_read
 from maa_jax.diffusion import SAMPLERS, SPACINGS
 from maa_jax.diffusion.samplers import coefficients
 from maa_jax.encoders.clap import ClapScore
-from maa_jax.pipeline.pipeline import Pipeline, segments
+from maa_jax.pipeline.denoising import segments
+from maa_jax.pipeline.pipeline import Pipeline
 
 PROMPTS = (
     "a crow caws",

@@ -17,12 +17,6 @@ from maa_jax.audio.mel import MelConfig, log_mel
 from maa_jax.evaluators import sources
 from maa_jax.evaluators.reconstruction import griffin_lim
 
-_DATASET = flags.DEFINE_string("dataset", "sonic_sounds", "Dataset of the recordings.")
-_SPLIT = flags.DEFINE_string("split", "test", "Split of the dataset.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps datasets.")
-_SECONDS = flags.DEFINE_float("seconds", 4.096, "Length of the sounds.", lower_bound=0.1)
-_OUT = flags.DEFINE_string("out", None, "Folder of the folders.", required=True)
-
 
 def write(data: dict, samples: int, out: pathlib.Path) -> None:
     """Writes the three folders.
@@ -55,13 +49,27 @@ def write(data: dict, samples: int, out: pathlib.Path) -> None:
         (out / name / sources.TABLE).write_text("".join(rows), "utf-8")
 
 
+def define_flags() -> None:
+    """Defines the flags, of which another tool has some too: call it only from this program."""
+    flags.DEFINE_string("dataset", "sonic_sounds", "Dataset of the recordings.")
+    flags.DEFINE_string("split", "test", "Split of the dataset.")
+    flags.DEFINE_string("data_dir", None, "Where TFDS keeps datasets.")
+    flags.DEFINE_float("seconds", 4.096, "Length of the sounds.", lower_bound=0.1)
+    flags.DEFINE_string("out", None, "Folder of the folders.", required=True)
+
+
 def main(_: list[str]) -> None:
     """Runs the program that this module's docstring describes."""
     hop = MelConfig().hop_length
-    samples = round(_SECONDS.value * io.SAMPLE_RATE / hop) * hop
-    data = {"dataset": _DATASET.value, "split": _SPLIT.value, "data_dir": _DATA_DIR.value}
-    write(data, samples, pathlib.Path(_OUT.value))
+    samples = round(flags.FLAGS.seconds * io.SAMPLE_RATE / hop) * hop
+    data = {
+        "dataset": flags.FLAGS.dataset,
+        "split": flags.FLAGS.split,
+        "data_dir": flags.FLAGS.data_dir,
+    }
+    write(data, samples, pathlib.Path(flags.FLAGS.out))
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

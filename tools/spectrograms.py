@@ -12,10 +12,6 @@ from absl import app, flags
 from maa_jax.audio import io
 from maa_jax.audio.mel import MelConfig, log_mel
 
-_SOUNDS = flags.DEFINE_string("sounds", None, "Folder of wav files.", required=True)
-_OUT = flags.DEFINE_string("out", None, "The picture, a PNG.", required=True)
-_COLUMNS = flags.DEFINE_integer("columns", 2, "Sounds in a row.", lower_bound=1)
-
 
 def draw(sounds: pathlib.Path, out: pathlib.Path, columns: int) -> None:
     """Draws all wav files of a folder, with their prompts where samples.jsonl has them."""
@@ -60,10 +56,18 @@ def draw(sounds: pathlib.Path, out: pathlib.Path, columns: int) -> None:
     figure.savefig(out, dpi=80)
 
 
+def define_flags() -> None:
+    """Defines the flags, of which another tool has some too: call it only from this program."""
+    flags.DEFINE_string("sounds", None, "Folder of wav files.", required=True)
+    flags.DEFINE_string("out", None, "The picture, a PNG.", required=True)
+    flags.DEFINE_integer("columns", 2, "Sounds in a row.", lower_bound=1)
+
+
 def main(_: list[str]) -> None:
     """Runs the program that this module's docstring describes."""
-    draw(pathlib.Path(_SOUNDS.value), pathlib.Path(_OUT.value), _COLUMNS.value)
+    draw(pathlib.Path(flags.FLAGS.sounds), pathlib.Path(flags.FLAGS.out), flags.FLAGS.columns)
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

@@ -348,7 +348,14 @@ def folder_to_released(model: str, out: str) -> pathlib.Path:
         configs = {name: networks.load_config(folder, name) for name in names}
         parts = {n: torch_layout.to_torch(networks.load_network(folder, n)[1]) for n in names}
         for name in names:
-            released.check_same(name, configs[name], released.sizes_of(name, parts[name]))
+            try:
+                read = released.sizes_of(name, parts[name])
+            except ValueError as error:
+                raise ValueError(
+                    f"{name}: the released layout cannot hold it: its tensors would be read as "
+                    f"another network ({error})"
+                ) from error
+            released.check_same(name, configs[name], read)
         scale = configs["vae"].scaling_factor
         tensors = released.to_checkpoint(parts, load_scheduler(folder), scale)
     except ValueError as error:

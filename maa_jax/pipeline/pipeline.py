@@ -133,8 +133,6 @@ class Pipeline:
             raise ValueError(f"devices={devices!r}: give some of jax.local_devices()")
         if devices is not None and not len(devices):
             raise ValueError("devices=[]: give at least one of jax.local_devices()")
-        if dtype is None:
-            dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         return cls(
             read_model(hub.fetch_model(model)), arguments.float_type(dtype), LocalDevices(devices)
         )

@@ -67,11 +67,9 @@ def read(prompts: Any, image: Any, video: Any, window: float) -> list[Prompt]:
     """
     given = {"prompts": prompts, "image": image, "video": video}
     there = [name for name, value in given.items() if value is not None]
-    if len(there) != 1:
-        raise ValueError(
-            f"{' and '.join(there) or 'prompts'}: give one of prompts, image and video"
-        )
-    if prompts is not None:
+    if len(there) > 1:
+        raise ValueError(f"{' and '.join(there)}: give one of prompts, image and video")
+    if not there or prompts is not None:
         return [_sentence(sentence) for sentence in arguments.sentences(prompts)]
     from maa_jax.visual import images, videos
 

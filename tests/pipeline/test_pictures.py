@@ -89,7 +89,7 @@ def test_files_of_pictures_and_copies_of_videos_are_written(model, tmp_path):
 @pytest.mark.parametrize(
     ("given", "error"),
     [
-        (dict(), "prompts: give one of prompts, image and video"),
+        (dict(), "prompts=None: give one sentence or more"),
         (dict(prompts="rain", image="a.png"), "prompts and image: give one of"),
         (dict(image=[]), "give at least one file"),
         (dict(image=np.zeros((4, 4), np.uint8)), "give a path, or uint8"),

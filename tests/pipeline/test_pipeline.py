@@ -286,15 +286,17 @@ def test_time_is_measured_only_inside_timed(pipe):
     assert min(seconds.values()) > 0
 
 
-def test_models_that_need_more_than_text_are_refused(tiny_model, tmp_path):
-    """The folder is complete, such as an inpainting model's, but not for this pipeline."""
+def test_models_that_need_other_inputs_are_refused(tiny_model, tmp_path):
+    """The folder is complete, but not for this pipeline."""
     model = shutil.copytree(tiny_model, tmp_path / "model")
     config = networks.load_config(model, "unet")
-    config = dataclasses.replace(config, in_channels=9)
+    config = dataclasses.replace(config, in_channels=7)
     params = random_network(lambda rngs: UNet(config, rngs=rngs), 0)
     networks.save_network(model, "unet", config, params)
-    assert read_model(model).unet.in_channels == 9
-    with pytest.raises(FolderError, match=r"in_channels=9, .*latent_channels=4: this U-Net takes"):
+    assert read_model(model).unet.in_channels == 7
+    with pytest.raises(
+        FolderError, match=r"in_channels=7, .*latent_channels=4: give a U-Net that takes"
+    ):
         maa_jax.Pipeline.from_pretrained(model)
     config = dataclasses.replace(config, in_channels=4, out_channels=8)
     params = random_network(lambda rngs: UNet(config, rngs=rngs), 0)
@@ -560,7 +562,8 @@ def test_half_precision_is_that_of_the_u_net_and_the_autoencoder(pipe, tiny_mode
     # What a bfloat16 pipeline makes of a mel is what a float32 one makes of it.
     mels = half("rain", steps=2, duration=0.5, output="mel")
     (alone, _), (same, _) = (
-        programs.vocode(p._vocoder, p._networks.load("vocoder")[1], mels) for p in (pipe, half)
+        programs.vocode(p._coder.vocoder, p._networks.load("vocoder")[1], mels)
+        for p in (pipe, half)
     )
     np.testing.assert_array_equal(alone, same)
     np.testing.assert_allclose(alone[0, :6000], wavs[0, :6000], atol=1e-5)  # no cut is near

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from maa_jax.data.builders import BUILDERS, builder_class
 from maa_jax.data.builders.published import group_split, name_labels
 
-PUBLISHED = sorted(set(BUILDERS) - {"sonic_sounds", "general_midi", "audio_folder"})
+PUBLISHED = sorted(set(BUILDERS) - {"sonic_sounds", "general_midi", "audio_folder", "image_folder"})
 TAU = "TAU-urban-acoustic-scenes-2019-development/audio"
 SEGMENTS = (
     "# Segments csv created Sun Mar  5 10:54:31 2017\n"
