@@ -10,6 +10,7 @@ import json
 import pathlib
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -346,7 +347,7 @@ class DiffusionStage(SingleNetworkStage):
             max_duration=self.config.data.samples / mel.sample_rate,
             # For the model card.
             data={"dataset": self.config.data.dataset, "split": self.config.data.split},
-            training=json.loads(self.config.to_json_best_effort()),
+            training=_without_places(json.loads(self.config.to_json_best_effort())),
         )
 
 
@@ -362,6 +363,15 @@ def spread_timesteps(index: jax.Array, total: int) -> jax.Array:
     """
     fraction = index.astype(jnp.uint32) * jnp.uint32(2654435769) + jnp.uint32(2**31)
     return ((fraction >> 8).astype(jnp.float32) / 2**24 * total).astype(jnp.int32)
+
+
+def _without_places(record: Any) -> Any:
+    """Returns a record of a config in which paths of this machine are names of files or folders."""
+    if isinstance(record, dict):
+        return {key: _without_places(value) for key, value in record.items()}
+    if isinstance(record, str) and pathlib.PurePath(record).is_absolute():
+        return pathlib.PurePath(record).name
+    return record
 
 
 def _folders(config: ml_collections.ConfigDict) -> dict[str, pathlib.Path]:

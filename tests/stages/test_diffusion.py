@@ -1,4 +1,5 @@
 import json
+import pathlib
 import shutil
 
 import jax
@@ -149,6 +150,9 @@ def test_the_exported_folder_is_whole_and_holds_the_scale(stage, state, frozen, 
     state = jax.jit(stage.prepare)(state, frozen, batch, jax.random.key(1))
     stage.export(jax.device_get(state.weights()), jax.device_get(state.extra), tmp_path)
     index = load_index(tmp_path)
+    # A published folder says nothing of the machine that it was made on.
+    assert index["training"]["autoencoder"] == pathlib.Path(stage.config.autoencoder).name
+    assert '"/' not in json.dumps(index["training"])
     assert {"unet", "vae", "vocoder", "text_encoder", "tokenizer", "scheduler"} <= set(index)
     assert index["max_duration"] == pytest.approx(8192 / 16000)
     scale = networks.load_config(tmp_path, "vae").scaling_factor
