@@ -90,7 +90,9 @@ def read(audio: Any, mask: Any, prompts: int, mel: MelConfig) -> Recordings:
 
 def _is_waveform(audio: Any) -> bool:
     """Whether `audio` is one waveform and not a list of recordings."""
-    return all(isinstance(x, numbers.Real) for x in audio[:1]) and len(audio) > 0
+    if hasattr(audio, "ndim"):
+        return audio.ndim == 1 and audio.dtype != object
+    return len(audio) > 0 and isinstance(audio[0], numbers.Real)
 
 
 def _is_array(mask: Any) -> bool:

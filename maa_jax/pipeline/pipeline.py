@@ -179,8 +179,10 @@ class Pipeline:
     def _samples(self, seconds: float) -> int:
         return max(1, round(seconds * self.sample_rate))  # at least one sample
 
-    def _shape(self, samples: int) -> tuple[int, int, int]:
+    def _shape(self, samples: int, loop: bool = False) -> tuple[int, int, int]:
         multiple = self.model.unet.downscale
+        if loop:  # whose latents end where it does
+            return self._codec.shape(samples, multiple)
         shape = self._codec.shape(samples, max(WIDTH_MULTIPLE, multiple))
         limit = self._codec.shape(self._samples(self.max_duration), multiple)
         return shape if samples > self._samples(self.max_duration) else min(shape, limit)
@@ -300,7 +302,7 @@ class Pipeline:
         if request.loop:
             self._check_loop(lengths)
         samples = np.repeat(lengths, request.tries)
-        shapes = [self._shape(int(count)) for count in samples]
+        shapes = [self._shape(int(count), request.loop) for count in samples]
         noise = None
         if initial_latents is not None:
             noise = arguments.initial_noise(initial_latents, shapes, is_list(request.duration))

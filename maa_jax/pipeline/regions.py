@@ -75,11 +75,11 @@ class MaskSpec:
         frames, seconds = -(-samples // hop), samples / rate
         mask = np.zeros((mel.n_mels, frames), bool)
         centres = mel_frequencies(mel.n_mels + 2, mel.fmin, mel.fmax)[1:-1]
-        whole = [Region(end=self.before)] * (self.before > 0)
-        whole += [Region(start=seconds - self.after)] * (self.after > 0)
-        for region in (*whole, *self.regions):
-            # Those of the recording count from its own beginning.
-            shift = 0.0 if region in whole else self.before
+        # Regions count from the recording's own beginning, what is added to it from the sound's.
+        added = [Region(end=self.before)] * (self.before > 0)
+        added += [Region(start=seconds - self.after)] * (self.after > 0)
+        placed = [(r, 0.0) for r in added] + [(r, self.before) for r in self.regions]
+        for region, shift in placed:
             end = seconds if region.end is None else region.end + shift
             if not region.start + shift < end <= seconds + 1 / rate:
                 raise ValueError(

@@ -28,8 +28,8 @@ def parse(prompt: str) -> list[Segment]:
     """
     parts = [part for part in prompt.split(";") if part.strip()]
     found = [_SEGMENT.fullmatch(part) for part in parts]
-    if not any(found):
-        return []
+    if not any(found) or (len(parts) == 1 and found[0] and float(found[0][1])):
+        return []  # "5-10 s of rain" is a sentence
     remedy = 'give them one after the other from 0 s, as in "0-3 s rain; 3-6 s thunder"'
     segments: list[Segment] = []
     for part, match in zip(parts, found, strict=True):

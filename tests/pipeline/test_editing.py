@@ -5,7 +5,7 @@ from PIL import Image
 
 import maa_jax
 from maa_jax.audio.mel import MelConfig
-from maa_jax.pipeline import denoising
+from maa_jax.pipeline import denoising, regions
 from maa_jax.pipeline.composing import compose
 from tests.conftest import write_tiny_model
 
@@ -118,6 +118,9 @@ def test_continuation_adds_seconds_after_or_before(pipe):
     np.testing.assert_array_equal(after[: 8000 - 256 - 160], wav[: 8000 - 256 - 160])
     before = pipe("rain", audio=wav, mask="before:0.5", **FAST)[0]
     np.testing.assert_array_equal(before[8000 + 256 + 160 :], wav[256 + 160 :])
+    # Regions count from the recording's own beginning, also one as long as what is added.
+    both = regions.parse(["before:0.5", "-0.5"]).draw(16000 + 8000, MelConfig())
+    assert both[:, : 16000 // 256].all() and not both[:, -30:].any()
 
 
 def test_masks_come_from_pictures_and_from_the_silence_of_recordings(pipe, tmp_path):
