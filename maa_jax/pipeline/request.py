@@ -61,6 +61,11 @@ def _check_duration(value: Any, request: Any) -> str:
     return FINE if all(schema.is_finite(x) and x > 0 for x in values) else "seconds above 0"
 
 
+def _check_source(value: Any, request: Any) -> str:
+    read = isinstance(value, str) and (not value or request.edit == "inversion")
+    return FINE if read else "a sentence, and edit='inversion', which alone reads it"
+
+
 def _check_candidates(value: Any, request: Any) -> str:
     enough = value is None or schema.fits(value, int, schema.Limits(least=request.num_samples))
     return FINE if enough else f"num_samples={request.num_samples} or more"
@@ -132,6 +137,7 @@ class Request(Options):
     source_prompt: str = option(
         "",
         "What a recording sounds like, for inversion.",
+        check=_check_source,
     )
     num_samples: int = option(1, "Number of sounds for each prompt.", least=1, most=_MAX_UINT32)
     num_candidates: int | None = option(
@@ -183,7 +189,6 @@ class Request(Options):
             **others,
             "strength": self.strength is not None,
             "edit": self.edit != "style",
-            "source_prompt": bool(self.source_prompt),
         }
         for name, there in given.items():
             if there:

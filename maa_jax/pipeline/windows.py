@@ -38,10 +38,6 @@ class Windows(NamedTuple):
         start = int(self.starts[window])
         return np.arange(start * size, (start + self.width) * size) % (self.total * size)
 
-    def centres(self) -> np.ndarray:
-        """Returns the middle of each window, as a share of the sound, [n]."""
-        return (self.starts + self.width / 2) / self.total % 1.0
-
 
 def plan(total: int, width: int, *, loop: bool = False) -> Windows:
     """Returns windows that overlap by half or more.

@@ -169,6 +169,10 @@ def test_a_denoiser_that_fills_gaps_is_given_the_masked_recording(tmp_path):
         (dict(audio="nothing.wav"), "nothing.wav: cannot be read"),
         (dict(audio=[sound(8000)] * 3), "audio has 3 recordings: give one, or one for each of"),
         (dict(audio=sound(8000), edit="styl"), "style"),
+        (
+            dict(audio=sound(8000), source_prompt="rain"),
+            "source_prompt='rain': give a sentence, and",
+        ),
     ],
 )
 def test_mistakes_are_answered_in_one_line(pipe, given, error):
