@@ -28,7 +28,9 @@ def get_config(arg: str | None = None):
 
 
 def full():
-    return _fills_gaps(t2a.full(), 200_000)
+    config = _fills_gaps(t2a.full())
+    config.total_steps = 200_000
+    return config
 
 
 def row(mask: str):
@@ -39,32 +41,30 @@ def row(mask: str):
 
 
 def bundled():
-    config = _fills_gaps(t2a.bundled(), 2_000)
+    config = _fills_gaps(common.small_run(t2a.bundled(), steps=2_000))
     config.masks.names = MASKS
     config.init_from = config.autoencoder = config.text_encoder = config.vocoder = "bundled"
     config.data.reprogram.events = ""
     config.optimizer.base_lr = 5e-4
+    config.optimizer.cosine_steps = config.total_steps
     return config
 
 
 def demo():
-    config = _fills_gaps(t2a.demo(), 100)
+    config = _fills_gaps(t2a.demo())
     config.init_from = config.autoencoder = config.text_encoder = config.vocoder = "bundled"
     return config
 
 
 def runlocal():
-    config = _fills_gaps(t2a.runlocal(), 2)
+    config = _fills_gaps(t2a.runlocal())
     config.masks.names = ("frames30",)
     return config
 
 
-def _fills_gaps(config, steps: int):
+def _fills_gaps(config):
     """Turns a config of t2a into one of this stage."""
     config.stage = "inpainting"
     config.unet.in_channels = 9
     config.masks = common.block(names=("thick",), everything=0.1)
-    config.total_steps = steps
-    if config.optimizer.cosine_steps:
-        config.optimizer.cosine_steps = steps
     return config

@@ -165,9 +165,9 @@ def make_config(data_dir, tiny_model, tiny_clip, pictures):
     def make(name):
         config = importlib.import_module(f"maa_jax.configs.{name}").get_config("runlocal")
         config.data.data_dir = data_dir
-        if name in ("t2a", "v2a"):
+        if name in ("t2a", "v2a", "inpainting"):
             config.autoencoder = str(tiny_model)
-            config.text_encoder = str(tiny_model if name == "t2a" else tiny_clip)
+            config.text_encoder = str(tiny_clip if name == "v2a" else tiny_model)
             config.unet.cross_attention_dim = 24
             config.unet.block_out_channels = (16,)
         if name == "clip":

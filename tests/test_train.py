@@ -72,7 +72,7 @@ loop.train(config, {workdir!r})
 """
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", (*STAGES, "inpainting"))
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     name, make_config, programs, tmp_path
 ):
