@@ -29,7 +29,7 @@ install --no-deps tinysoundfont==0.3.7  # it requires pyaudio, which has no whee
 # Nothing below needs the network; nothing may wait for it either.
 export HF_HUB_OFFLINE=1 NO_GCE_CHECK=true
 
-steps=13
+steps=15
 . launch/steps.sh
 
 corpus=general_midi/40000x4.1
@@ -42,23 +42,27 @@ for name in sys.argv[3:]:
     "$folder/data" "$soundfont" "$corpus" sonic_sounds
 }
 
-train() {  # train STAGE FLAGS...
-  local stage=$1
+train() {  # train NAME FLAGS...: a run of the stage that its name begins with
+  local name=$1
   shift
-  python -m maa_jax.train --config="configs/$stage.py:bundled" --workdir="$folder/$stage" \
+  python -m maa_jax.train --config="configs/${name%%-*}.py:bundled" --workdir="$folder/$name" \
     --config.data.data_dir="$folder/data" "$@" || stopped $?
-  python -m maa_jax.convert --from=workdir --workdir="$folder/$stage" --out="$models/$stage"
+  python -m maa_jax.convert --from=workdir --workdir="$folder/$name" --out="$models/$name"
 }
 
 parts=(--config.autoencoder="$models/autoencoder" --config.text_encoder="$models/clap")
+# The second run of the diffusion model hears the recordings in the package more often.
+more=(--config.data.dataset="$corpus:train[:50%] + sonic_sounds*100")
 
-embed() {
+embed() {  # embed FOLDER FLAGS...
+  local out=$1
+  shift
   python -m maa_jax.embed --config=configs/t2a.py:bundled --config.data.data_dir="$folder/data" \
-    "${parts[@]}" --out="$folder/stored" --epochs=1 --nocontexts
+    "${parts[@]}" "$@" --out="$folder/$out" --epochs=1 --nocontexts
 }
 
 half() {  # the weights in half precision, as they are in the package
-  python -m maa_jax.convert --from=workdir --workdir="$folder/t2a" --out="$models/bundled" \
+  python -m maa_jax.convert --from=workdir --workdir="$folder/t2a-more" --out="$models/bundled" \
     --dtype=float16
 }
 
@@ -74,9 +78,15 @@ step data "Build the datasets" data/general_midi build
 step autoencoder "Train the spectrogram autoencoder" models/autoencoder train autoencoder
 step clap "Train CLAP" models/clap train clap
 step vocoder "Train the vocoder" models/vocoder train vocoder
-step stored "Store the latents of the recordings" stored/latents/index.json embed
+step stored "Store the latents of the recordings" stored/latents/index.json embed stored
 step t2a "Train the diffusion model" models/t2a/model_index.json train t2a "${parts[@]}" \
   --config.vocoder="$models/vocoder" --config.latents="$folder/stored"
+step stored-more "Store those of the second run" stored-more/latents/index.json \
+  embed stored-more "${more[@]}"
+step t2a-more "Train it on" models/t2a-more/model_index.json train t2a-more "${parts[@]}" \
+  "${more[@]}" --config.vocoder="$models/vocoder" --config.latents="$folder/stored-more" \
+  --config.init_from="$models/t2a" --config.total_steps=1800 \
+  --config.optimizer.cosine_steps=1800 --config.optimizer.base_lr=5e-4
 step bundled "Write the model" models/bundled/model_index.json half
 step event_classifier "Train the judge of events" models/event_classifier train event_classifier
 step captioner "Train the captioner" models/captioner train captioner
