@@ -32,7 +32,7 @@ def model_card(folder: pathlib.Path) -> str:
     ]
     lines += [f"sounds of up to {index['max_duration']:g} s at {index['sample_rate']} Hz.", ""]
     lines += ["```python", "import maa_jax", "", 'pipe = maa_jax.Pipeline.from_pretrained("PATH")']
-    lines += ['wavs = pipe(["a crow caws"], seed=0)', "```", "", "## Parts", ""]
+    lines += [*_uses(folder, index), "```", "", "## Parts", ""]
     lines += ["| part | class | parameters |", "|---|---|---|"]
     for name, kind in networks_in(folder).items():
         weights = networks.open_weights(folder / name, NETWORKS[kind][0]).values()
@@ -43,6 +43,20 @@ def model_card(folder: pathlib.Path) -> str:
             lines += ["", f"## {title}", "", *_section(index[key])]
     lines += ["", "## Licence", "", str(index.get("license", "Not stated by the model's makers."))]
     return "\n".join(lines) + "\n"
+
+
+def _uses(folder: pathlib.Path, index: dict[str, Any]) -> list[str]:
+    """Returns the calls of a pipeline that the model was trained for."""
+    calls = ['wavs = pipe(["a crow caws"], seed=0)']
+    if index.get("conditioning", "tokens") != "tokens":  # a CLIP, which also sees
+        calls.append('wavs = pipe(image="crow.png", seed=0)')
+    taken, latent = (
+        read_json(folder / part / "config.json")[key]
+        for part, key in (("unet", "in_channels"), ("vae", "latent_channels"))
+    )
+    if taken != latent:  # trained to fill gaps: the masked recording and the mask are beside
+        calls.append('wavs = pipe(["a crow caws"], audio="crow.wav", mask="0.2-0.3", seed=0)')
+    return calls
 
 
 def _section(content: Any) -> list[str]:

@@ -33,6 +33,14 @@ def test_the_front_matter_is_the_hubs(folder):
     assert facts["license"] == "apache-2.0"
 
 
+def test_the_calls_are_those_that_the_model_was_trained_for(folder):
+    path = folder[0] / "unet" / "config.json"
+    assert "audio=" not in write_card(*folder) and "image=" not in write_card(*folder)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"in_channels": 9}))
+    assert 'audio="crow.wav", mask="0.2-0.3"' in write_card(*folder)
+    assert 'pipe(image="crow.png"' in write_card(*folder, conditioning="norm_global")
+
+
 def test_each_network_is_listed_with_its_number_of_parameters(folder):
     card = write_card(*folder)
     tensors = safetensors.numpy.load_file(folder[0] / "text_projection" / "model.safetensors")
