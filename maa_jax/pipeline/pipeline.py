@@ -336,7 +336,7 @@ class Pipeline:
                 sounds[i] = self._cut(made[request.output][place], samples[i], request.output)
                 if "clipped" in made and made["clipped"][place] > CLIPPED:
                     self._warn_clipped(
-                        f"{made['clipped'][place]:.0%} of the samples of a sound for "
+                        f"{made['clipped'][place]:.1%} of the samples of a sound for "
                         f"{arguments.short(texts[place])} are clipped: lower guidance_scale"
                     )
         timed = any(prompt.seconds is not None for prompt in asked)

@@ -602,7 +602,7 @@ def test_a_clipped_sound_is_said_once(tiny_model):
             loud(["rain"], steps=2, duration=0.5)
     (warning,) = said
     assert re.search(
-        r"\d% of the samples of a sound for 'rain' are clipped: lower guidance",
+        r"\d\.\d% of the samples of a sound for 'rain' are clipped: lower guidance",
         str(warning.message),
     )
 
