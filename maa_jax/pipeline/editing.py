@@ -59,7 +59,7 @@ def read(audio: Any, mask: Any, prompts: int, mel: MelConfig) -> Recordings:
       ValueError: a recording cannot be read, is too long, or the mask does not fit it.
     """
     one = isinstance(audio, str | os.PathLike) or _is_waveform(audio)
-    if not (one or is_list(audio) or hasattr(audio, "ndim")):
+    if not (one or is_list(audio) or np.ndim(audio)):
         raise ValueError(
             f"audio of type {type(audio).__name__}: give the path of a recording, its samples, "
             "or a list"

@@ -198,6 +198,7 @@ def test_a_denoiser_that_fills_gaps_is_given_the_masked_recording(tmp_path):
         (dict(audio="nothing.wav"), "nothing.wav: cannot be read"),
         (dict(audio=""), "audio.0.='': give the path of a recording"),
         (dict(audio=3), "audio of type int: give the path of a recording"),
+        (dict(audio=np.array(0.5)), "audio of type ndarray: give the path of a recording"),
         (dict(audio=[sound(8000)] * 3), "audio has 3 recordings: give one, or one for each of"),
         (dict(audio=sound(8000), edit="styl"), "style"),
         (dict(audio=sound(8000), edit="variation", mask="0-0.1"), "edit='variation': it is for"),
