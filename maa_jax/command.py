@@ -255,10 +255,18 @@ def _quieten() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", module=r"maa_jax\b")
+        warnings.showwarning = _show_warning
     sys.unraisablehook = _tell_unraisable
     # For C++ libraries and transformers, which do not log through Python's logging.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Prints a warning as one line above a progress bar; where it was raised is of no use."""
+    import tqdm
+
+    tqdm.tqdm.write(f"Warning: {message}", file=sys.stderr)
 
 
 def _tell_unraisable(found: Any) -> None:

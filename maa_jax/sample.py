@@ -10,6 +10,7 @@ folder.
 """
 
 import dataclasses
+import os
 import pathlib
 import sys
 import time
@@ -79,6 +80,8 @@ class Sampling(Request):
             kinds.append("prompts_file")
         if len(kinds) > 1:
             raise ValueError(f"{' and '.join(kinds)}: give one of prompts, images and videos")
+        if self.mask:
+            self.check_masked()
         if not self.audio:
             self.check_unedited(mask=self.mask)
         elif self.duration is not None:
@@ -157,12 +160,14 @@ def sample(prompts: Sequence[str], sampling: Sampling) -> list[pathlib.Path]:
     # Imported after the flags are parsed, so that --help and mistakes in them are answered at once.
     from maa_jax.devices import hold_folder
     from maa_jax.encoders import clap
+    from maa_jax.encoders.visual import check_sees
     from maa_jax.model_folder import hub
     from maa_jax.model_folder.model import read_model
 
     model = read_model(hub.fetch_model(sampling.model))
     shown = sampling.image or sampling.video
     if shown:
+        check_sees(model.path)
         prompts = [pathlib.Path(path).stem for path in shown]
     elif len(prompts) == 1:
         prompts = [*prompts] * max(1, len(sampling.audio))
@@ -272,8 +277,7 @@ def _own(prompts: Sequence[str], sampling: Sampling, model: "Model") -> list[dic
     Raises:
       ValueError: times in a prompt, a recording or the mask cannot be used.
     """
-    from maa_jax.pipeline import editing
-    from maa_jax.pipeline.prompts import read
+    from maa_jax.pipeline.prompts import check_heard, read
 
     shown = [user_path(path) for path in sampling.image or sampling.video]
     kind = "image" if sampling.image else "video"
@@ -286,16 +290,30 @@ def _own(prompts: Sequence[str], sampling: Sampling, model: "Model") -> list[dic
     own: list[dict[str, Any]] = [
         {"prompt": "", kind: path, f"{kind}_sha256": sha256(path)} for path in shown
     ] or [{} for _ in prompts]
+    lengths = sampling.durations(model.max_duration, len(own))
     if not sampling.audio:
-        for row, prompt in zip(own, asked, strict=True):
-            if prompt.seconds is not None and sampling.duration is None:
-                row["duration"] = prompt.seconds
-        return own
+        for row, prompt, seconds in zip(own, asked, lengths, strict=True):
+            stated = sampling.duration is None and prompt.seconds is not None
+            row["duration"] = prompt.seconds if stated else seconds
+    else:
+        own = _edits(own, prompts, sampling, model)
+    check_heard(asked, [row["duration"] for row in own])
+    samples = [round(row["duration"] * model.sample_rate) for row in own]
+    sampling.check_loop(samples, model)
+    return own
+
+
+def _edits(
+    own: Sequence[dict[str, Any]], prompts: Sequence[str], sampling: Sampling, model: "Model"
+) -> list[dict[str, Any]]:
+    """Returns each prompt's fields with those of the recording that it edits."""
+    from maa_jax.pipeline import editing
+
     found = editing.read(sampling.audio, sampling.mask or None, len(prompts), model.mel)
     paths = [user_path(path) for path in sampling.audio] * (len(prompts) // len(sampling.audio))
     masks = [
-        {"mask": item} | ({"mask_sha256": sha256(item)} if pathlib.Path(item).is_file() else {})
-        for item in sampling.mask
+        {"mask": item} | ({"mask_sha256": sha256(path)} if os.path.isfile(path) else {})
+        for item, path in zip(sampling.mask, map(user_path, sampling.mask), strict=True)
     ]
     return [
         row

@@ -142,6 +142,7 @@ def test_only_this_package_and_errors_reach_the_terminal():
         assert said not in lines
     for said in ("part warns", "part logs", "part logs by absl", "lib fails", "part fails"):
         assert said in lines
+    assert "\nWarning: maa_jax.part warns\n" in f"\n{lines}"  # one line, without the code's place
 
 
 def test_verbosity_shows_what_libraries_log():

@@ -320,6 +320,14 @@ def test_file_names():
         (dict(num_candidates=0), "num_candidates=0"),
         (dict(batch_size=0), "batch_size=0"),
         (dict(negative_prompt="caf\udce9"), "negative_prompt='caf\\udce9'"),
+        (
+            dict(loop=True, duration=1.0),
+            "loop=True: a sound of 1 s does not end where a",
+        ),
+        (dict(prompts=["0-1 s rain; 1-4000 s rain"], duration=None), "give up to 3600 s"),
+        (dict(prompts=["0-1 s rain; 1-2 s wind"], duration=1.0), "'wind' begins at 1 s, but the"),
+        (dict(image=("crow.png",)), "knows only text: give the folder of a model"),
+        (dict(video=("crow.mp4",)), "knows only text: give the folder of a model"),
         (dict(out="/dev/null/sounds"), "--out=/dev/null/sounds: cannot be written"),
     ],
 )
@@ -329,9 +337,9 @@ def test_mistakes_are_named_before_weights_are_read(
     monkeypatch.setattr(
         "maa_jax.model_folder.networks.load_network", lambda *a, **k: pytest.fail("read weights")
     )
-    call = {"out": tmp_path / "o", "model": tiny_model} | arguments
+    call = {"prompts": ["rain"], "out": tmp_path / "o", "model": tiny_model} | arguments
     with pytest.raises(ValueError) as e:
-        make(["rain"], **call)
+        make(**call)
     assert message in str(e.value)
     assert not (tmp_path / "o").exists()
 

@@ -46,19 +46,32 @@ def open_conditioner(
     Raises:
       FolderError: files are missing or broken, or do not belong together.
     """
-    path = pathlib.Path(folder, INDEX)
-    if conditioning is None:
-        index = read_json(path) if path.exists() else {}
-        conditioning = index.get("conditioning", "tokens")
-        if conditioning not in CONDITIONING:
-            raise FolderError(
-                f"{path}: conditioning={str(conditioning)[:80]!r}: expected one of "
-                f"{', '.join(CONDITIONING)}; write the folder again"
-            )
-    norm = CONDITIONING[conditioning]
+    norm = CONDITIONING[conditioning or _conditioning(folder)]
     if not norm:
         return TextConditioner.from_folder(folder, dtype=dtype)
     return GlobalConditioner.from_folder(folder, norm=norm, dtype=dtype)
+
+
+def check_sees(folder: str | os.PathLike[str]) -> None:
+    """Raises a ValueError unless the denoiser of a model folder takes pictures."""
+    if not CONDITIONING[_conditioning(folder)]:
+        raise ValueError(
+            f"image, video: {folder} knows only text: give the folder of a model that was trained "
+            "with configs/v2a.py"
+        )
+
+
+def _conditioning(folder: str | os.PathLike[str]) -> str:
+    """Returns the key of `CONDITIONING` that a model folder states, tokens if it states none."""
+    path = pathlib.Path(folder, INDEX)
+    index = read_json(path) if path.exists() else {}
+    conditioning = index.get("conditioning", "tokens")
+    if conditioning not in CONDITIONING:
+        raise FolderError(
+            f"{path}: conditioning={str(conditioning)[:80]!r}: expected one of "
+            f"{', '.join(CONDITIONING)}; write the folder again"
+        )
+    return conditioning
 
 
 class GlobalConditioner:

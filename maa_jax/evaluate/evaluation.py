@@ -123,6 +123,8 @@ class Evaluation(Request):
                 f"output={self.output!r}, num_samples={self.num_samples}, start_index="
                 f"{self.start_index}: give 'wav', 1 and 0; one sound is scored for each caption"
             )
+        if self.fill:
+            self.check_masked()
         if not self.start_from:
             self.check_unedited(fill=self.fill)
         elif self.duration is not None:

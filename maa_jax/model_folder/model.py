@@ -44,6 +44,11 @@ class Model:
     vae: AutoencoderConfig
     vocoder: Any
 
+    @property
+    def latent_samples(self) -> int:
+        """Number of samples that the narrowest latent holds which the U-Net takes."""
+        return self.unet.downscale * self.vae.downscale * self.mel.hop_length
+
 
 @dataclasses.dataclass(frozen=True)
 class _Shared:

@@ -95,8 +95,13 @@ def _join_bands(
     frequencies = transform.f
     centres = mel_frequencies(mel.n_mels + 2, mel.fmin, mel.fmax)[1:-1]
     nearest = np.abs(frequencies[:, None] - centres).argmin(axis=1)
-    # Frames that the mask does not touch are left to the crossfade.
-    made_anew = (mask | ~mask.any(axis=0))[nearest]  # [frequencies, frames]
+    # Frames that the mask does not touch are left to the crossfade: they are joined as the nearest
+    # one that it does, so that bands which are kept go on through the seam.
+    touched, every = np.flatnonzero(mask.any(axis=0)), np.arange(mask.shape[1])
+    after = np.searchsorted(touched, every).clip(max=len(touched) - 1)
+    before = (after - 1).clip(min=0)
+    later = np.abs(touched[after] - every) < np.abs(touched[before] - every)
+    made_anew = mask[nearest][:, touched[np.where(later, after, before)]]  # [frequencies, frames]
     # Slice p of the transform is centred at p hops, a frame of mels half a hop later.
     shift = mel.hop_length // 2
     padded = [np.pad(x.astype(np.float64), (shift, 0)) for x in (known, made)]

@@ -10,7 +10,7 @@ from maa_jax.audio import io
 from maa_jax.audio.mel import MelConfig
 from maa_jax.files import user_path
 from maa_jax.pipeline import arguments, regions
-from maa_jax.pipeline.request import LONGEST
+from maa_jax.pipeline.request import LONGEST, is_list
 
 
 class Recordings(NamedTuple):
@@ -59,23 +59,28 @@ def read(audio: Any, mask: Any, prompts: int, mel: MelConfig) -> Recordings:
       ValueError: a recording cannot be read, is too long, or the mask does not fit it.
     """
     one = isinstance(audio, str | os.PathLike) or _is_waveform(audio)
+    if not (one or is_list(audio) or np.ndim(audio)):
+        raise ValueError(
+            f"audio of type {type(audio).__name__}: give the path of a recording, its samples, "
+            "or a list"
+        )
     given = [audio] if one else list(audio)
     if len(given) not in (1, prompts):
         raise ValueError(
             f"audio has {len(given)} recordings: give one, or one for each of the {prompts} prompts"
         )
+    mask = np.asarray(mask) if _is_array(mask) else mask
     spec = None if mask is None or _is_array(mask) else regions.parse(mask)
     wavs = []
     for number, item in enumerate(given):
         wav = _waveform(item, number, mel.sample_rate)
-        if spec is not None:
-            wav = spec.extend(wav, mel.sample_rate)
-        if len(wav) > LONGEST * mel.sample_rate:
+        seconds = len(wav) / mel.sample_rate + (spec.before + spec.after if spec else 0)
+        if seconds > LONGEST:
             raise ValueError(
-                f"audio[{number}] is {len(wav) / mel.sample_rate:.3f} s long with what is added to "
-                f"it: give up to {LONGEST:g} s"
+                f"audio[{number}] is {seconds:.3f} s long with what is added to it: give up to "
+                f"{LONGEST:g} s"
             )
-        wavs.append(wav)
+        wavs.append(spec.extend(wav, mel.sample_rate) if spec else wav)
     masks = None
     if spec is not None:
         masks = [spec.draw(len(wav), mel) for wav in wavs]
@@ -92,15 +97,17 @@ def _is_waveform(audio: Any) -> bool:
     """Whether `audio` is one waveform and not a list of recordings."""
     if hasattr(audio, "ndim"):
         return audio.ndim == 1 and audio.dtype != object
-    return len(audio) > 0 and isinstance(audio[0], numbers.Real)
+    return is_list(audio) and len(audio) > 0 and isinstance(audio[0], numbers.Real)
 
 
 def _is_array(mask: Any) -> bool:
-    return isinstance(mask, np.ndarray) and mask.dtype == bool
+    return hasattr(mask, "dtype") and mask.dtype.kind == "b"
 
 
 def _waveform(item: Any, number: int, sample_rate: int) -> np.ndarray:
     if isinstance(item, str | os.PathLike):
+        if not os.fspath(item):
+            raise ValueError(f"audio[{number}]={item!r}: give the path of a recording")
         wav = io.load(user_path(item), sample_rate)
     else:
         wav = arguments.numbers(f"audio[{number}]", item)

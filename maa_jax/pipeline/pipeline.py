@@ -19,7 +19,7 @@ from maa_jax.audio import io
 from maa_jax.checks import Repeated, check_name
 from maa_jax.devices import LocalDevices
 from maa_jax.encoders import clap
-from maa_jax.encoders.visual import GlobalConditioner, open_conditioner
+from maa_jax.encoders.visual import check_sees, open_conditioner
 from maa_jax.files import FolderError, user_path
 from maa_jax.latents import LatentCodec
 from maa_jax.model_folder import hub
@@ -31,7 +31,7 @@ from maa_jax.pipeline import arguments, editing, programs, windows
 from maa_jax.pipeline.coding import Coder
 from maa_jax.pipeline.composing import compose
 from maa_jax.pipeline.denoising import Denoiser
-from maa_jax.pipeline.prompts import Prompt
+from maa_jax.pipeline.prompts import Prompt, check_heard
 from maa_jax.pipeline.prompts import read as read_prompts
 from maa_jax.pipeline.request import OUTPUTS, Request, is_list
 from maa_jax.pipeline.windows import Windows
@@ -95,7 +95,6 @@ class Pipeline:
                 f"a U-Net that takes the latents, or {2 * latent + 1} channels: the latents, those "
                 "of a masked recording, and the mask"
             )
-        self._sees = isinstance(self._conditioner, GlobalConditioner)
         self._devices = devices
         self._networks = programs.Networks(self.path, dtype, devices)
         self._coder = Coder(self._codec, vocoder, self._networks, devices, self._run)
@@ -206,18 +205,6 @@ class Pipeline:
             width = min(width, max(2, int(columns)) * multiple)
         return windows.plan(shape[1], min(width, shape[1]), loop=loop)
 
-    def _check_loop(self, lengths: Sequence[int]) -> None:
-        """Raises a ValueError unless sounds [n] end where a latent does."""
-        whole = self._codec.samples(self.model.unet.downscale)
-        for length in lengths:
-            if length % whole:
-                near = max(1, length // whole) * whole / self.sample_rate
-                raise ValueError(
-                    f"loop=True: a sound of {length / self.sample_rate:g} s does not end where a "
-                    f"latent does: give a multiple of {whole / self.sample_rate:g} s, such as "
-                    f"{near:g}"
-                )
-
     @keywords(Request)
     def __call__(
         self,
@@ -269,11 +256,8 @@ class Pipeline:
         for name in options:
             check_name("option", name, [field.name for field in dataclasses.fields(Request)])
         request = Request(**options)
-        if (image is not None or video is not None) and not self._sees:
-            raise ValueError(
-                f"image, video: {self.path} knows only text: give the folder of a model that was "
-                "trained with configs/v2a.py"
-            )
+        if image is not None or video is not None:
+            check_sees(self.path)
         asked = read_prompts(prompts, image, video, self.max_duration)
         if request.ranks and asked[0].pictures:
             raise ValueError("num_candidates: sounds are ranked by a prompt, not by pictures")
@@ -286,6 +270,8 @@ class Pipeline:
                     "audio: its sounds have its length and begin with its latents: leave out "
                     "duration and initial_latents"
                 )
+            if mask is not None:
+                request.check_masked()
             recordings = editing.read(audio, mask, len(asked), self._codec.mel)
         else:
             request.check_unedited(mask=mask is not None)
@@ -299,8 +285,8 @@ class Pipeline:
             lengths = [self._samples(seconds) for seconds in durations]
         else:
             lengths = [len(wav) for wav in recordings.wavs]
-        if request.loop:
-            self._check_loop(lengths)
+        check_heard(asked, [length / self.sample_rate for length in lengths])
+        request.check_loop(lengths, self.model)
         samples = np.repeat(lengths, request.tries)
         shapes = [self._shape(int(count), request.loop) for count in samples]
         noise = None
@@ -350,7 +336,7 @@ class Pipeline:
                 sounds[i] = self._cut(made[request.output][place], samples[i], request.output)
                 if "clipped" in made and made["clipped"][place] > CLIPPED:
                     self._warn_clipped(
-                        f"{made['clipped'][place]:.0%} of the samples of a sound for "
+                        f"{made['clipped'][place]:.1%} of the samples of a sound for "
                         f"{arguments.short(texts[place])} are clipped: lower guidance_scale"
                     )
         timed = any(prompt.seconds is not None for prompt in asked)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maa_jax.pipeline import arguments, timeline
+from maa_jax.pipeline.request import LONGEST
 from maa_jax.pipeline.timeline import Segment
 
 _FRAMES = 4  # of a video, or of each part of one that is longer than a window (paper, section 4.3)
@@ -77,7 +78,10 @@ def read(prompts: Any, image: Any, video: Any, window: float) -> list[Prompt]:
     for item in _listed(given[there[0]]):
         name = os.path.basename(item) if isinstance(item, str | os.PathLike) else there[0]
         if video is not None:
-            parts = max(1, math.ceil(videos.load(item, 1).seconds / window))
+            seconds = videos.load(item, 1).seconds
+            if seconds > LONGEST:
+                raise ValueError(f"video={item!r} lasts {seconds:g} s: give up to {LONGEST:g} s")
+            parts = max(1, math.ceil(seconds / window))
             loaded = videos.load(item, _FRAMES * parts)
             found.append(Prompt(name, (), loaded.pictures, loaded.seconds))
         elif isinstance(item, str | os.PathLike):
@@ -87,8 +91,23 @@ def read(prompts: Any, image: Any, video: Any, window: float) -> list[Prompt]:
     return found
 
 
+def check_heard(asked: Sequence[Prompt], seconds: Sequence[float]) -> None:
+    """Raises a ValueError for a caption that begins after its sound's end, [n] in seconds."""
+    for prompt, end in zip(asked, seconds, strict=True):
+        if prompt.segments and prompt.segments[-1].start >= end:
+            raise ValueError(
+                f"prompts={prompt.text!r}: {prompt.segments[-1].caption!r} begins at "
+                f"{prompt.segments[-1].start:g} s, but the sound ends at {end:g} s: leave it out, "
+                "or ask for a longer sound"
+            )
+
+
 def _sentence(sentence: str) -> Prompt:
     segments = timeline.parse(sentence)
+    if segments and segments[-1].end > LONGEST:
+        raise ValueError(
+            f"prompts={sentence!r}: ends at {segments[-1].end:g} s: give up to {LONGEST:g} s"
+        )
     return Prompt(sentence, segments, (), segments[-1].end if segments else None)
 
 

@@ -1,6 +1,7 @@
 """Masks of edited sounds: what is made anew, from seconds and Hz, a picture, or another sound."""
 
 import dataclasses
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from maa_jax.audio import io
 from maa_jax.audio.mel import MelConfig, mel_frequencies
 from maa_jax.files import user_path
+from maa_jax.pipeline.request import is_list
 
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 _REGION = re.compile(rf"{_NUMBER}?-{_NUMBER}?(?::{_NUMBER}?-{_NUMBER}?)?")
@@ -82,16 +84,18 @@ class MaskSpec:
         for region, shift in placed:
             end = seconds if region.end is None else region.end + shift
             if not region.start + shift < end <= seconds + 1 / rate:
+                until = "its end" if region.end is None else f"{region.end:g} s"
                 raise ValueError(
-                    f"mask={self.text!r}: {region.start:g} to {end - shift:g} s is no part of a "
-                    f"sound of {seconds - self.before - self.after:g} s: give seconds within it"
+                    f"mask={self.text!r}: {region.start:g} s to {until} is no part of a sound of "
+                    f"{seconds - self.before - self.after:g} s: give seconds within it"
                 )
             high = np.inf if region.high is None else region.high
             bands = (region.low <= centres) & (centres <= high)
             if not bands.any():
+                until = "more" if region.high is None else f"{high:g} Hz"
                 raise ValueError(
-                    f"mask={self.text!r}: no mel band has its centre within {region.low:g} to "
-                    f"{high:g} Hz: give a wider range, up to {centres[-1]:.0f} Hz"
+                    f"mask={self.text!r}: no mel band has its centre within {region.low:g} Hz to "
+                    f"{until}: give a wider range, from {centres[0]:.0f} to {centres[-1]:.0f} Hz"
                 )
             # A thousandth of a frame more is rounding.
             first = int((region.start + shift) * rate / hop + 1e-3)
@@ -113,13 +117,20 @@ def parse(mask: Any) -> MaskSpec:
     """Reads a mask, one item or several that are joined; see `_REMEDY`.
 
     Raises:
-      ValueError: an item is none of those, or no such file.
+      ValueError: an item is none of those, ends before it begins, or is no such file.
     """
-    items = [mask] if isinstance(mask, str | pathlib.PurePath) else list(mask)
+    items = list(mask) if is_list(mask) else [mask]
+    if not items:
+        raise ValueError(f"mask={mask!r}: {_REMEDY}")
     regions, files = [], []
     seconds = {"before": 0.0, "continue": 0.0}
     for item in items:
-        text = str(item)
+        if not isinstance(item, str | os.PathLike):
+            raise ValueError(
+                f"mask of type {type(item).__name__}: {_REMEDY}, or one array, bool [n_mels, "
+                "frames]"
+            )
+        text = os.fspath(item)
         if named := _NAMED.fullmatch(text):
             if named[1] == "bandwidth":
                 regions.append(Region(low=float(named[2])))
@@ -127,14 +138,17 @@ def parse(mask: Any) -> MaskSpec:
                 seconds[named[1]] += float(named[2])
         elif (found := _REGION.fullmatch(text)) and re.search(r"\d", text):
             start, end, low, high = (None if x is None else float(x) for x in found.groups())
-            regions.append(Region(start or 0.0, end, low or 0.0, high))
+            region = Region(start or 0.0, end, low or 0.0, high)
+            if _is_empty(region.start, end) or _is_empty(region.low, high):
+                raise ValueError(
+                    f"mask={text!r} ends before it begins: give the lower number first, as in "
+                    '"1.5-2:500-3000"'
+                )
+            regions.append(region)
+        elif text and os.path.isfile(user_path(text)):
+            files.append(pathlib.Path(user_path(text)))
         else:
-            path = pathlib.Path(user_path(text))
-            if not path.is_file():
-                raise ValueError(f"mask={text!r} is no region and no file: {_REMEDY}")
-            files.append(path)
-    if not items:
-        raise ValueError(f"mask={mask!r}: {_REMEDY}")
+            raise ValueError(f"mask={text!r} is no region and no file: {_REMEDY}")
     spec = MaskSpec(
         tuple(regions),
         seconds["before"],
@@ -151,25 +165,38 @@ def spans(rows: np.ndarray) -> Sequence[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
+def _is_empty(first: float, last: float | None) -> bool:
+    return last is not None and last <= first
+
+
 def _is_picture(file: pathlib.Path) -> bool:
     return file.suffix.lower() in _PICTURES
 
 
 def _picture(file: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
-    """Returns the mask that a picture paints over a spectrogram, low frequencies at its bottom."""
+    """Returns the mask that a picture paints over a spectrogram, low frequencies at its bottom.
+
+    What is transparent is not painted.
+    """
     from PIL import Image
 
+    from maa_jax.visual import images
+
     try:
-        with Image.open(file) as picture:
-            grey = picture.convert("L").resize(shape[::-1], Image.Resampling.NEAREST)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"mask={str(file)!r}: cannot be read ({error})") from error
+        picture = Image.fromarray(images.load(file, behind="black"))
+    except ValueError as error:
+        raise ValueError(f"mask={str(file)!r}: {error}") from error
+    grey = picture.convert("L").resize(shape[::-1], Image.Resampling.NEAREST)
     return np.asarray(grey)[::-1] >= _WHITE
 
 
 def _silence(file: pathlib.Path, mask: np.ndarray, mel: MelConfig) -> np.ndarray:
     """Returns the frames in which a recording is silent, and those after its end."""
-    wav = io.load(file, mel.sample_rate)[: mask.shape[1] * mel.hop_length]
+    try:
+        wav = io.load(file, mel.sample_rate)
+    except io.AudioError as error:
+        raise ValueError(f"mask={str(file)!r} is no picture and no recording: {error}") from error
+    wav = wav[: mask.shape[1] * mel.hop_length]
     wav = np.pad(wav, (0, mask.shape[1] * mel.hop_length - len(wav)))
     loudest = np.abs(wav).reshape(-1, mel.hop_length).max(axis=1)
     return np.broadcast_to(loudest < io.SILENCE, mask.shape)

@@ -21,6 +21,7 @@ from maa_jax.options import FINE, Options, option
 if TYPE_CHECKING:
     from maa_jax.diffusion.samplers import Table
     from maa_jax.diffusion.schedule import Schedule
+    from maa_jax.model_folder.model import Model
 
 Guidance = float | Sequence[float] | Callable[[float], float]
 
@@ -58,7 +59,8 @@ def _by_step(scale: Any, steps: int) -> Sequence[float]:
 
 def _check_duration(value: Any, request: Any) -> str:
     values = value if is_list(value) else [] if value is None else [value]
-    return FINE if all(schema.is_finite(x) and x > 0 for x in values) else "seconds above 0"
+    fine = all(schema.is_finite(x) and 0 < x <= LONGEST for x in values)
+    return FINE if fine else f"seconds above 0 and up to {LONGEST:g}"
 
 
 def _check_source(value: Any, request: Any) -> str:
@@ -197,6 +199,14 @@ class Request(Options):
                     " or leave it out"
                 )
 
+    def check_masked(self) -> None:
+        """Raises a ValueError if an option is given that nothing reads where there is a mask."""
+        if self.edit == "variation":
+            raise ValueError(
+                f"edit={self.edit!r}: it is for whole recordings, while a mask is made anew: leave "
+                "out edit (strength says how much is kept), or the mask"
+            )
+
     def skipped(self, audio: Any, mask: Any) -> int:
         """Returns the number of steps that are skipped for a recording, 0 without one."""
         if audio is None:
@@ -233,7 +243,7 @@ class Request(Options):
           prompts: number of prompts.
 
         Raises:
-          ValueError: a duration is over an hour, or their number is not that of the prompts.
+          ValueError: their number is not that of the prompts.
         """
         given: Any = max_duration if self.duration is None else self.duration
         seconds = [float(x) for x in given] if is_list(given) else [float(given)] * prompts
@@ -241,7 +251,20 @@ class Request(Options):
             raise ValueError(
                 f"duration={given!r}: give one, or one for each of the {prompts} prompts"
             )
-        for value in seconds:
-            if value > LONGEST:
-                raise ValueError(f"duration={value}: give seconds above 0 and up to {LONGEST:g}")
         return seconds
+
+    def check_loop(self, lengths: Sequence[int], model: "Model") -> None:
+        """Raises a ValueError for a loop that does not end where a latent does.
+
+        Args:
+          lengths: samples of each sound.
+          model: model that makes them.
+        """
+        whole, rate = model.latent_samples, model.sample_rate
+        for length in lengths if self.loop else ():
+            if length % whole:
+                near = max(1, round(length / whole)) * whole / rate
+                raise ValueError(
+                    f"loop=True: a sound of {length / rate:g} s does not end where a latent does: "
+                    f"give a multiple of {whole / rate:g} s, such as {near:g}"
+                )

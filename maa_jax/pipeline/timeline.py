@@ -3,7 +3,9 @@
 import re
 from typing import NamedTuple
 
-_SEGMENT = re.compile(r"\s*(\d+(?:\.\d*)?)\s*-\s*(\d+(?:\.\d*)?)\s*s\s+(\S.*?)\s*")
+_TIMES = r"(\d+(?:\.\d*)?|\.\d+)\s*[-\u2013]\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:s|sec|seconds?):?"
+_SEGMENT = re.compile(rf"\s*{_TIMES}\s+(\S.*?)\s*")
+_SECOND = re.compile(rf"[,.]\s*{_TIMES}\s+\S")  # within a caption, where ";" was meant
 
 
 class Segment(NamedTuple):
@@ -24,7 +26,8 @@ def parse(prompt: str) -> list[Segment]:
     """Returns the segments of a prompt with times, [] for one without.
 
     Raises:
-      ValueError: a part has no times where another has, or segments leave gaps or overlap.
+      ValueError: a part has no times where another has, or several, or segments leave gaps or
+        overlap.
     """
     parts = [part for part in prompt.split(";") if part.strip()]
     found = [_SEGMENT.fullmatch(part) for part in parts]
@@ -35,6 +38,8 @@ def parse(prompt: str) -> list[Segment]:
     for part, match in zip(parts, found, strict=True):
         if match is None:
             raise ValueError(f"prompts={prompt!r}: {part.strip()!r} has no times: {remedy}")
+        if _SECOND.search(match[3]):
+            raise ValueError(f"prompts={prompt!r}: {match[3]!r} has times within it: {remedy}")
         segment = Segment(float(match[1]), float(match[2]), match[3])
         expected = segments[-1].end if segments else 0.0
         if segment.start != expected or segment.end <= segment.start:

@@ -16,7 +16,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # "JPEG" includes the pairs of
 _REMEDY = f"give a whole picture, one of {', '.join(_FORMATS)}"
 
 
-def load(path: str | os.PathLike[str]) -> np.ndarray:
+def load(path: str | os.PathLike[str], behind: str = "white") -> np.ndarray:
     """Reads a picture file; see `decode`.
 
     Raises:
@@ -29,16 +29,16 @@ def load(path: str | os.PathLike[str]) -> np.ndarray:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{path}: cannot be read ({reason}); {_REMEDY}") from error
     try:
-        return decode(data)
+        return decode(data, behind)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, behind: str = "white") -> np.ndarray:
     """Decodes the content of a picture file, uint8 [h, w, 3], red, green and blue.
 
     A GIF or another moving picture gives its first frame. The rotation that a camera notes (EXIF)
-    is applied, transparency becomes white, and 16 bits become 8.
+    is applied, transparency shows the colour `behind`, and 16 bits become 8.
 
     Raises:
       ValueError: the content is no picture or is broken, or it is larger than `check_size` allows.
@@ -64,8 +64,8 @@ def decode(data: bytes) -> np.ndarray:
             picture = PIL.Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
-            white = PIL.Image.new("RGBA", picture.size, "white")
-            picture = PIL.Image.alpha_composite(white, picture)
+            ground = PIL.Image.new("RGBA", picture.size, behind)
+            picture = PIL.Image.alpha_composite(ground, picture)
         return np.array(picture.convert("RGB"))
     except Exception as error:
         raise ValueError(f"is a broken or truncated picture ({error}); {_REMEDY}") from error

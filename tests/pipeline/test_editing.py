@@ -111,6 +111,17 @@ def test_a_seam_has_no_click_and_the_recordings_level():
     assert np.abs(np.diff(out)).max() <= 1.2 * np.abs(np.diff(wav)).max()
 
 
+def test_bands_that_are_kept_go_on_through_the_seams():
+    wav = sound(16000)  # a tone of 440 Hz
+    made = 0.3 * np.cos(2 * np.pi * 440 * np.arange(16000) / 16000)  # in another phase
+    mask = np.zeros((80, 63), bool)
+    mask[40:, 20:30] = mask[40:, 50:] = True  # above 2 kHz
+    out = compose(wav, made.astype("f"), mask, MelConfig())
+    # Only the crossfades, 10 ms, hear the other phase; nearby nothing is cancelled.
+    level = lambda x: np.sqrt(np.square(x[: len(x) // 400 * 400].reshape(-1, 400)).mean(axis=1))
+    np.testing.assert_allclose(level(out), level(wav), rtol=0.1)
+
+
 def test_continuation_adds_seconds_after_or_before(pipe):
     wav = sound(8000)
     after = pipe("rain", audio=wav, mask="continue:0.5", **FAST)[0]
@@ -131,7 +142,13 @@ def test_masks_come_from_pictures_and_from_the_silence_of_recordings(pipe, tmp_p
     gap = sound(16000)
     gap[8000:12000] = 0
     soundfile.write(tmp_path / "gap.wav", gap, 16000)
-    for name in ("mask.png", "gap.wav"):
+    # A pencil's picture: white on what is transparent; and one of 16 bits, whose grey is dark.
+    alpha = np.full((100, 200, 4), 255, np.uint8)
+    alpha[..., 3] = paint
+    Image.fromarray(alpha).save(tmp_path / "alpha.png")
+    deep = np.where(paint, 65535, 300).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    for name in ("mask.png", "alpha.png", "deep.png", "gap.wav"):
         same = pipe("rain", audio=wav, mask=str(tmp_path / name), **FAST)[0] == wav
         assert same[:7500].all() and same[12500:].all()
         assert not same[8400:11600].any()
@@ -159,16 +176,32 @@ def test_a_denoiser_that_fills_gaps_is_given_the_masked_recording(tmp_path):
         (dict(strength=0.5), "strength: it edits a recording"),
         (dict(audio=sound(800), duration=1.0), "leave out duration"),
         (dict(audio=sound(800), strength=1.5), "strength=1.5: give"),
-        (dict(audio=sound(8000), mask="2-3"), "2 to 3 s is no part of a sound of 0.5 s"),
+        (dict(audio=sound(8000), mask="2-3"), "2 s to 3 s is no part of a sound of 0.5 s"),
+        (dict(audio=sound(8000), mask="5-"), "5 s to its end is no part of a sound of 0.5 s"),
+        (dict(audio=sound(8000), mask="0.3-0.2"), "mask='0.3-0.2' ends before it begins: give"),
+        (dict(audio=sound(8000), mask="0.2-0.3:900-50"), "ends before it begins: give the lower"),
+        (dict(audio=sound(8000), mask=""), "mask='' is no region and no file: give seconds"),
+        (dict(audio=sound(8000), mask="a" * 5000), "is no region and no file: give seconds"),
+        (
+            dict(audio=sound(8000), mask="continue:99999999999"),
+            "is 99999999999.500 s long with",
+        ),
+        (dict(audio=sound(8000), mask=0.5), "mask of type float: give seconds"),
+        (dict(audio=sound(8000), mask=np.zeros((80, 32))), "mask of type ndarray: give seconds"),
+        (dict(audio=sound(8000), mask=__file__), "test_editing.py' is no picture and no recording"),
         (dict(audio=sound(8000), mask="0-"), "marks the whole sound"),
-        (dict(audio=sound(8000), mask="0.1-0.2:9000-"), "no mel band has its centre within 9000"),
+        (dict(audio=sound(8000), mask="0.1-0.2:9000-"), "its centre within 9000 Hz to more: give"),
         (dict(audio=sound(8000), mask="middle"), "'middle' is no region and no file: give seconds"),
         (dict(audio=sound(8000), mask=np.zeros((80, 32), bool)), "marks 0%"),
         (dict(audio=np.zeros((1, 2, 2))), "give a path, or one channel"),
         (dict(audio=np.full(800, np.nan)), "holds NaN or infinity"),
         (dict(audio="nothing.wav"), "nothing.wav: cannot be read"),
+        (dict(audio=""), "audio.0.='': give the path of a recording"),
+        (dict(audio=3), "audio of type int: give the path of a recording"),
+        (dict(audio=np.array(0.5)), "audio of type ndarray: give the path of a recording"),
         (dict(audio=[sound(8000)] * 3), "audio has 3 recordings: give one, or one for each of"),
         (dict(audio=sound(8000), edit="styl"), "style"),
+        (dict(audio=sound(8000), edit="variation", mask="0-0.1"), "edit='variation': it is for"),
         (
             dict(audio=sound(8000), source_prompt="rain"),
             "source_prompt='rain': give a sentence, and",

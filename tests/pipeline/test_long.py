@@ -74,7 +74,7 @@ def test_a_loop_goes_on_at_its_beginning(pipe):
     wav = pipe("rain", duration=0.768, loop=True, **FAST)[0]
     assert pipe("rain", duration=0.768, loop=True, output="latents", **FAST).shape[2] == 6
     assert min(np.abs(wav[:64]).max(), np.abs(wav[-64:]).max()) > 0.1 * np.abs(wav).max()
-    with pytest.raises(ValueError, match=r"loop=True: a sound of 1 s .* such as 0.768"):
+    with pytest.raises(ValueError, match=r"loop=True: a sound of 1 s .* such as 1.024"):
         pipe("rain", duration=1.0, loop=True, **FAST)
 
 
@@ -107,9 +107,33 @@ def test_a_long_recording_is_edited_and_continued(pipe):
         ("0-3 s rain; thunder", "'thunder' has no times: give them one after the other"),
         ("0-3 s rain; 4-6 s thunder", "4-6 s does not begin at 3 s"),
         ("3-1 s rain; 1-2 s thunder", "does not begin at 0 s"),
+        ("0-3 s rain, 3-6 s thunder", "'rain, 3-6 s thunder' has times within it: give them one"),
     ],
 )
 def test_times_that_leave_gaps_are_refused(prompt, error):
     with pytest.raises(ValueError, match=error):
         timeline.parse(prompt)
     assert timeline.parse("rain; thunder") == timeline.parse("5-10 s of rain") == []
+
+
+def test_times_are_read_as_people_write_them():
+    want = [(0, 0.5, "rain, wind"), (0.5, 6, "thunder")]
+    for prompt in (
+        "0-0.5 s rain, wind; 0.5-6 s thunder",
+        "0 - .5s: rain, wind; .5 - 6. sec thunder;",
+        "0\u20130.5 seconds rain, wind; 0.5\u20136 seconds thunder",
+    ):
+        assert timeline.parse(prompt) == want
+
+
+@pytest.mark.parametrize(
+    ("prompt", "given", "error"),
+    [
+        ("0-3 s rain; 3-3601 s thunder", {}, "ends at 3601 s: give up to 3600 s"),
+        ("0-1 s rain; 1-2 s thunder", dict(duration=0.9), "'thunder' begins at 1 s, but the sound"),
+        ("0-1 s rain; 1-2 s thunder", dict(audio=np.ones(8000)), "but the sound ends at 0.5 s"),
+    ],
+)
+def test_captions_that_would_not_be_heard_are_refused(pipe, prompt, given, error):
+    with pytest.raises(ValueError, match=error):
+        pipe(prompt, **FAST | given)
