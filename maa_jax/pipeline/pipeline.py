@@ -329,7 +329,7 @@ class Pipeline:
             texts = [asked[i].text for i in which]
             self._check_finite(made, texts, indices)
             if recordings is not None and recordings.masks is not None and "wav" in made:
-                self._compose(made["wav"], recordings, which)
+                self._compose(made, recordings, which)
             if request.ranks:
                 scores[batch] = self._rank(texts, made["wav"])[: len(batch)]
             for place, i in enumerate(batch):
@@ -345,13 +345,19 @@ class Pipeline:
             listed = recordings.listed
         return _result(request, sounds, scores, listed)
 
-    def _compose(self, wavs: np.ndarray, recordings: editing.Recordings, rows: np.ndarray) -> None:
-        """Puts the recordings back into `wavs` [b, samples] where they are kept."""
+    def _compose(
+        self, made: dict[str, np.ndarray], recordings: editing.Recordings, rows: np.ndarray
+    ) -> None:
+        """Puts the recordings back into waveforms where they are kept; `made` is that of `_decode`.
+
+        What a recording itself clips is not counted.
+        """
         assert recordings.masks is not None  # the caller has checked it
-        for wav, row in zip(wavs, rows, strict=True):
+        for place, row in enumerate(rows):
             known = recordings.wavs[row]
-            made = wav[: len(known)]
-            made[:] = compose(known, made, recordings.masks[row], self._codec.mel)
+            wav = made["wav"][place, : len(known)]
+            wav[:] = compose(known, wav, recordings.masks[row], self._codec.mel)
+            made["clipped"][place] = np.mean((np.abs(wav) >= 1) & (wav != known))
 
     def _alone(self, prompt: str) -> jax.Array:
         """Returns the context of one sentence, [1, n, d]; that of "" is the unconditional one."""

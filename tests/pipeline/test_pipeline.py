@@ -592,11 +592,25 @@ def test_a_sound_that_is_not_finite_is_refused_with_its_prompt(tiny_model):
             broken("rain", steps=2, duration=0.5, start_index=2, output=output)
 
 
-def test_a_clipped_sound_is_said_once(tiny_model):
+@pytest.fixture
+def loud(tiny_model):
+    """A pipeline all of whose samples are clipped."""
     loud = maa_jax.Pipeline.from_pretrained(tiny_model)
     loud.load()
     _, params = loud._networks._read["vocoder"]
     params["conv_post"]["kernel"] *= 1e5
+    return loud
+
+
+def test_only_what_is_made_anew_counts_as_clipped(loud):
+    recording = np.tile(np.float32([1, -1]), 8000)
+    with pytest.warns(UserWarning, match="are clipped") as said:
+        loud("rain", audio=recording, mask="0.4-0.5", steps=2)
+    (warning,) = said
+    assert float(str(warning.message).partition("%")[0]) <= 10  # a tenth is made anew
+
+
+def test_a_clipped_sound_is_said_once(loud):
     with pytest.warns(UserWarning) as said:
         for _ in range(3):
             loud(["rain"], steps=2, duration=0.5)
