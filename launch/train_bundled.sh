@@ -29,7 +29,7 @@ install --no-deps tinysoundfont==0.3.7  # it requires pyaudio, which has no whee
 # Nothing below needs the network; nothing may wait for it either.
 export HF_HUB_OFFLINE=1 NO_GCE_CHECK=true
 
-steps=15
+steps=17
 . launch/steps.sh
 
 corpus=general_midi/40000x4.1
@@ -51,8 +51,11 @@ train() {  # train NAME FLAGS...: a run of the stage that its name begins with
 }
 
 parts=(--config.autoencoder="$models/autoencoder" --config.text_encoder="$models/clap")
-# The second run of the diffusion model hears the recordings in the package more often.
+# The second run of the diffusion model hears the recordings in the package more often, the third
+# the only one of a crow, which the README's first command asks for.
 more=(--config.data.dataset="$corpus:train[:50%] + sonic_sounds*100")
+crow=(--config.data.dataset="$corpus:train[50%:60%] + sonic_sounds:train[:50]*20 + \
+sonic_sounds:train[50:51]*400 + sonic_sounds:train[51:]*20")
 
 embed() {  # embed FOLDER FLAGS...
   local out=$1
@@ -62,7 +65,7 @@ embed() {  # embed FOLDER FLAGS...
 }
 
 half() {  # the weights in half precision, as they are in the package
-  python -m maa_jax.convert --from=workdir --workdir="$folder/t2a-more" --out="$models/bundled" \
+  python -m maa_jax.convert --from=workdir --workdir="$folder/t2a-crow" --out="$models/bundled" \
     --dtype=float16
 }
 
@@ -87,6 +90,13 @@ step t2a-more "Train it on" models/t2a-more/model_index.json train t2a-more "${p
   "${more[@]}" --config.vocoder="$models/vocoder" --config.latents="$folder/stored-more" \
   --config.init_from="$models/t2a" --config.total_steps=1800 \
   --config.optimizer.cosine_steps=1800 --config.optimizer.base_lr=5e-4
+step stored-crow "Store those of the third run" stored-crow/latents/index.json \
+  embed stored-crow "${crow[@]}"
+step t2a-crow "Finish it" models/t2a-crow/model_index.json train t2a-crow "${parts[@]}" \
+  "${crow[@]}" --config.vocoder="$models/vocoder" --config.latents="$folder/stored-crow" \
+  --config.init_from="$models/t2a-more" --config.total_steps=500 \
+  --config.optimizer.cosine_steps=500 --config.optimizer.base_lr=4e-4 \
+  --config.optimizer.warmup_steps=50 --config.ema_decay=0.99
 step bundled "Write the model" models/bundled/model_index.json half
 step event_classifier "Train the judge of events" models/event_classifier train event_classifier
 step captioner "Train the captioner" models/captioner train captioner

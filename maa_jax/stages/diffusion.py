@@ -1,8 +1,8 @@
 """The latent diffusion stage (paper section 3.5): a text-conditional U-Net.
 
 The autoencoder and the text encoder are frozen and come from model folders that the config names.
-Latents are scaled to unit variance by a factor that is measured on the first batches and kept in
-the state.
+Latents are scaled to unit variance by a factor that is kept in the state. It is measured on the
+first batches, or that of the model that the run goes on from.
 """
 
 import dataclasses
@@ -166,13 +166,38 @@ class DiffusionStage(SingleNetworkStage):
         zeros = {name: jnp.zeros(()) for name in ("count", "sum", "sum_squares")}
         return begin.replace(extra=begin.extra | {"latents": zeros | {"scale": jnp.ones(())}})
 
+    def known_scale(self) -> float | None:
+        """Returns the latents' scale of the model that training starts from.
+
+        None if it starts from none, or from one with another autoencoder.
+        """
+        if not self.config.init_from:
+            return None
+        folder = hub.resolve(self.config.init_from)
+        if not (folder / "vae").is_dir():
+            return None
+        theirs, ours = (
+            networks.load_network(path, "vae")[1] for path in (folder, self._folders["autoencoder"])
+        )
+        # The weights of one of the two may have been rounded to half precision.
+        near = lambda a, b: a.shape == b.shape and np.allclose(a, b, rtol=1e-2, atol=1e-4)
+        same = jax.tree.structure(theirs) == jax.tree.structure(ours)
+        if not same or not all(jax.tree.leaves(jax.tree.map(near, theirs, ours))):
+            return None
+        return networks.load_config(folder, "vae").scaling_factor
+
     def prepare(self, train: TrainState, frozen: Tree, batch: Tree, key: jax.Array) -> TrainState:
-        """Adds a batch to the running variance of the latents; scale = 1 / standard deviation."""
+        """Adds a batch to the running variance of the latents; scale = 1 / standard deviation.
+
+        A model that goes on from another keeps its scale.
+        """
         z = self._latents(frozen, batch, key, scale=1.0)
         seen = train.extra["latents"]
         count, total = seen["count"] + z.size, seen["sum"] + z.sum()
         squares = seen["sum_squares"] + jnp.square(z).sum()
-        scale = 1 / jnp.sqrt(squares / count - jnp.square(total / count))
+        known = self.known_scale()
+        measured = 1 / jnp.sqrt(squares / count - jnp.square(total / count))
+        scale = measured if known is None else jnp.full((), known)
         latents = {"count": count, "sum": total, "sum_squares": squares, "scale": scale}
         return train.replace(extra=train.extra | {"latents": latents})
 

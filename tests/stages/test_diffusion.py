@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from maa_jax.configs import t2a
 from maa_jax.data.input_pipeline import eval_batches
@@ -63,6 +64,23 @@ def test_the_latent_scale_brings_latents_to_unit_variance(stage, state, frozen, 
     again = prepare(prepared, frozen, batch, key)
     np.testing.assert_allclose(again.extra["latents"]["scale"], scale, rtol=1e-5)
     assert again.extra["latents"]["count"] == 2 * z.size
+
+
+def test_a_model_that_goes_on_from_another_keeps_its_latent_scale(
+    config, tiny_model, state, frozen, batch, tmp_path
+):
+    before = shutil.copytree(tiny_model, tmp_path / "before")
+    path = before / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scaling_factor": 0.125}))
+    config = config.copy_and_resolve_references()
+    config.init_from = str(before)
+    prepared = jax.jit(make_stage(config).prepare)(state, frozen, batch, jax.random.key(1))
+    assert float(prepared.extra["latents"]["scale"]) == 0.125
+    # Another autoencoder has other latents, whose scale is measured.
+    weights = before / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = safetensors.numpy.load_file(weights)
+    safetensors.numpy.save_file({name: 1.1 * x for name, x in tensors.items()}, weights)
+    assert make_stage(config).known_scale() is None
 
 
 def test_the_loss_falls_on_one_batch_and_the_average_follows(config, state, frozen, batch):
