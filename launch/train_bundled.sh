@@ -54,8 +54,8 @@ parts=(--config.autoencoder="$models/autoencoder" --config.text_encoder="$models
 # The second run of the diffusion model hears the recordings in the package more often, the third
 # the only one of a crow, which the README's first command asks for.
 more=(--config.data.dataset="$corpus:train[:50%] + sonic_sounds*100")
-crow=(--config.data.dataset="$corpus:train[50%:60%] + sonic_sounds:train[:50]*20 + \
-sonic_sounds:train[50:51]*400 + sonic_sounds:train[51:]*20")
+crow=(--config.data.dataset="$corpus:train[60%:70%] + sonic_sounds:train[:50]*2.5 + \
+sonic_sounds:train[50:51]*350 + sonic_sounds:train[51:]*2.5")
 
 embed() {  # embed FOLDER FLAGS...
   local out=$1
@@ -94,8 +94,8 @@ step stored-crow "Store those of the third run" stored-crow/latents/index.json \
   embed stored-crow "${crow[@]}"
 step t2a-crow "Finish it" models/t2a-crow/model_index.json train t2a-crow "${parts[@]}" \
   "${crow[@]}" --config.vocoder="$models/vocoder" --config.latents="$folder/stored-crow" \
-  --config.init_from="$models/t2a-more" --config.total_steps=500 \
-  --config.optimizer.cosine_steps=500 --config.optimizer.base_lr=4e-4 \
+  --config.init_from="$models/t2a-more" --config.total_steps=600 \
+  --config.optimizer.cosine_steps=600 --config.optimizer.base_lr=4e-4 \
   --config.optimizer.warmup_steps=50 --config.ema_decay=0.99
 step bundled "Write the model" models/bundled/model_index.json half
 step event_classifier "Train the judge of events" models/event_classifier train event_classifier
