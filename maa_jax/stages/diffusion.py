@@ -176,15 +176,14 @@ class DiffusionStage(SingleNetworkStage):
         folder = hub.resolve(self.config.init_from)
         if not (folder / "vae").is_dir():
             return None
-        theirs, ours = (
-            networks.load_network(path, "vae")[1] for path in (folder, self._folders["autoencoder"])
-        )
-        # The weights of one of the two may have been rounded to half precision.
-        near = lambda a, b: a.shape == b.shape and np.allclose(a, b, rtol=1e-2, atol=1e-4)
-        same = jax.tree.structure(theirs) == jax.tree.structure(ours)
-        if not same or not all(jax.tree.leaves(jax.tree.map(near, theirs, ours))):
+        folders = folder, self._folders["autoencoder"]
+        theirs, ours = (networks.load_config(path, "vae") for path in folders)
+        if dataclasses.replace(ours, scaling_factor=theirs.scaling_factor) != theirs:
             return None
-        return networks.load_config(folder, "vae").scaling_factor
+        weights = (jax.tree.leaves(networks.load_network(path, "vae")[1]) for path in folders)
+        # The weights of one of the two may have been rounded to half precision.
+        same = all(np.allclose(a, b, rtol=1e-2, atol=1e-4) for a, b in zip(*weights, strict=True))
+        return theirs.scaling_factor if same else None
 
     def prepare(self, train: TrainState, frozen: Tree, batch: Tree, key: jax.Array) -> TrainState:
         """Adds a batch to the running variance of the latents; scale = 1 / standard deviation.
