@@ -154,6 +154,7 @@ def recordings(
         captions=[example["captions"] for example in examples],
         labels=[example["labels"] for example in examples],
         truths=truths,
+        recordings=[example["id"] for example in examples],  # each is its own
     )
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from maa_jax.audio import io
-from maa_jax.evaluators import sources
+from maa_jax.evaluators import base, protocols, sources
 from maa_jax.evaluators.sources import choose_prompts
 
 
@@ -61,6 +61,8 @@ def test_processes_share_the_recordings_of_a_split(data_dir, monkeypatch):
     assert len(sounds) == 13 and sorted(whole) == list(range(13))
     assert all(wav.shape == (4000,) for wav in whole.values())
     assert all(sounds.captions) and all(sounds.labels)
+    inputs = base.Inputs(sounds=sounds, references=sources.references("", data, 4000))
+    np.testing.assert_array_equal(protocols.paired(inputs), np.arange(13))  # with themselves
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     parts = []
     for index in (0, 1):
