@@ -1,6 +1,7 @@
 r"""The full-size networks on an accelerator: agreement, speed and memory.
 
-    python -m benchmarks.accelerator [--small] [--peak_tflops=990] [--out=accelerator.json]
+    python -m benchmarks.accelerator [--small] [--part=training --part=...] [--peak_tflops=990] \
+        [--out=accelerator.json]
 
 Needs jax, flax, optax, numpy and safetensors alone, so that it runs on a bare machine. For speed
 beside PyTorch on the same card, benchmarks/networks.py has the peers. Every row is printed as a
@@ -47,6 +48,9 @@ GFLOP = {"unet": 88, "autoencoder": 548, "hifigan": 383}
 
 _SMALL = flags.DEFINE_boolean("small", False, "Tiny networks, to check that it runs.")
 _PEAK = flags.DEFINE_float("peak_tflops", 990.0, "Peak of the device in bfloat16; an H100's.")
+_ALL = ["agreement", "convolution", "training", "sampling"]
+_PARTS = flags.DEFINE_multi_enum("part", _ALL, _ALL, "A part to measure; give it several times.")
+_BATCHES = flags.DEFINE_list("batches", ["256", "128", "64", "16"], "Batches tried for the U-Net.")
 _OUT = flags.DEFINE_string("out", None, "JSON file for the rows.")
 _SECONDS = flags.DEFINE_float("seconds", 420.0, "Time after which no further part begins.")
 
@@ -280,25 +284,27 @@ def sampling(sizes: dict[str, Any], steps: int, batch: int) -> dict[str, Any]:
 
 def parts(rows: Rows, small: bool) -> Iterator[Callable[[], Any]]:
     """Yields the parts of the benchmark, the most telling first."""
-    sizes = SIZES[small]
-    for dtype, precision in ((jnp.float32, "highest"), (jnp.float32, None), (jnp.bfloat16, None)):
+    sizes, chosen = SIZES[small], _PARTS.value
+    kinds = ((jnp.float32, "highest"), (jnp.float32, None), (jnp.bfloat16, None))
+    for dtype, precision in kinds if "agreement" in chosen else ():
         for name, case in (TINY if small else FULL).items():
             values = {"network": name, "dtype": jnp.dtype(dtype).name, "precision": precision}
             measure = functools.partial(agreement, name, case, dtype, precision)
             yield functools.partial(rows.attempt, "agreement", measure, **values)
-    for stride, dilation, kernel in ((1, 1, 7), (1, 5, 11), (2, 1, 4), (2, 2, 3), (8, 1, 16)):
+    shapes = ((1, 1, 7), (1, 5, 11), (2, 1, 4), (2, 2, 3), (8, 1, 16))
+    for stride, dilation, kernel in shapes if "convolution" in chosen else ():
         values = {"stride": stride, "dilation": dilation, "kernel": kernel}
         measure = functools.partial(convolution, **values)
         yield functools.partial(rows.attempt, "conv1d bfloat16", measure, **values)
     batches = {
-        "unet": (2,) if small else (256, 128, 64, 16),
+        "unet": (2,) if small else tuple(map(int, _BATCHES.value)),
         "autoencoder": (1,) if small else (32, 16, 4),
         "hifigan": (1,) if small else (64, 16),
     }
-    for name, tried in batches.items():
+    for name, tried in batches.items() if "training" in chosen else ():
         dtype = jnp.float32 if name == "hifigan" else jnp.bfloat16
         yield functools.partial(_largest, rows, name, sizes[name], dtype, tried)
-    for steps in (2,) if small else (100, 25, 8):
+    for steps in ((2,) if small else (100, 25, 8)) if "sampling" in chosen else ():
         for batch in (1,) if small else (1, 32):
             measure = functools.partial(sampling, sizes, steps, batch)
             yield functools.partial(rows.attempt, "sampling", measure, steps=steps, batch=batch)

@@ -1,7 +1,7 @@
 r"""Speed of the full-size networks here and in PyTorch, with the same weights in one run.
 
     python -m benchmarks.networks [--networks=unet,autoencoder] [--batch=1] [--repeats=4] \
-        [--dtype=float32]
+        [--dtype=float32] [--compile]
 
 Needs the extra `torch`, and on a CPU an otherwise idle machine. The peers are diffusers'
 UNet2DConditionModel and AutoencoderKL and transformers' SpeechT5HifiGan; BigVGAN has no such class,
@@ -83,7 +83,10 @@ class Pair:
             if not HifiGan.UNUSED.fullmatch(name)
         }
         params = torch_layout.from_torch(state, tensors, rename=_weight_norm_name)
-        return graphdef, jax.device_put(params), module.to(device)
+        module = module.to(device)
+        if _COMPILE.value:
+            module.compile()
+        return graphdef, jax.device_put(params), module
 
 
 def _weight_norm_name(name: str) -> str:
@@ -279,6 +282,7 @@ _BATCH = flags.DEFINE_integer(
     "batch", 1, "Examples a run; in training each is 16 segments for HiFi-GAN, 4 for BigVGAN."
 )
 _REPEATS = flags.DEFINE_integer("repeats", 4, "Timed runs of each; medians are compared.")
+_COMPILE = flags.DEFINE_boolean("compile", False, "Compile the peers by torch.compile.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", list(TENSOR_DTYPES), "Type of the computation.")
 
 

@@ -14,6 +14,7 @@ clip of 10 s they take 25 KB, the mean and the log-variance of the posterior in 
 training draws anew. Training must then have the same data, seed and autoencoder, which is checked.
 With --nocontexts only they are stored, where the text encoder is small and the captions are many.
 
+Recordings are read by `--config.data.workers` processes, which pays beside a fast accelerator.
 Several processes divide the work. Latents that are there already are not computed again: the same
 command goes on after an interruption, and more epochs are added to fewer.
 
@@ -180,11 +181,12 @@ def _embed_examples(
     facts = stored_latents.facts(data, datasets.contents(data, process), config.seed)
     facts["autoencoder"] = content_hash(hub.resolve(config.autoencoder) / "vae")
     count = round(request.epochs * datasets.num_examples(data, data.split))
-    stream = input_pipeline.training_examples(data, seed=config.seed, process_index=process)
+    read = input_pipeline.training_examples(data, seed=config.seed, process_index=process)
     folder = pathlib.Path(request.out, stored_latents.FOLDER)
     stored_latents.write(
         folder,
-        stream[:count],
+        count,
+        read,
         encode,
         facts,
         batch_size=batches.batch_size,

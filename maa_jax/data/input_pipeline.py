@@ -100,13 +100,15 @@ def train_iterator(
 
 def training_examples(
     config: DataConfig | Mapping[str, Any], *, seed: int, process_index: int = 0
-) -> grain.MapDataset:
-    """Returns the endless stream of a run's examples, in random access; see `train_iterator`.
+) -> Callable[[Sequence[int]], grain.IterDataset]:
+    """Returns the function from places in a run's stream to their examples; see `train_iterator`.
 
-    An example is a dict: `audio` float32 [samples], `index`, and `captions`, of which training
-    draws one: all of the record, or the one that reprogramming composed.
+    They are read ahead, by `config.workers` processes. An example is a dict: `audio` float32
+    [samples], `index`, and `captions`, of which training draws one: all of the record, or the one
+    that reprogramming composed.
     """
-    places, read = _examples(open_for_training(DataConfig.of(config), process_index), seed)
+    config = DataConfig.of(config)
+    places, read = _examples(open_for_training(config, process_index), seed)
 
     def example(position: int, place: tuple[int, int, int]) -> dict[str, Any]:
         found = read(*place, position)
@@ -115,7 +117,8 @@ def training_examples(
         captions = known if caption in known else [caption]
         return {"audio": found["audio"], "index": place[0], "captions": captions}
 
-    return places.map_with_index(example)
+    stream = places.map_with_index(example)
+    return lambda chosen: _ahead(grain.MapDataset.source(chosen).map(stream.__getitem__), config)
 
 
 def eval_batches(

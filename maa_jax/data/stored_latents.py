@@ -10,10 +10,11 @@ an interrupted computation goes on where it stopped.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,8 @@ def facts(config: DataConfig, contents: Mapping[str, str], seed: int) -> dict[st
 
 def write(
     folder: str | os.PathLike[str],
-    examples: Sequence[Mapping[str, Any]],
+    count: int,
+    read: Callable[[Sequence[int]], Iterable[Mapping[str, Any]]],
     encode: Callable[[np.ndarray], np.ndarray],
     facts: Mapping[str, Any],
     *,
@@ -61,7 +63,9 @@ def write(
 
     Args:
       folder: folder for the files, to which all processes have access.
-      examples: examples in the order of the stream, from `input_pipeline.training_examples`.
+      count: number of examples.
+      read: function from places in the stream to their examples, in that order; see
+        `input_pipeline.training_examples`.
       encode: function from clips [n, samples] to means and log-variances [n, h, w, 2 c].
       facts: what the latents depend on: the examples' `facts` and "autoencoder", the digest of its
         files.
@@ -78,32 +82,37 @@ def write(
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     run = _run(facts)
-    files = range(-(-len(examples) // _PER_FILE))
+    missing = []  # (the file's stem, the places of its examples)
+    for i in share(range(-(-count // _PER_FILE)), process_index, process_count):
+        stem = folder / f"{run}-{i:05}"
+        places = range(i * _PER_FILE, min((i + 1) * _PER_FILE, count))
+        rows, lines = stem.with_suffix(".npy"), stem.with_suffix(".jsonl")
+        whole = rows.is_file() and lines.is_file()
+        if not whole or lines.read_bytes().count(b"\n") != len(places):
+            missing.append((stem, places))
+    stream = iter(read([place for _, places in missing for place in places]))
     done = 0
-    for i in share(files, process_index, process_count):
-        rows, lines = (folder / f"{run}-{i:05}.{end}" for end in ("npy", "jsonl"))
-        count = min(_PER_FILE, len(examples) - i * _PER_FILE)
-        if rows.is_file() and lines.is_file() and lines.read_bytes().count(b"\n") == count:
-            continue
-        places = range(i * _PER_FILE, i * _PER_FILE + count)
+    for stem, places in missing:
         found, told = [], []
-        for start in range(0, count, batch_size):
-            batch = [examples[place] for place in places[start : start + batch_size]]
+        for start in range(0, len(places), batch_size):
+            batch = list(itertools.islice(stream, len(places[start : start + batch_size])))
             found.append(encode(np.stack([example["audio"] for example in batch])))
             told += [{"index": int(x["index"]), "captions": list(x["captions"])} for x in batch]
         moments = np.concatenate(found).astype(np.float32, copy=False)
         if not np.isfinite(moments).all():
-            bad = np.flatnonzero(~np.isfinite(moments).reshape(count, -1).all(axis=1))[0]
+            bad = np.flatnonzero(~np.isfinite(moments).reshape(len(places), -1).all(axis=1))[0]
             raise ValueError(
                 f"the latent of {told[bad]['captions'][0]!r} is not finite: use another autoencoder"
             )
-        with replace_file(rows) as new, new.open("wb") as file:
+        with replace_file(stem.with_suffix(".npy")) as new, new.open("wb") as file:
             np.save(file, moments)
-        with replace_file(lines) as new:  # last: by it the pair is known to be whole
+        with replace_file(
+            stem.with_suffix(".jsonl")
+        ) as new:  # last: by it the pair is known to be whole
             new.write_text("".join(f"{json.dumps(line)}\n" for line in told), "utf-8")
-        done += count
+        done += len(places)
     if process_index == 0:
-        write_json(folder / _INDEX, {**facts, "run": run, "examples": len(examples)})
+        write_json(folder / _INDEX, {**facts, "run": run, "examples": count})
         for path in [*folder.glob("[!.]*.npy"), *folder.glob("[!.]*.jsonl")]:
             if not path.name.startswith(f"{run}-"):
                 path.unlink(missing_ok=True)

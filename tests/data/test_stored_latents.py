@@ -40,7 +40,8 @@ def test_losses_from_latents_are_those_from_sound(config, stored):
     reading = make_stage(reading)
     data = datasets.contents(config.data)
     reading.latents.check(stored_latents.facts(DataConfig.of(config.data), data, config.seed))
-    stream = input_pipeline.training_examples(config.data, seed=config.seed)
+    read = input_pipeline.training_examples(config.data, seed=config.seed)
+    stream = list(read(range(2 * datasets.num_examples(config.data, "train"))))
     assert len(reading.latents) == 2 * datasets.num_examples(config.data, "train")
     text = hearing.prepare_text(["a low tone", "a noise"])
     frozen = jax.device_get(hearing.load_frozen())
@@ -111,7 +112,12 @@ def examples(count):
     ]
 
 
-def encode(clips):
+def write(folder, every, encode=None, facts=FACTS, **sharing):
+    read = lambda places: (every[place] for place in places)
+    return stored_latents.write(folder, len(every), read, encode or identity, facts, **sharing)
+
+
+def identity(clips):
     return clips.reshape(len(clips), 2, 2, 2)
 
 
@@ -123,29 +129,26 @@ def test_processes_share_the_examples_and_go_on_where_they_stopped(tmp_path):
         calls.append(len(clips))
         if len(calls) > 40:  # in the second file
             raise KeyboardInterrupt
-        return encode(clips)
+        return identity(clips)
 
     with pytest.raises(KeyboardInterrupt):
-        stored_latents.write(tmp_path, every, stops, FACTS)
+        write(tmp_path, every, stops)
     with pytest.raises(ValueError, match="is missing"):
         Latents(tmp_path)
     sharing = dict(batch_size=100, process_count=2)
-    done = [
-        stored_latents.write(tmp_path, every, encode, FACTS, process_index=i, **sharing)
-        for i in (0, 1)
-    ]
+    done = [write(tmp_path, every, process_index=i, **sharing) for i in (0, 1)]
     assert done == [1_024, 52]  # without the first file
     latents = pickle.loads(pickle.dumps(Latents(tmp_path)))
     for i in (0, 1_023, 1_024, 2_099):
-        np.testing.assert_array_equal(latents[i]["moments"], encode(every[i]["audio"][None])[0])
+        np.testing.assert_array_equal(latents[i]["moments"], identity(every[i]["audio"][None])[0])
         assert latents[i]["captions"] == [f"sound {i}"]
-    assert stored_latents.write(tmp_path, examples(2_200), encode, FACTS) == 152
-    assert stored_latents.write(tmp_path, every[:9], encode, {**FACTS, "seed": 1}) == 9
+    assert write(tmp_path, examples(2_200)) == 152
+    assert write(tmp_path, every[:9], facts={**FACTS, "seed": 1}) == 9
     assert len(Latents(tmp_path)) == 9 and len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_broken_folder_is_named(tmp_path):
-    stored_latents.write(tmp_path, examples(5), encode, FACTS)
+    write(tmp_path, examples(5))
     (rows,) = tmp_path.glob("*.npy")
     rows.write_bytes(rows.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"is broken .*maa_jax\.embed"):
@@ -154,4 +157,4 @@ def test_a_broken_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"lacks \w+-00000\.npy: give the same command"):
         Latents(tmp_path)
     with pytest.raises(ValueError, match="latent of 'sound 0' is not finite"):
-        stored_latents.write(tmp_path, examples(2), lambda x: encode(x) * np.nan, FACTS)
+        write(tmp_path, examples(2), lambda x: identity(x) * np.nan)
