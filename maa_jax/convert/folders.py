@@ -44,12 +44,16 @@ def workdir_to_folder(
     """
     # Imported after the flags are parsed, so that --help and mistakes in them are answered at once.
     from maa_jax.model_folder import networks
-    from maa_jax.model_folder.index import networks_in
+    from maa_jax.model_folder.index import load_index, networks_in, save_index
     from maa_jax.stages.export import restored
+    from maa_jax.training.checkpoint import read_training_data
 
     stage, state = restored(workdir, step)
     with _model_folder(out) as folder:
         stage.export(state.weights() if ema else state.params, state.extra, folder)
+        if record := load_index(folder).get("data"):
+            # By these evaluation knows what the model was trained on, whatever its name.
+            save_index(folder, data={**record, "digests": read_training_data(workdir)})
         if dtype != "float32":
             for name in networks_in(folder):
                 _, params = networks.load_network(folder, name)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -205,8 +205,20 @@ def contents(config: Config, process_index: int = 0) -> dict[str, str]:
     """
     datasets = open_for_training(config, process_index)
     c = datasets.config
+    return _digests(datasets, (*c.parts(), *c.eval_parts(), *c.event_parts()), process_index)
+
+
+def digests(config: Config, process_index: int = 0) -> dict[str, str]:
+    """Returns {split: digest} as `contents` does, of the splits of `config.dataset` alone."""
+    datasets = Datasets(config, process_index)
+    return _digests(datasets, datasets.config.parts(), process_index)
+
+
+def _digests(
+    datasets: Datasets, parts: Iterable[mixtures.Part], process_index: int
+) -> dict[str, str]:
     found = {}
-    for part in (*c.parts(), *c.eval_parts(), *c.event_parts()):
+    for part in parts:
         folder = datasets.folders[part.dataset]
         for split in {name for _, name in mixtures.pieces(part)} & set(stored.split_names(folder)):
             whole = mixtures.Part(part.dataset, split)

@@ -200,6 +200,9 @@ def references(
 def check_unseen(model: str, data: DataConfig) -> None:
     """Raises a ValueError if a model was trained on a split whose captions are to be its prompts.
 
+    A split is known by its name, and by its content where the model's index has its digest, as
+    that of a model of a run here has: the same recordings under another name are the same split.
+
     Args:
       model: model folder, hub id, or "bundled".
       data: dataset of the prompts.
@@ -210,7 +213,11 @@ def check_unseen(model: str, data: DataConfig) -> None:
     trained = mixtures.parse("data.dataset", record["dataset"], record["split"])
     asked = mixtures.parse("dataset", data.dataset, data.split)
     whole = lambda part: (part.dataset, part.split.partition("[")[0])
-    both = [part for part in asked if whole(part) in {whole(other) for other in trained}]
+    both = [str(part) for part in asked if whole(part) in {whole(other) for other in trained}]
+    if not both and (known := record.get("digests")):
+        names = {digest: name for name, digest in known.items()}
+        found = datasets.digests(data, jax.process_index())
+        both = [f"{name} holds what {names[x]} does" for name, x in found.items() if x in names]
     if both:
         raise ValueError(
             f"{both[0]}: the captions of this split were in the training of model={model!r}: give "

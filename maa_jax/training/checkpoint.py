@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from maa_jax.checks import differences
+from maa_jax.data import mixtures
 from maa_jax.diffusion.schedule import Schedule
 from maa_jax.files import check_regular, user_path, write_json
 from maa_jax.text.tokenizer import Tokenizer
@@ -416,6 +417,18 @@ def write_data(workdir: str, data: Mapping[str, str]) -> None:
     """Notes the data of a run for `check_data`; called before `write_config`."""
     if jax.process_index() == 0 and not (holds_run(workdir) and _data_file(workdir).exists()):
         write_json(_data_file(workdir), data)
+
+
+def read_training_data(workdir: str) -> dict[str, str]:
+    """Returns {split: digest} of what the run in `workdir` trains on, {} where none was noted."""
+    data = read_config(workdir).data
+    heard = {
+        f"{part.dataset}:{split}"
+        for part in mixtures.parse("data.dataset", data.dataset, data.split)
+        for _, split in mixtures.pieces(part)
+    }
+    noted = _read_json(_data_file(workdir), "remove it") if _data_file(workdir).exists() else None
+    return {name: digest for name, digest in (noted or {}).items() if name in heard}
 
 
 def read_config(workdir: str) -> ml_collections.ConfigDict:

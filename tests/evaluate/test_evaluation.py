@@ -8,6 +8,7 @@ import sys
 import pytest
 import soundfile
 
+from maa_jax.data import datasets
 from maa_jax.evaluate.evaluation import Evaluation, evaluate
 from maa_jax.model_folder import networks
 from maa_jax.model_folder.index import save_index
@@ -150,6 +151,10 @@ def test_prompts_that_a_model_was_trained_on_are_refused_by_protocols(
         evaluate(request)
     with pytest.raises(ValueError, match="reference='none': there is no such folder"):
         evaluate(request.replace(split="validation[:2]", reference="none", steps=1))
+    heard = datasets.digests({"data_dir": data_dir, "split": "validation"})
+    save_index(folder, data={"dataset": "other", "split": "train", "digests": heard})
+    with pytest.raises(ValueError, match="sonic_sounds:validation holds what sonic_sounds:valid"):
+        evaluate(request.replace(split="validation[:2]"))
 
 
 def test_bad_settings_are_refused_before_any_work(tiny_model, tmp_path):
