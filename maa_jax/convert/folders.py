@@ -51,9 +51,9 @@ def workdir_to_folder(
     stage, state = restored(workdir, step)
     with _model_folder(out) as folder:
         stage.export(state.weights() if ema else state.params, state.extra, folder)
-        if record := load_index(folder).get("data"):
+        if "data" in load_index(folder):
             # By these evaluation knows what the model was trained on, whatever its name.
-            save_index(folder, data={**record, "digests": read_training_data(workdir)})
+            save_index(folder, digests=read_training_data(workdir))
         if dtype != "float32":
             for name in networks_in(folder):
                 _, params = networks.load_network(folder, name)

@@ -207,14 +207,15 @@ def check_unseen(model: str, data: DataConfig) -> None:
       model: model folder, hub id, or "bundled".
       data: dataset of the prompts.
     """
-    record = load_index(hub.resolve(model)).get("data") or {}
+    index = load_index(hub.resolve(model))
+    record, known = index.get("data") or {}, index.get("digests") or {}
     if not record:
         return
     trained = mixtures.parse("data.dataset", record["dataset"], record["split"])
     asked = mixtures.parse("dataset", data.dataset, data.split)
     whole = lambda part: (part.dataset, part.split.partition("[")[0])
     both = [str(part) for part in asked if whole(part) in {whole(other) for other in trained}]
-    if not both and (known := record.get("digests")):
+    if not both and known:
         names = {digest: name for name, digest in known.items()}
         found = datasets.digests(data, jax.process_index())
         both = [f"{name} holds what {names[x]} does" for name, x in found.items() if x in names]

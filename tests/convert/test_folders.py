@@ -18,13 +18,14 @@ from maa_jax.convert import folders, released, torch_files, vocoders
 from maa_jax.diffusion.schedule import Schedule
 from maa_jax.files import lock
 from maa_jax.model_folder import networks, torch_layout
+from maa_jax.model_folder.index import load_index
 from maa_jax.models.bert import BertConfig
 from maa_jax.models.bigvgan import BigVGAN, BigVGANConfig
 from maa_jax.models.clap import ProjectionConfig
 from maa_jax.models.hifigan import HifiGanConfig
 from maa_jax.stages import make_stage
 from maa_jax.text.tokenizer import Tokenizer, build_tokenizer
-from maa_jax.training.checkpoint import Checkpoints, write_config
+from maa_jax.training.checkpoint import Checkpoints, write_config, write_data
 from maa_jax.vocoder import Vocoder
 from tests.conftest import CAPTIONS, random_network
 from tests.fuzz import released_files
@@ -41,6 +42,7 @@ def run(tiny_model, tmp_path_factory):
     config.autoencoder = config.text_encoder = config.vocoder = str(tiny_model)
     config.unet.update(block_out_channels=(16, 16), layers_per_block=1, cross_attention_dim=24)
     config.data.samples = 16384
+    write_data(workdir, {"sonic_sounds:train": "a digest", "sonic_sounds:validation": "another"})
     write_config(workdir, config)
     rng = np.random.default_rng(0)  # faster than compiling the initialisation
     state = jax.tree.map(
@@ -71,6 +73,7 @@ def test_the_latest_average_becomes_a_model_that_makes_sounds(run, tmp_path):
     _, params = networks.load_network(out, "unet")
     jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(state.ema["unet"]))
     assert networks.load_config(out, "vae").scaling_factor == 0.25
+    assert load_index(out)["digests"] == {"sonic_sounds:train": "a digest"}
     pipe = maa_jax.Pipeline.from_pretrained(out)
     assert pipe("rain", steps=1).shape == (1, 16384)
 

@@ -152,7 +152,7 @@ def test_prompts_that_a_model_was_trained_on_are_refused_by_protocols(
     with pytest.raises(ValueError, match="reference='none': there is no such folder"):
         evaluate(request.replace(split="validation[:2]", reference="none", steps=1))
     heard = datasets.digests({"data_dir": data_dir, "split": "validation"})
-    save_index(folder, data={"dataset": "other", "split": "train", "digests": heard})
+    save_index(folder, data={"dataset": "other", "split": "train"}, digests=heard)
     with pytest.raises(ValueError, match="sonic_sounds:validation holds what sonic_sounds:valid"):
         evaluate(request.replace(split="validation[:2]"))
 
