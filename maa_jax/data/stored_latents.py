@@ -104,11 +104,10 @@ def write(
             raise ValueError(
                 f"the latent of {told[bad]['captions'][0]!r} is not finite: use another autoencoder"
             )
-        with replace_file(stem.with_suffix(".npy")) as new, new.open("wb") as file:
+        rows, lines = stem.with_suffix(".npy"), stem.with_suffix(".jsonl")
+        with replace_file(rows) as new, new.open("wb") as file:
             np.save(file, moments)
-        with replace_file(
-            stem.with_suffix(".jsonl")
-        ) as new:  # last: by it the pair is known to be whole
+        with replace_file(lines) as new:  # last: by it the pair is known to be whole
             new.write_text("".join(f"{json.dumps(line)}\n" for line in told), "utf-8")
         done += len(places)
     if process_index == 0:
