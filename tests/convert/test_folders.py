@@ -203,7 +203,8 @@ def pytorch_sound(release, folder, prompt, noise, steps, scale):
     "size",
     [
         "small",
-        pytest.param("full", marks=pytest.mark.full),
+        # Minutes. The full-size networks agree with their stored arrays, one by one, in every run.
+        pytest.param("full", marks=pytest.mark.slow),
     ],
 )
 def test_released_files_sound_here_as_in_pytorch(size, tmp_path, capsys):
