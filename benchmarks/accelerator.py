@@ -285,6 +285,7 @@ def sampling(sizes: dict[str, Any], steps: int, batch: int) -> dict[str, Any]:
 def parts(rows: Rows, small: bool) -> Iterator[Callable[[], Any]]:
     """Yields the parts of the benchmark, the most telling first."""
     sizes, chosen = SIZES[small], _PARTS.value
+    # A small run, which shows that everything runs, takes the last of the types and shapes.
     kinds = ((jnp.float32, "highest"), (jnp.float32, None), (jnp.bfloat16, None))
     for dtype, precision in kinds[2 * small :] if "agreement" in chosen else ():
         for name, case in (TINY if small else FULL).items():

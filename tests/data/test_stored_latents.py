@@ -43,6 +43,9 @@ def test_losses_from_latents_are_those_from_sound(config, stored):
     read = input_pipeline.training_examples(config.data, seed=config.seed)
     stream = list(read(range(2 * datasets.num_examples(config.data, "train"))))
     assert len(reading.latents) == 2 * datasets.num_examples(config.data, "train")
+    workers = {**config.data, "workers": 1}
+    (other,) = input_pipeline.training_examples(workers, seed=config.seed)([4])
+    np.testing.assert_array_equal(other["audio"], stream[4]["audio"])
     text = hearing.prepare_text(["a low tone", "a noise"])
     frozen = jax.device_get(hearing.load_frozen())
     state = jax.jit(hearing.init)(jax.random.key(0))
