@@ -2,11 +2,11 @@
 
     python -m maa_jax.sample --prompt="a crow caws" --prompt="rain on a roof" --out=sounds
 
-Each sound is a file of its own, such as sounds/000_a-crow-caws.wav, written as soon as it is made;
-sounds/samples.jsonl holds what is needed to make it again. The same command resumes a run that was
-killed, and no request overwrites the sounds of another. Several processes (as for maa_jax.train)
-divide the prompts among them, and each spreads its batches over its devices; they need a shared
-folder.
+Each sound is a file of its own, such as sounds/000_a-crow-caws.wav, written as soon as it is made,
+and one of minutes while it is made, as 000_a-crow-caws.part.wav; sounds/samples.jsonl holds what is
+needed to make it again. The same command resumes a run that was killed, and no request overwrites
+the sounds of another. Several processes (as for maa_jax.train) divide the prompts among them, and
+each spreads its batches over its devices; they need a shared folder.
 """
 
 import dataclasses
@@ -226,19 +226,20 @@ def _sample(
         print(f"Read the model in {model.path}: {time.perf_counter() - clock:.1f} s", flush=True)
         clock, where = time.perf_counter(), _where(model)
         with pipe.timed() as spent:
-            for place, wav, row in _sounds(pipe, sampling, every, chunks):
-                if files[place] in journal.rows:
+            writers: dict[int, io.GrowingWav] = {}
+            for place, piece, row in _sounds(pipe, sampling, every, chunks):
+                name = files[place]
+                if name in journal.rows:
                     continue
                 begin = time.perf_counter()
-                io.write_wav(folder / files[place], wav, pipe.sample_rate)
-                if sampling.mux:
-                    _mux(
-                        sampling.video[place // sampling.num_samples],
-                        wav,
-                        pipe.sample_rate,
-                        folder / files[place],
-                    )
-                journal.add(wanted[files[place]] | row | where)
+                if place not in writers:
+                    samples = max(1, round(wanted[name]["duration"] * pipe.sample_rate))
+                    writers[place] = io.GrowingWav(folder / name, samples, pipe.sample_rate)
+                if writers[place].write(piece):
+                    del writers[place]
+                    if sampling.mux:
+                        _mux(sampling.video[place // sampling.num_samples], folder / name)
+                    journal.add(wanted[name] | row | where)
                 spent["files"] += time.perf_counter() - begin
         took = time.perf_counter() - clock
         seconds = " and ".join(f"{x:g}" for x in sorted({wanted[f]["duration"] for f in mine})[:3])
@@ -327,10 +328,13 @@ def _edits(
     ]
 
 
-def _mux(video: str, wav: Any, sample_rate: int, wav_file: pathlib.Path) -> None:
+def _mux(video: str, wav_file: pathlib.Path) -> None:
     """Writes a copy of a video with a sound, beside the sound's file."""
+    import soundfile
+
     from maa_jax.visual import videos
 
+    wav, sample_rate = soundfile.read(wav_file, dtype="float32")
     videos.mux(user_path(video), wav, sample_rate, wav_file.with_suffix(pathlib.Path(video).suffix))
 
 
@@ -368,8 +372,9 @@ def _sounds(
       chunks: units that are made together.
 
     Yields:
-      The index of a file, its sound, and the fields of its line that are its own. `index` is the
-      `start_index` with which the sound can be made again alone.
+      The index of a file, its sound or the next piece of a very long one, and the fields of its
+      line that are its own. `index` is the `start_index` with which the sound can be made again
+      alone.
     """
     import tqdm
 
@@ -389,7 +394,8 @@ def _sounds(
                 audio = [sampling.audio[unit // per_prompt * several] for unit in chunk]
             shown = sampling.image or sampling.video
             seen: Any = [user_path(shown[unit // per_prompt]) for unit in chunk] if shown else None
-            made: Any = pipe(
+            make: Any = pipe if sampling.ranks else pipe.stream
+            made = make(
                 None if shown else [every[unit * kept] for unit in chunk],
                 image=seen if sampling.image else None,
                 video=seen if sampling.video else None,
@@ -402,8 +408,8 @@ def _sounds(
                 for i, (wav, score, index) in enumerate(zip(*made, strict=True)):
                     yield first * kept + i, wav, {"index": int(index), "score": float(score)}
             else:
-                for i, wav in enumerate(made, first):
-                    yield i, wav, {"index": i}
+                for i, piece in made:
+                    yield first + i, piece, {"index": first + i}
 
 
 def main() -> None:

@@ -205,13 +205,13 @@ def test_a_folder_in_use_is_refused_and_a_failed_start_leaves_none(tiny_model, t
 @pytest.fixture
 def made(monkeypatch):
     """Counts the sounds that the pipeline makes."""
-    numbers, make = [], maa_jax.Pipeline.__call__
+    numbers, make = [], maa_jax.Pipeline.stream
 
     def count(self, prompts, **settings):
         numbers.extend(range(settings["start_index"], settings["start_index"] + len(prompts)))
         return make(self, prompts, **settings)
 
-    monkeypatch.setattr(maa_jax.Pipeline, "__call__", count)
+    monkeypatch.setattr(maa_jax.Pipeline, "stream", count)
     return numbers
 
 
@@ -262,6 +262,30 @@ def test_a_killed_run_is_resumed_where_it_stopped(tiny_model, tmp_path, monkeypa
     run("cut")
     assert made == [4]
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_very_long_sound_is_written_while_it_is_made(tiny_model, tmp_path, monkeypatch):
+    """And begun again by the same command after a kill."""
+    options = {"duration": 15.0, "num_samples": 2}
+    write = io.GrowingWav.write
+    seen = []
+
+    def killed(self, wav):
+        whole = write(self, wav)
+        seen.extend(soundfile.info(p).frames for p in sorted(tmp_path.glob("*.part.wav")))
+        if len(seen) > 6:
+            raise KeyboardInterrupt
+        return whole
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(io.GrowingWav, "write", killed)
+        make(["rain"], tmp_path, tiny_model, **options)
+    assert seen[:4] == [seen[0]] * 3 + [seen[3]] and 0 < seen[0] < seen[3] < 240000
+    made = make(["rain"], tmp_path, tiny_model, **options)
+    assert sorted(p.name for p in tmp_path.glob("*.wav")) == ["000_rain.wav", "001_rain.wav"]
+    whole = maa_jax.Pipeline.from_pretrained(tiny_model)("rain", steps=1, **options)
+    for path, wav in zip(made, whole, strict=True):
+        np.testing.assert_array_equal(io.load(path), io.as_read(wav))
 
 
 def test_the_best_candidates_are_kept(tiny_model, tmp_path):

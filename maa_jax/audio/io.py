@@ -7,6 +7,7 @@ files that were cut. A recording is read in blocks, so that memory is bounded by
 import io
 import os
 import pathlib
+import struct
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, TypeVar
 
@@ -290,6 +291,47 @@ def write_wav(
     _write(buffer, wav, sample_rate, "WAV")
     with replace_file(pathlib.Path(path)) as new:
         new.write_bytes(buffer.getbuffer())
+
+
+class GrowingWav:
+    """A 16-bit PCM file that can be played while it is made.
+
+    Until it is whole its name ends in .part.wav. One that is written at once has that name never.
+
+    Args:
+      path: path of the file, whose name ends in .wav.
+      samples: its length.
+      sample_rate: its sample rate, in Hz.
+    """
+
+    def __init__(self, path: pathlib.Path, samples: int, sample_rate: int):
+        self._path, self._part = path, path.with_suffix(".part.wav")
+        self._samples, self._rate, self._written = samples, sample_rate, 0
+
+    def write(self, wav: np.ndarray) -> bool:
+        """Appends float [samples], clipped beyond [-1, 1]; returns whether the file is whole."""
+        if len(wav) >= self._samples:
+            write_wav(self._path, wav, self._rate)
+            return True
+        with self._part.open("r+b" if self._written else "wb") as file:
+            self._written += len(wav)
+            file.write(_pcm_header(self._written, self._rate))
+            file.seek(0, os.SEEK_END)
+            file.write(pcm16(wav).astype("<i2").tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        if self._written < self._samples:
+            return False
+        self._part.replace(self._path)
+        return True
+
+
+def _pcm_header(samples: int, sample_rate: int) -> bytes:
+    """Returns the header of a wav file of one channel of 16 bits."""
+    size = 2 * samples
+    sizes = (16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)  # of the format, and the format
+    form = b"RIFF" + struct.pack("<I", 36 + size) + b"WAVE"
+    return form + b"fmt " + struct.pack("<IHHIIHH", *sizes) + b"data" + struct.pack("<I", size)
 
 
 def _write(buffer: io.BytesIO, wav: np.ndarray, sample_rate: int, container: str) -> None:

@@ -1,7 +1,7 @@
 """Waveforms to latents and back, of any length: the pipeline's autoencoder and vocoder."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from maa_jax.devices import LocalDevices
 from maa_jax.latents import LatentCodec
 from maa_jax.pipeline import programs
-from maa_jax.pipeline.windows import Part, Windows, join
+from maa_jax.pipeline.windows import Growing, Part, Windows, join, pieces
 from maa_jax.vocoder import FADE_SECONDS, Vocoder
 
 Array = Any  # of numpy or JAX
@@ -64,6 +64,15 @@ class Coder:
         run = lambda z: self._run("autoencoder", decode, self._devices.split(z))
         return join(run, [Part(latents, 2, 1)], windows, axis=1, size=self.codec.downscale)
 
+    def decode_pieces(self, latents: Growing, windows: Windows) -> Iterator[np.ndarray]:
+        """Yields what `decode` returns of latents that grow, as soon as it is known."""
+
+        def decode(window: int) -> Array:
+            start = int(windows.starts[window])
+            return self.decode(latents.read(start, start + windows.width))
+
+        return pieces(decode, windows, axis=1, size=self.codec.downscale)
+
     def vocode(
         self, mels: Array, ends: np.ndarray | None = None, windows: Windows | None = None
     ) -> tuple[Array, Array]:
@@ -71,26 +80,57 @@ class Coder:
 
         `ends` is the length of each sound, at most that of the mels.
         """
-        _, params = self._networks.load("vocoder")
-        vocode = functools.partial(programs.vocode, self.vocoder, params)
         if windows is None:
-            lengths = None if ends is None else self._devices.split(ends.astype(np.int32))
-            return self._run("vocoder", vocode, mels, lengths)
-        clipped = []
-
-        def run(part: Array) -> Array:
-            wavs, share = self._run("vocoder", vocode, self._devices.split(part))
-            clipped.append(np.asarray(share))
-            return wavs
-
+            return self._vocode(mels, ends)
+        clipped: list[np.ndarray] = []
         wavs = join(
-            run, [Part(mels, 1, self.codec.downscale)], windows, axis=1, size=self.codec.samples(1)
+            functools.partial(self._vocode_window, clipped),
+            [Part(mels, 1, self.codec.downscale)],
+            windows,
+            axis=1,
+            size=self.codec.samples(1),
         )
         if ends is not None and not windows.loop:
-            for wav, end in zip(wavs, ends, strict=True):
-                fade = min(end, round(FADE_SECONDS * self.codec.mel.sample_rate))
-                wav[end - fade : end] *= 1 - np.arange(fade, dtype=np.float32) / fade
+            self._fade(wavs, ends)
         return wavs, np.mean(clipped, axis=0)
+
+    def vocode_pieces(
+        self, mels: Growing, windows: Windows, ends: np.ndarray, clipped: list[np.ndarray]
+    ) -> Iterator[np.ndarray]:
+        """Yields the waveforms of `vocode` of mels that grow, as soon as they are known.
+
+        The share of clipped samples of each window, [b], is added to `clipped`.
+        """
+
+        def vocode(window: int) -> Array:
+            start, size = int(windows.starts[window]), self.codec.downscale
+            mel = mels.read(start * size, (start + windows.width) * size)
+            return self._vocode_window(clipped, mel)
+
+        done = 0
+        for wavs in pieces(vocode, windows, axis=1, size=self.codec.samples(1)):
+            self._fade(wavs, ends - done)
+            done += wavs.shape[1]
+            yield wavs
+
+    def _vocode(self, mels: Array, ends: np.ndarray | None = None) -> tuple[Array, Array]:
+        _, params = self._networks.load("vocoder")
+        vocode = functools.partial(programs.vocode, self.vocoder, params)
+        lengths = None if ends is None else self._devices.split(ends.astype(np.int32))
+        return self._run("vocoder", vocode, self._devices.split(mels), lengths)
+
+    def _vocode_window(self, clipped: list[np.ndarray], mels: Array) -> Array:
+        wavs, share = self._vocode(mels)
+        clipped.append(np.asarray(share))
+        return wavs
+
+    def _fade(self, wavs: np.ndarray, ends: np.ndarray) -> None:
+        """Fades waveforms [b, samples] out before each one's end."""
+        fade = round(FADE_SECONDS * self.codec.mel.sample_rate)
+        for wav, end in zip(wavs, ends, strict=True):
+            if end - fade < len(wav):
+                first = max(0, int(end) - fade)
+                wav[first:] *= np.clip((end - np.arange(first, len(wav))) / fade, 0, 1)
 
     def _wavs(self, audio: Array) -> Part:
         return Part(audio, 1, self.codec.samples(1))

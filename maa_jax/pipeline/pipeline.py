@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import math
 import os
 import pathlib
 import tempfile
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maa_jax.audio import io
-from maa_jax.checks import Repeated, check_name
+from maa_jax.checks import check_name
 from maa_jax.devices import LocalDevices
 from maa_jax.encoders import clap
 from maa_jax.encoders.visual import check_sees, open_conditioner
@@ -27,21 +26,15 @@ from maa_jax.model_folder.card import model_card
 from maa_jax.model_folder.index import copy_folder
 from maa_jax.model_folder.model import Model, check_same, read_model
 from maa_jax.options import keywords
-from maa_jax.pipeline import arguments, editing, programs, windows
+from maa_jax.pipeline import arguments, editing, programs
 from maa_jax.pipeline.coding import Coder
-from maa_jax.pipeline.composing import compose
 from maa_jax.pipeline.denoising import Denoiser
-from maa_jax.pipeline.prompts import Prompt, check_heard
+from maa_jax.pipeline.lengths import Lengths
+from maa_jax.pipeline.making import TIME, Maker, Order
+from maa_jax.pipeline.prompts import check_heard
 from maa_jax.pipeline.prompts import read as read_prompts
 from maa_jax.pipeline.request import OUTPUTS, Request, is_list
-from maa_jax.pipeline.windows import Windows
 from maa_jax.vocoder import Vocoder
-
-# Latent widths are rounded up to a multiple of this (1.02 s at 16 kHz and hop 256), so that all
-# programs are compiled per second of duration and not per frame.
-WIDTH_MULTIPLE = 8
-# Share of clipped samples from which a sound is said to be distorted.
-CLIPPED = 1e-3
 
 
 class Ranked(NamedTuple):
@@ -83,11 +76,9 @@ class Pipeline:
         self._codec = LatentCodec.from_folder(model.path, dtype=dtype)
         vocoder = Vocoder.from_folder(model.path, self._codec.mel)
         # In float32, as in training and in stored contexts.
-        self._conditioner = open_conditioner(model.path)
+        conditioner = open_conditioner(model.path)
         wide = model.unet.cross_attention_dim
-        check_same(
-            self.path, "unet: cross_attention_dim", wide, "text's width", self._conditioner.width
-        )
+        check_same(self.path, "unet: cross_attention_dim", wide, "text's width", conditioner.width)
         taken, latent = model.unet.in_channels, model.vae.latent_channels
         if taken not in (latent, 2 * latent + 1):
             raise FolderError(
@@ -95,18 +86,17 @@ class Pipeline:
                 f"a U-Net that takes the latents, or {2 * latent + 1} channels: the latents, those "
                 "of a masked recording, and the mask"
             )
+        self._lengths = Lengths(model, self._codec)
         self._devices = devices
         self._networks = programs.Networks(self.path, dtype, devices)
         self._coder = Coder(self._codec, vocoder, self._networks, devices, self._run)
         fills = taken != latent
-        self._denoiser = Denoiser(
-            self._networks, self._coder, devices, model.schedule, fills, self._run
+        denoiser = Denoiser(self._networks, self._coder, devices, model.schedule, fills, self._run)
+        self._maker = Maker(
+            model, conditioner, self._coder, denoiser, self._lengths, devices, self._run
         )
-        self._text = devices.replicate(self._conditioner.params)
-        self._encode_text = jax.jit(self._conditioner.encode)
         self._score: clap.ClapScore | None = None
         self._seconds: dict[str, float] | None = None
-        self._warn_clipped = Repeated()
 
     @classmethod
     def from_pretrained(
@@ -173,37 +163,7 @@ class Pipeline:
     def latent_shape(self, duration: float | None = None) -> tuple[int, int, int]:
         """Returns (height, width, channels) of the latents of a sound of `duration` seconds."""
         (seconds,) = Request(duration=duration).durations(self.max_duration, 1)
-        return self._shape(self._samples(seconds))
-
-    def _samples(self, seconds: float) -> int:
-        return max(1, round(seconds * self.sample_rate))  # at least one sample
-
-    def _shape(self, samples: int, loop: bool = False) -> tuple[int, int, int]:
-        multiple = self.model.unet.downscale
-        if loop:  # whose latents end where it does
-            return self._codec.shape(samples, multiple)
-        shape = self._codec.shape(samples, max(WIDTH_MULTIPLE, multiple))
-        limit = self._codec.shape(self._samples(self.max_duration), multiple)
-        return shape if samples > self._samples(self.max_duration) else min(shape, limit)
-
-    def _windows(
-        self, shape: tuple[int, int, int], loop: bool = False, shortest: float | None = None
-    ) -> Windows | None:
-        """Returns the windows of sounds that need them, None for others.
-
-        Args:
-          shape: shape of their latents.
-          loop: whether they are loops.
-          shortest: seconds of the shortest part with a caption of its own, if there are such.
-        """
-        multiple = self.model.unet.downscale
-        width = self._codec.shape(self._samples(self.max_duration), multiple)[1]
-        if not loop and shortest is None and shape[1] <= width:
-            return None
-        if shortest is not None:  # a window sees about one part
-            columns = shortest * self.sample_rate / self._codec.samples(multiple)
-            width = min(width, max(2, int(columns)) * multiple)
-        return windows.plan(shape[1], min(width, shape[1]), loop=loop)
+        return self._lengths.shape(self._lengths.samples(seconds))
 
     @keywords(Request)
     def __call__(
@@ -253,6 +213,94 @@ class Pipeline:
         Raises:
           ValueError: an argument is invalid, or the folder lacks the CLAP that ranking needs.
         """
+        order = self._order(prompts, image, video, audio, mask, initial_latents, callback, options)
+        request, output = order.request, order.request.output
+        self.load(output, ranking=request.ranks)
+        sounds: list[np.ndarray] = [np.empty(0)] * len(order.samples)
+        scores = np.zeros(len(sounds), np.float32)
+        for batch, pieces in self._maker.batches(order):
+            made = list(pieces)
+            if request.ranks:
+                texts = [order.prompt(i).text for i in batch.rows]
+                scores[batch.sounds] = self._rank(texts, made[0]["wav"])[: len(batch.sounds)]
+            for place, i in enumerate(batch.sounds):
+                parts = [piece[output][place] for piece in made]
+                whole = parts[0] if len(parts) == 1 else np.concatenate(parts, TIME[output] - 1)
+                sounds[i] = whole[: self._maker.end(order.samples[i], output)]
+        return _result(request, sounds, scores, order.listed)
+
+    @keywords(Request)
+    def stream(
+        self,
+        prompts: str | Sequence[str] | None = None,
+        *,
+        image: Any = None,
+        video: Any = None,
+        audio: Any = None,
+        mask: Any = None,
+        initial_latents: np.ndarray | jax.Array | Sequence[np.ndarray] | None = None,
+        callback: Callable[[int, int, jax.Array], None] | None = None,
+        **options: Any,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Generates the sounds of `__call__`, and yields each as it is made.
+
+            for _, piece in pipe.stream("applause", duration=600):
+                speaker.write(piece)
+
+        Sounds of more than six times the length of training come in pieces, before their end is
+        made; others whole. The memory that they take does not grow with their length.
+
+        Args:
+          prompts: as for `__call__`, and so are all others.
+          image: see `__call__`.
+          video: see `__call__`.
+          audio: see `__call__`.
+          mask: see `__call__`.
+          initial_latents: see `__call__`.
+          callback: see `__call__`.
+          **options: fields of `Request`; nothing is ranked.
+
+        Returns:
+          An iterator of the number of a sound and its next piece: float32 [samples], or frames of
+          mels [frames, n_mels], or columns of latents [height, width, channels].
+
+        Raises:
+          ValueError: an argument is invalid, or sounds are ranked, which takes whole ones.
+        """
+        order = self._order(prompts, image, video, audio, mask, initial_latents, callback, options)
+        if order.request.ranks:
+            raise ValueError(
+                f"num_candidates={order.request.num_candidates}: sounds are ranked when they are "
+                "whole: leave it out, or call the pipeline"
+            )
+        self.load(order.request.output)
+        return self._stream(order)
+
+    def _stream(self, order: Order) -> Iterator[tuple[int, np.ndarray]]:
+        output = order.request.output
+        for batch, pieces in self._maker.batches(order):
+            done = 0
+            for piece in pieces:
+                for place, i in enumerate(batch.sounds):
+                    part = piece[output][place]
+                    end = self._maker.end(order.samples[i], output)
+                    part = part if end is None else part[: max(0, end - done)]
+                    if part.size:
+                        yield int(i), part
+                done += piece[output].shape[TIME[output]]
+
+    def _order(
+        self,
+        prompts: str | Sequence[str] | None,
+        image: Any,
+        video: Any,
+        audio: Any,
+        mask: Any,
+        initial_latents: Any,
+        callback: Any,
+        options: dict[str, Any],
+    ) -> Order:
+        """Checks and reads the arguments of `__call__`."""
         for name in options:
             check_name("option", name, [field.name for field in dataclasses.fields(Request)])
         request = Request(**options)
@@ -282,139 +330,37 @@ class Pipeline:
             if request.duration is None:
                 stated = [prompt.seconds for prompt in asked]
                 durations = [d if s is None else s for s, d in zip(stated, durations, strict=True)]
-            lengths = [self._samples(seconds) for seconds in durations]
+            lengths = [self._lengths.samples(seconds) for seconds in durations]
         else:
             lengths = [len(wav) for wav in recordings.wavs]
         check_heard(asked, [length / self.sample_rate for length in lengths])
         request.check_loop(lengths, self.model)
         samples = np.repeat(lengths, request.tries)
-        shapes = [self._shape(int(count), request.loop) for count in samples]
         noise = None
         if initial_latents is not None:
+            shapes = [self._lengths.shape(int(count), request.loop) for count in samples]
             noise = arguments.initial_noise(initial_latents, shapes, is_list(request.duration))
-        self.load(request.output, ranking=request.ranks)
-
-        unconditional = self._alone(request.negative_prompt)
-        inverts = request.edit == "inversion"
-        source = self._alone(request.source_prompt) if inverts else None
-        shortest = [asked[i // request.tries].shortest for i in range(len(shapes))]
-        batches = list(_batches(list(zip(shapes, shortest, strict=True)), request.batch_size))
-        sounds: list[np.ndarray] = [np.empty(0)] * len(shapes)
-        scores = np.zeros(len(shapes), np.float32)
-        for number, batch in enumerate(batches):
-            rows = self._devices.fill(batch)
-            which = rows // request.tries
-            shape = shapes[batch[0]]
-            plan = self._windows(shape, request.loop, asked[which[0]].shortest)
-            context = self._context([asked[i] for i in which], plan)
-            indices = (request.start_index + rows).astype(np.uint32)
-            latents, keys = programs.draw_noise(shape, np.uint32(request.seed), indices)
-            if noise is not None:
-                latents = np.stack([noise[i] for i in rows])
-            given = self._denoiser.given(recordings, which, shape, latents, plan)
-            if skipped or source is not None:
-                latents = self._denoiser.start(given, table, latents, source)
-            keys = self._devices.split(keys) if request.eta else None
-            final: Any = latents
-            steps = self._denoiser.denoise(latents, table, context, unconditional, keys, given)
-            for done, state in steps:
-                final = state.latents
-                if callback is not None:
-                    pred_x0 = jax.block_until_ready(state.pred_x0)[: len(batch)]
-                    callback(number * len(table) + done, len(batches) * len(table), pred_x0)
-            output = "wav" if request.ranks else request.output
-            made = self._decode(
-                self._devices.split(jnp.asarray(final)), output, samples[rows], given
-            )
-            texts = [asked[i].text for i in which]
-            self._check_finite(made, texts, indices)
-            if recordings is not None and recordings.masks is not None and "wav" in made:
-                self._compose(made, recordings, which)
-            if request.ranks:
-                scores[batch] = self._rank(texts, made["wav"])[: len(batch)]
-            for place, i in enumerate(batch):
-                sounds[i] = self._cut(made[request.output][place], samples[i], request.output)
-                if "clipped" in made and made["clipped"][place] > CLIPPED:
-                    self._warn_clipped(
-                        f"{made['clipped'][place]:.1%} of the samples of a sound for "
-                        f"{arguments.short(texts[place])} are clipped: lower guidance_scale"
-                    )
-        timed = any(prompt.seconds is not None for prompt in asked)
-        listed = is_list(request.duration) or (timed and is_list(prompts or video))
-        if recordings is not None:
+        if recordings is None:
+            timed = any(prompt.seconds is not None for prompt in asked)
+            listed = is_list(request.duration) or (timed and is_list(prompts or video))
+        else:
             listed = recordings.listed
-        return _result(request, sounds, scores, listed)
-
-    def _compose(
-        self, made: dict[str, np.ndarray], recordings: editing.Recordings, rows: np.ndarray
-    ) -> None:
-        """Puts the recordings back into waveforms where they are kept; `made` is that of `_decode`.
-
-        What a recording itself clips is not counted.
-        """
-        assert recordings.masks is not None  # the caller has checked it
-        for place, row in enumerate(rows):
-            known = recordings.wavs[row]
-            wav = made["wav"][place, : len(known)]
-            wav[:] = compose(known, wav, recordings.masks[row], self._codec.mel)
-            made["clipped"][place] = np.mean((np.abs(wav) >= 1) & (wav != known))
-
-    def _alone(self, prompt: str) -> jax.Array:
-        """Returns the context of one sentence, [1, n, d]; that of "" is the unconditional one."""
-        encoder = self._conditioner
-        condition = encoder.prepare([prompt]) if prompt else encoder.unconditional()
-        return self._encode_text(self._text, condition)
-
-    def _context(self, asked: list[Prompt], plan: Windows | None) -> jax.Array:
-        """Returns the context of prompts, [b, n, d], or of each window, [b, windows, n, d]."""
-        ends = [(0.0, math.inf)]
-        if plan is not None and any(prompt.changes for prompt in asked):
-            second = self._codec.samples(1) / self.sample_rate  # of a column
-            ends = [(s * second, (s + plan.width) * second) for s in plan.starts]
-        parts = [prompt.at(*end) for prompt in asked for end in ends]
-        encoder: Any = self._conditioner
-        prepare = encoder.prepare_images if asked[0].pictures else encoder.prepare
-        condition = self._devices.split(prepare(parts))
-        found = self._run("text encoder", self._encode_text, self._text, condition)
-        if len(ends) == 1:
-            return found
-        return self._devices.split(found.reshape(len(asked), len(ends), *found.shape[1:]))
-
-    def _decode(
-        self,
-        latents: jax.Array,
-        output: str,
-        samples: np.ndarray | None = None,
-        given: programs.Given = programs.Given(),
-    ) -> dict[str, np.ndarray]:
-        """Decodes latents as far as `output` needs; returns each stage, at full length.
-
-        Mels are those given outside the mask. Waveforms end after `samples`, and zeros follow;
-        "clipped" is the share of their samples.
-        """
-        made: dict[str, Any] = {"latents": latents}
-        if output != "latents":
-            made["mel"] = self._coder.decode(latents, given.windows)
-            if given.mask is not None:
-                made["mel"] = jnp.where(given.mask.swapaxes(1, 2), made["mel"], given.mels)
-        if output == "wav":
-            made["wav"], made["clipped"] = self._coder.vocode(made["mel"], samples, given.windows)
-        return {name: np.array(value, np.float32) for name, value in made.items()}
-
-    def _check_finite(
-        self, made: dict[str, np.ndarray], prompts: list[str], indices: np.ndarray
-    ) -> None:
-        """Raises a FolderError if a stage of a sound is not finite, which a vocoder may hide."""
-        for stage in made.values():
-            bad = np.flatnonzero(~np.isfinite(stage.reshape(len(stage), -1)).all(axis=1))
-            if len(bad):
-                place = bad[0]
-                prompt = arguments.short(prompts[place])
-                raise FolderError(
-                    f"{self.path} gives NaN or infinity for {prompt} (index {indices[place]}): its "
-                    "weights or schedule are broken, or its networks need dtype=float32, or a "
-                    "smaller guidance_scale"
-                )
+        source = None
+        if request.edit == "inversion":
+            source = self._maker.context_of(request.source_prompt)
+        return Order(
+            request=request,
+            asked=asked,
+            recordings=recordings,
+            samples=samples,
+            noise=noise,
+            table=table,
+            skipped=skipped,
+            unconditional=self._maker.context_of(request.negative_prompt),
+            source=source,
+            callback=callback,
+            listed=listed,
+        )
 
     def _rank(self, prompts: list[str], wavs: np.ndarray) -> np.ndarray:
         """Returns each sound's CLAP score for its prompt, [n].
@@ -423,11 +369,6 @@ class Pipeline:
         """
         assert self._score is not None  # set by `load`
         return self._run("CLAP", self._score, prompts, io.as_read(wavs), self.sample_rate)
-
-    def _cut(self, sound: np.ndarray, samples: int, output: str) -> np.ndarray:
-        """Cuts a sound or mel to its duration; latents stay whole."""
-        ends = {"wav": samples, "mel": self._codec.frames(samples)}
-        return sound[: ends.get(output)]
 
     def encode(self, wavs: np.ndarray | jax.Array) -> np.ndarray:
         """Encodes sounds to latents, such as `decode` takes.
@@ -448,7 +389,7 @@ class Pipeline:
         shape = self.latent_shape(audio.shape[1] / self.sample_rate)
         silence = self._codec.samples(shape[1]) - audio.shape[1]
         audio = np.pad(audio, ((0, 0), (0, max(0, silence))))
-        return np.array(self._coder.encode(audio, self._windows(shape)))
+        return np.array(self._coder.encode(audio, self._lengths.windows(shape)))
 
     def decode(self, latents: np.ndarray | jax.Array, output: str = "wav") -> np.ndarray:
         """Decodes latents to sound, as sampling does at its end.
@@ -474,7 +415,7 @@ class Pipeline:
             raise ValueError(
                 f"latents has shape {array.shape}: give [n, {height}, width, {channels}]"
             )
-        decoded = self._decode(jnp.asarray(array), output)[output]
+        decoded = self._maker.decode(jnp.asarray(array), output)[output]
         finite = np.isfinite(decoded).reshape(len(decoded), -1).all(axis=1)
         if not finite.all():
             raise ValueError(
@@ -501,14 +442,6 @@ class Pipeline:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(pathlib.Path(folder, "model"))
             return hub.upload(pathlib.Path(folder, "model"), repo_id, private=private)
-
-
-def _batches(kinds: Sequence[Any], size: int) -> Iterator[np.ndarray]:
-    """Yields the indices of `kinds` in batches of one kind; the last one is not padded."""
-    for kind in dict.fromkeys(kinds):
-        same = np.array([i for i, other in enumerate(kinds) if other == kind])
-        for start in range(0, len(same), size):
-            yield same[start : start + size]
 
 
 def _result(

@@ -93,6 +93,12 @@ def draw_noise(
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys), keys
 
 
+@jax.jit
+def fold_keys(keys: jax.Array, number: jax.Array) -> jax.Array:
+    """Returns other keys, [b], one set for each number."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def denoise(
     unet: nnx.GraphDef,

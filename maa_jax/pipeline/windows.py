@@ -3,10 +3,13 @@
 In every step of sampling the denoiser's results of overlapping windows are averaged (Bar-Tal et al.
 2023, "MultiDiffusion"), so that one latent, from one noise, grows over all of them. What encodes
 and decodes goes by the same windows, once. The memory of networks does not depend on the length.
+
+Very long sounds are made section by section, so that their beginning can be heard before their end
+is made.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -130,22 +133,123 @@ def join(
     """
     if windows is None:
         return function(*(part.array for part in given))
-    joined = np.empty(0, np.float32)
-    for window in range(len(windows.starts)):
-        seen = (
-            np.take(np.asarray(x), windows.columns(window, entries), axis=along)
-            for x, along, entries in given
+
+    def see(window: int) -> Any:
+        return function(
+            *(
+                np.take(np.asarray(x), windows.columns(window, entries), axis=along)
+                for x, along, entries in given
+            )
         )
-        made = np.asarray(function(*seen))
-        if not joined.size:
-            shape = list(made.shape)
-            shape[axis] = windows.total * size
-            joined = np.zeros(shape, np.float32)
+
+    return np.concatenate(list(pieces(see, windows, axis=axis, size=size)), axis)
+
+
+def pieces(
+    function: Callable[[int], Any], windows: Windows, *, axis: int, size: int
+) -> Iterator[np.ndarray]:
+    """Yields what the windows' results are joined to, as far as no later window changes it.
+
+    No more than a window is held, except for a loop, which is yielded at its end.
+
+    Args:
+      function: from the number of a window to its result; called in their order.
+      windows: the windows.
+      axis: axis of the results that has `size` entries for each latent column.
+      size: see `axis`.
+    """
+    # Column c lies at c modulo the ring's length.
+    length = (windows.total if windows.loop else windows.width) * size
+    ring = np.empty(0, np.float32)
+    done = 0
+    for window in range(len(windows.starts)):
+        made = np.moveaxis(np.asarray(function(window)), axis, 0)
+        if not ring.size:
+            ring = np.zeros((length, *made.shape[1:]), np.float32)
         # Between the middles of two columns the weights change evenly.
         middles = (np.arange(windows.width * size) + 0.5) / size - 0.5
         ramp = np.interp(middles, np.arange(windows.width), windows.weights[window])
-        ramp = ramp.astype(np.float32).reshape([-1 if i == axis else 1 for i in range(made.ndim)])
-        place: list[Any] = [slice(None)] * made.ndim
-        place[axis] = windows.columns(window, size)
-        joined[tuple(place)] += ramp * made
-    return joined
+        ramp = ramp.astype(np.float32).reshape(-1, *[1] * (made.ndim - 1))
+        ring[windows.columns(window, size) % length] += ramp * made
+        ready = windows.total
+        if window + 1 < len(windows.starts):
+            ready = 0 if windows.loop else int(windows.starts[window + 1])
+        if ready > done:
+            places = np.arange(done * size, ready * size) % length
+            yield np.moveaxis(ring[places], 0, axis)
+            ring[places] = 0
+            done = ready
+
+
+class Growing:
+    """An array that is made piece by piece, while windows of it are read from left to right.
+
+    Args:
+      made: the pieces.
+      axis: axis along which they follow each other.
+    """
+
+    def __init__(self, made: Iterator[np.ndarray], axis: int):
+        self._made, self._axis = made, axis
+        self._held, self._first = np.empty(0), 0
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Returns the entries from `start` to `stop`, and forgets those before `start`."""
+        held = [] if not self._held.size else [self._forget(start)]
+        count = sum(piece.shape[self._axis] for piece in held)
+        while self._first + count < stop:
+            held.append(next(self._made))
+            count += held[-1].shape[self._axis]
+        self._held = np.concatenate(held, self._axis)
+        return self._slice(start, stop)
+
+    def _forget(self, start: int) -> np.ndarray:
+        kept = self._slice(start, None)
+        self._first = start
+        return kept
+
+    def _slice(self, start: int, stop: int | None) -> np.ndarray:
+        end = None if stop is None else stop - self._first
+        place: list[Any] = [slice(None)] * self._held.ndim
+        place[self._axis] = slice(start - self._first, end)
+        return self._held[tuple(place)]
+
+
+class Section(NamedTuple):
+    """A part of a very long sound, which is made as a whole.
+
+    Attributes:
+      first: its first latent column in the sound.
+      known: columns at its beginning that the section before has made.
+      end: its column at which the next section goes on: what it makes after that is thrown away.
+      windows: its windows.
+    """
+
+    first: int
+    known: int
+    end: int
+    windows: Windows
+
+
+def sections(total: int, width: int, longest: int) -> list[Section]:
+    """Divides a sound into sections of equal length.
+
+    A section sees the last half window of the one before, and makes half a window beyond its end:
+    the networks expect that sounds begin and end where a window does.
+
+    Args:
+      total: latent columns of the sound.
+      width: columns of a window.
+      longest: columns of the longest section, more than a window.
+    """
+    half = width // 2
+    count = max(1, math.ceil((total - width) / (longest - width)))
+    length = min(total, math.ceil((total + (count - 1) * width) / count))
+    firsts = np.round(np.linspace(0, total - length, count)).astype(int)
+    made = plan(length, width)
+    ends = [*(firsts[:-1] + length - half), total]
+    known = [0, *(ends[:-1] - firsts[1:])]
+    return [
+        Section(int(first), int(before), int(end - first), made)
+        for first, before, end in zip(firsts, known, ends, strict=True)
+    ]

@@ -7,6 +7,7 @@ import soundfile
 
 from maa_jax.audio.io import (
     AudioError,
+    GrowingWav,
     decode,
     encode_flac,
     is_silent,
@@ -259,6 +260,26 @@ def test_write_wav(tmp_path):
         write_wav(path, np.zeros((3, 2)))
     assert [file.name for file in tmp_path.iterdir()] == ["a.wav"]
     assert soundfile.info(path).frames == 4  # The whole old file stays.
+
+
+def test_a_wav_that_grows_can_be_played_before_it_is_whole(tmp_path):
+    wav = np.random.default_rng(0).uniform(-1.1, 1.1, 1000).astype("f")
+    write_wav(tmp_path / "at_once.wav", wav, 8000)
+    growing = GrowingWav(tmp_path / "a.wav", 1000, 8000)
+    assert not growing.write(wav[:300])
+    assert {p.name for p in tmp_path.iterdir()} == {"at_once.wav", "a.part.wav"}
+    once, _ = soundfile.read(tmp_path / "at_once.wav", dtype="int16")
+    part, rate = soundfile.read(tmp_path / "a.part.wav", dtype="int16")
+    assert rate == 8000
+    np.testing.assert_array_equal(part, once[:300])
+    assert not growing.write(wav[300:999])
+    assert growing.write(wav[999:])
+    assert not list(tmp_path.glob("*.part.wav"))
+    whole, _ = soundfile.read(tmp_path / "a.wav", dtype="int16")
+    np.testing.assert_array_equal(whole, once)
+    # One that is made at once is never there in part.
+    assert GrowingWav(tmp_path / "b.wav", 1000, 8000).write(wav)
+    assert (tmp_path / "b.wav").read_bytes() == (tmp_path / "at_once.wav").read_bytes()
 
 
 def test_resample_keeps_duration_and_pitch():

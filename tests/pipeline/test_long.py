@@ -30,6 +30,99 @@ def test_windows_cover_everything_once_in_sum(total, loop):
     assert np.diff(plan.starts).max(initial=0) <= 8
 
 
+@pytest.mark.parametrize("total, longest", [(97, 96), (200, 96), (1000, 96), (53, 20)])
+def test_sections_follow_each_other_without_a_gap(total, longest):
+    made = windows.sections(total, 16, longest)
+    assert len(made) > 1 and len({s.windows.total for s in made}) == 1
+    assert made[0].windows.total <= longest
+    done = 0
+    for section in made:
+        assert section.first + section.known == done
+        assert section.known >= 8 or not done  # half a window that is known
+        done = section.first + section.end
+        assert section.end <= section.windows.total - 8 or done == total
+    assert done == total and made[-1].first + made[-1].windows.total == total
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_pieces_are_the_whole_and_come_as_soon_as_they_are_known(loop):
+    plan = windows.plan(100, 16, loop=loop)
+    x = np.random.default_rng(0).normal(size=(2, 300)).astype("f")
+    whole = windows.join(np.sin, [windows.Part(x, 1, 3)], plan, axis=1, size=3)
+    read = []
+
+    def source():
+        for start in range(0, 300, 7):
+            read.append(start)
+            yield x[:, start : start + 7]
+
+    growing = windows.Growing(source(), 1)
+    see = lambda n: np.sin(
+        x[:, plan.columns(n, 3)]
+        if loop
+        else growing.read(plan.starts[n] * 3, (plan.starts[n] + 16) * 3)
+    )
+    pieces = windows.pieces(see, plan, axis=1, size=3)
+    first = next(pieces)
+    assert loop or (first.shape[1] == plan.starts[1] * 3 and len(read) == 7)
+    np.testing.assert_array_equal(np.concatenate([first, *pieces], 1), whole)
+
+
+def test_very_long_sounds_are_heard_before_their_end_is_made(pipe):
+    """Six times 2.048 s are one section; 15 s are two."""
+    options = FAST | {"seed": 3, "num_samples": 2, "duration": 15.001}
+    seen = []
+    callback = lambda done, total, x0: seen.append((done, total, x0.shape))
+    stream = pipe.stream("rain", callback=callback, **options)
+    assert not seen
+    number, first = next(stream)
+    assert number == 0 and 0 < len(first) < 5 * 16000
+    assert seen == [(2, 4, seen[0][2])]  # one section of two
+    parts = {0: [first], 1: []}
+    for number, piece in stream:
+        parts[number].append(piece)
+    wavs = pipe("rain", **options)
+    assert wavs.shape == (2, 240016)
+    for number, wav in enumerate(wavs):
+        np.testing.assert_array_equal(np.concatenate(parts[number]), wav)
+    # No seam: as smooth as elsewhere, and the same from a batch of one.
+    short = pipe("rain", duration=2.0, **FAST)
+    assert np.abs(np.diff(wavs)).max() < 2 * np.abs(np.diff(short)).max()
+    alone = pipe("rain", **options | {"num_samples": 1, "start_index": 1})
+    np.testing.assert_allclose(alone[0], wavs[1], atol=1e-4)
+    latents = pipe("rain", output="latents", **options)
+    assert latents.shape == (2, *pipe.latent_shape(15.001))
+    # What a section knows of the one before is what that has made, not only near it.
+    plan = pipe._lengths.windows(latents.shape[1:])
+    (_, second) = pipe._lengths.sections(plan)
+    start = second.first + second.known
+    joined = np.abs(latents[:, :, start] - latents[:, :, start - 1]).mean()
+    assert joined < 1.5 * np.abs(np.diff(latents, axis=2)).mean()
+
+
+def test_sections_hear_their_own_captions_and_noise(pipe):
+    timed = "0-7.5 s rain; 7.5-15 s a crow caws"
+    both = pipe(timed, eta=1.0, seed=1, **FAST)[0]
+    rain = pipe("rain", duration=15.0, eta=1.0, seed=1, **FAST)[0]
+    middle = 7 * 16000
+    assert np.abs(both - rain)[: middle - 32000].max() < 1e-3
+    assert np.abs(both - rain)[middle + 32000 :].max() > 1e-3
+    # Were the sampler's noise the same in each section, so would be much of their sound.
+    latents = pipe("rain", duration=15.0, eta=1.0, output="latents", **FAST)[0]
+    plan = pipe._lengths.windows(latents.shape)
+    first, second = pipe._lengths.sections(plan)
+    a = latents[:, second.known : first.end]
+    b = latents[:, second.first + second.known : second.first + first.end]
+    assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.5
+
+
+def test_very_long_sounds_are_ranked_whole(pipe):
+    wavs, scores, indices = pipe("rain", duration=15.0, num_candidates=2, **FAST)
+    assert wavs.shape == (1, 240000) and scores.shape == (1,) and indices[0] in (0, 1)
+    with pytest.raises(ValueError, match="num_candidates=2: sounds are ranked when they are whole"):
+        pipe.stream("rain", num_candidates=2)
+
+
 def test_what_sees_each_column_alone_is_the_same_by_windows():
     plan = windows.plan(40, 16)
     network = samplers.widened(lambda x, t, c: jnp.sin(x) * t[:, None, None, None] + c.mean())

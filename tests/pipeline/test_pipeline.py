@@ -22,6 +22,7 @@ from maa_jax.model_folder.index import content_hash, networks_in, save_index, sa
 from maa_jax.model_folder.model import read_model
 from maa_jax.models.unet import UNet
 from maa_jax.pipeline import denoising, pipeline, programs
+from maa_jax.pipeline.lengths import Lengths
 from maa_jax.text.tokenizer import Tokenizer
 from maa_jax.vocoder import Vocoder
 from tests.conftest import random_network
@@ -115,9 +116,11 @@ def test_widths_are_few_even_and_within_the_limit(pipe, monkeypatch):
     widths = {pipe.latent_shape(s)[1] for s in np.linspace(0.01, 2.048, 50)}
     assert widths == {8, 16}
     assert pipe.latent_shape() == (10, 16, 4)
+    longer = dataclasses.replace(pipe.model, max_duration=2.3)
     # 2.048 s are exactly 128 frames and 16 latents: no more than that is ever computed.
     with monkeypatch.context() as patch:
         patch.setattr(pipe, "max_duration", 2.3)
+        patch.setattr(pipe, "_lengths", Lengths(longer, pipe._codec))
         assert pipe.latent_shape()[1] == 18
 
 
