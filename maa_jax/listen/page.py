@@ -7,19 +7,23 @@ it says which sound is whose, and stays with whoever evaluates.
 import hashlib
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
+from etils import epath
 
 import maa_jax
 from maa_jax import pages
 from maa_jax.audio import io, levels
 from maa_jax.checks import differences
-from maa_jax.files import output_folder, read_json, replace_file, write_json
+from maa_jax.data.builders import tables
+from maa_jax.files import output_folder, read_json, replace_file, sha256, user_path, write_json
 from maa_jax.listen.request import ANCHOR, REFERENCE, Listening
+from maa_jax.visual import images, videos
 
 TEST = "test.json"
 # The paper's scales reach from 20 to 100 (section 5.1); five answers, as of ITU-T P.800.
@@ -29,6 +33,9 @@ _LEVEL = -23.0
 _PEAK = -1.0
 # Sounds of a prompt may differ in length by so many seconds.
 _LENGTHS = 0.25
+# Endings of files that are shown as videos.
+VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
+_LARGEST = 720  # pixels of a picture's longer side
 _RATE = 16_000  # of the sounds made here
 _TONE = 1.0  # seconds of a tone of the headphone check
 _NOISE = 3.0  # seconds of the noise by which the volume is set
@@ -70,7 +77,8 @@ def write_page(request: Listening) -> pathlib.Path:
     """
     texts = request.texts()
     files = _paired(request.systems)
-    captions = _captions(request, files)
+    shown = _shown(request, files)
+    captions = _captions(request, files, shown)
     level, gains, rates = _match(request.systems, files)
     with output_folder(request.out) as folder:
         sounds = folder / "page" / "sounds"
@@ -84,10 +92,13 @@ def write_page(request: Listening) -> pathlib.Path:
             "headphone_check": request.headphone_check,
             "seed": request.seed,
         }
+        if any(shown):
+            asked["shown"] = [path and sha256(path) for path in shown]
         _check_earlier(folder, asked)
         sounds.mkdir(parents=True, exist_ok=True)
         write = _Writer(sounds, request.seed)
-        page = _write_sounds(request, files, captions, gains, rates, level, write)
+        pictures = _write_shown(folder / "page" / "shown", shown, request.seed)
+        page = _write_sounds(request, files, captions, pictures, gains, rates, level, write)
         page["per_listener"] = asked["prompts_per_listener"]
         trials = _trials(page)
         asked |= {
@@ -150,7 +161,59 @@ def _paired(systems: Mapping[str, pathlib.Path]) -> list[str]:
     return sorted(everywhere)
 
 
-def _captions(request: Listening, files: Sequence[str]) -> list[str]:
+def _shown(request: Listening, files: Sequence[str]) -> list[str]:
+    """Returns the path of the picture or video of each file, "" where there is none.
+
+    Raises:
+      ValueError: a table is broken, names a picture that is not there, or systems disagree.
+    """
+    if not {"mos_f", "ab"} & set(request.test):
+        return [""] * len(files)
+    found: dict[str, str] = {}
+    for path in [request.shown_file] if request.shown_file else request.systems.values():
+        table = pathlib.Path(path) if request.shown_file else pathlib.Path(path, "samples.jsonl")
+        if not request.shown_file and not table.is_file():
+            continue
+        columns = ("file", "picture") if request.shown_file else ()
+        for row in tables.read(epath.Path(table), columns):
+            names = [row.text(name) for name in ("picture", "image", "video") if row.text(name)]
+            name = row.text("file")
+            if not names or name not in files:
+                continue
+            picture = user_path(names[0])
+            if not os.path.isfile(picture):
+                row.fail(f"{picture} is not there: start where it is found, or give --shown_file")
+            if sha256(found.setdefault(name, picture)) != sha256(picture):
+                row.fail(f"{name} shows {picture}, and {found[name]} in another system: give one")
+    return [found.get(name, "") for name in files]
+
+
+def _write_shown(folder: pathlib.Path, shown: Sequence[str], seed: int) -> list[str]:
+    """Writes what is shown under names from its content; returns the file of each, "" for none.
+
+    Pictures are written anew, up to 720 pixels, without what a camera noted; videos lose their
+    sound, which would tell which sound is the recording's.
+    """
+    names: dict[str, str] = {"": ""}
+    for path in dict.fromkeys(shown):
+        if not path:
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        out = folder / hashlib.sha256(f"{seed} {sha256(path)}".encode()).hexdigest()[:16]
+        if pathlib.Path(path).suffix.lower() in VIDEOS:
+            names[path] = videos.silent_copy(path, out).name
+            continue
+        import PIL.Image
+
+        picture = PIL.Image.fromarray(images.load(path))
+        picture.thumbnail((_LARGEST, _LARGEST))
+        with replace_file(out.with_suffix(".png")) as new:
+            picture.save(new, "PNG")
+        names[path] = f"{out.name}.png"
+    return [names[path] for path in shown]
+
+
+def _captions(request: Listening, files: Sequence[str], shown: Sequence[str]) -> list[str]:
     """Returns the caption of each file, "" where none is shown or known."""
     if not {"mos_f", "ab"} & set(request.test):
         return [""] * len(files)
@@ -168,13 +231,15 @@ def _captions(request: Listening, files: Sequence[str]) -> list[str]:
                     f"{name} is {caption!r} in {first} and {captions[0]!r} in {system}: sounds of"
                     " one name need one caption"
                 )
-    missing = [name for name in files if not found.get(name, ("", ""))[1]]
+    seen = {name for name, path in zip(files, shown, strict=True) if path}
+    missing = [name for name in files if not found.get(name, ("", ""))[1] and name not in seen]
     if missing and "mos_f" in request.test:
         raise ValueError(
-            f"test=mos_f: {len(missing)} of {len(files)} sounds have no caption, such as"
-            f" {missing[0]}: give --captions_file, or a folder with samples.jsonl"
+            f"test=mos_f: {len(missing)} of {len(files)} sounds have no caption and no picture, "
+            f"such as {missing[0]}: give --captions_file, --shown_file, or a folder with "
+            "samples.jsonl"
         )
-    return [found.get(name, ("", ""))[1] for name in files]
+    return ["" if name in seen else found.get(name, ("", ""))[1] for name in files]
 
 
 def _match(
@@ -227,6 +292,7 @@ def _write_sounds(
     request: Listening,
     files: Sequence[str],
     captions: Sequence[str],
+    shown: Sequence[str],
     gains: Mapping[str, Sequence[float]],
     rates: Mapping[str, Sequence[int]],
     level: float,
@@ -246,7 +312,7 @@ def _write_sounds(
         return wav * np.float32(10 ** (gains[system][i] / 20))
 
     for i in map(int, order):
-        prompt: dict[str, Any] = {"caption": captions[i], "sounds": []}
+        prompt: dict[str, Any] = {"caption": captions[i], "shown": shown[i], "sounds": []}
         for system in systems:
             wav, about = matched(system, i), {"file": files[i], "system": system}
             prompt["sounds"].append(write(wav, rates[system][i], kind="sound", **about))

@@ -65,6 +65,12 @@ class Listening(Options):
         "CSV file with file,caption of the sounds; by default a folder's samples.jsonl.",
         path=True,
     )
+    shown_file: str | None = option(
+        None,
+        "CSV file with file,picture of the sounds: pictures and videos that are shown in place of "
+        "captions; by default those of a folder's samples.jsonl.",
+        path=True,
+    )
     prompts_per_listener: int = option(
         10, "Prompts a listener hears; all, where there are fewer.", least=1
     )

@@ -41,13 +41,13 @@ function trialsOf(listener) {
   const pairs = [];
   for (let i = 0; i < systems; i++) for (let j = i + 1; j < systems; j++) pairs.push([i, j]);
   const make = (i) => {
-    const { caption, sounds, reference } = prompt(i);
+    const { caption, shown, sounds, reference } = prompt(i);
     if (test.tests[0] === "ab") {
       const pair = pairs[((at(i) % count) + Math.floor(at(i) / count)) % pairs.length];
-      return [{ caption, sounds: shuffled(pair.map((s) => sounds[s]), random) }];
+      return [{ caption, shown, sounds: shuffled(pair.map((s) => sounds[s]), random) }];
     }
     if (reference) return [{ reference, sounds: shuffled(sounds, random) }];
-    return sounds.map((sound) => ({ caption, sounds: [sound] }));
+    return sounds.map((sound) => ({ caption, shown, sounds: [sound] }));
   };
   const trials = [];
   for (let i = 0; i < test.per_listener; i++) trials.push(...make(i));
@@ -55,16 +55,16 @@ function trialsOf(listener) {
   if (mos) {
     for (const beeps of shuffled(test.beeps, random).slice(0, test.beep_trials)) {
       const i = Math.floor(random() * test.per_listener);
-      trials.push({ caption: prompt(i).caption, sounds: [beeps] });
+      trials.push({ ...prompt(i), sounds: [beeps] });
     }
     if (test.damaged.length) {
       const { prompt: p, sounds } = bad(0);
-      trials.push({ caption: test.prompts[p].caption, sounds: [sounds[0]] });
+      trials.push({ ...test.prompts[p], sounds: [sounds[0]] });
     }
   } else if (test.tests[0] === "ab") {
     for (let i = 0; i < Math.min(2, test.damaged.length); i++) {
       const { prompt: p, sounds } = bad(i);
-      trials.push({ caption: test.prompts[p].caption, sounds: shuffled(sounds, random) });
+      trials.push({ ...test.prompts[p], sounds: shuffled(sounds, random) });
     }
   }
   // The practice is a prompt that this listener does not hear later, where there is one.
@@ -182,6 +182,7 @@ function halt() {
   cleanUp.forEach((action) => action());
   cleanUp = [];
   keys = {};
+  film = null;
 }
 
 function draw(title, children) {
@@ -236,8 +237,10 @@ function player(name, label, changed) {
     failed.textContent = "";
     if (audio.error) audio.load();
     audio.currentTime = 0;
+    if (film) film.currentTime = 0;
     if (audio.readyState < 3) status.textContent = t("loading");
     // Pausing while it loads rejects the promise, which is no failure.
+    film?.play().catch(() => {});
     audio.play().then(update, (error) => error.name !== "AbortError" && fail());
   }
   function fail() {
@@ -248,6 +251,7 @@ function player(name, label, changed) {
   function stop() {
     audio.pause();
     audio.currentTime = 0;
+    film?.pause();
     bar.value = 0;
     update();
   }
@@ -282,6 +286,7 @@ function player(name, label, changed) {
   return made;
 }
 let players = [];
+let film = null; // the video that is shown with the sounds, without its own
 
 // A question with one answer: options [[value, strong text, text]], in the order of their digits.
 function choices(legend, options, changed) {
@@ -417,6 +422,15 @@ function question(trial, index) {
     next({ answers: [...state.answers, answer] });
   });
   const parts = [];
+  if (trial.shown) {
+    const video = !trial.shown.endsWith(".png");
+    const src = `shown/${trial.shown}`;
+    const view = video
+      ? el("video", { src, muted: true, playsInline: true, preload: "auto", className: "shown" })
+      : el("img", { src, alt: t("shown"), className: "shown" });
+    if (video) film = view;
+    parts.push(el("article", {}, note(t("shown")), view));
+  }
   if (trial.caption)
     parts.push(el("article", {}, note(t("caption")), el("p", { className: "caption", textContent: `“${trial.caption}”` })));
   const enable = () => {
@@ -448,7 +462,8 @@ function question(trial, index) {
     own.push(player(trial.sounds[0], t("sound"), enable));
     parts.push(el("article", {}, own[0].node));
     for (const name of test.tests) {
-      scales.push(choices(t(name), words(`${name}_answers`).map((text, i) => [test.values[i], test.values[i], text]), update));
+      const asks = trial.shown && name === "mos_f" ? t("mos_f_shown") : t(name);
+      scales.push(choices(asks, words(`${name}_answers`).map((text, i) => [test.values[i], test.values[i], text]), update));
       parts.push(scales.at(-1).node);
     }
   }

@@ -25,6 +25,8 @@ _SOUND = {
     ".mkv": "flac",
     ".webm": "libopus",
 }
+# Ending of the files in which browsers play pictures of a codec.
+_PLAYED = {"h264": ".mp4", "vp8": ".webm", "vp9": ".webm", "av1": ".webm"}
 _OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
 _BLOCK = 4096  # samples that are encoded at a time
 # Share of the length in a file's header that may be missing before the file counts as cut.
@@ -64,9 +66,34 @@ def load(path: str | os.PathLike[str], count: int = 4) -> Video:
         return Video(float(length * stream.time_base), pictures)
 
 
+def silent_copy(video: str | os.PathLike[str], out: pathlib.Path) -> pathlib.Path:
+    """Writes a copy of a video without its sound, which browsers play.
+
+    Args:
+      video: path of the video.
+      out: path of the copy without its ending, .mp4 or .webm.
+
+    Returns:
+      The path of the copy.
+
+    Raises:
+      ValueError: the video cannot be used, or browsers cannot play its pictures.
+    """
+    with _opened(video) as (_, stream):
+        codec = stream.codec_context.name
+    if codec not in _PLAYED:
+        raise ValueError(
+            f"{video}: its pictures are {codec}, which browsers do not play: convert it to "
+            f"{', '.join(_PLAYED)} (ffmpeg -i ... -c:v libx264 copy.mp4)"
+        )
+    path = out.with_name(out.name + _PLAYED[codec])
+    mux(video, None, 16_000, path)
+    return path
+
+
 def mux(
     video: str | os.PathLike[str],
-    wav: np.ndarray,
+    wav: np.ndarray | None,
     sample_rate: int,
     out: str | os.PathLike[str],
 ) -> None:
@@ -75,6 +102,7 @@ def mux(
     Args:
       video: path of the video.
       wav: waveform [samples] in -1..1; it is cut, or padded with silence, to the video's length.
+        None for a copy without sound.
         AAC has blocks of 1024 samples: players cut the last one at the length that the file states.
       sample_rate: sample rate of `wav` in Hz.
       out: path of the copy, whose ending states its format: .mp4 and .m4v (AAC), .mov and .avi (16
@@ -93,8 +121,9 @@ def mux(
         starts, end = _times(source, stream)
         seconds = (end - starts[0]) * stream.time_base
         samples = round(seconds * sample_rate)
-        wav = np.clip(wav[:samples], -1, 1).astype(np.float32)
-        wav = np.pad(wav, (0, samples - len(wav)))
+        if wav is not None:
+            wav = np.clip(wav[:samples], -1, 1).astype(np.float32)
+            wav = np.pad(wav, (0, samples - len(wav)))
         source.seek(starts[0], stream=stream)
         # In mp4 and mov, the unit of the length that players keep to.
         settings = {"movie_timescale": str(sample_rate)} if out.suffix in (".mp4", ".mov") else {}
@@ -102,8 +131,10 @@ def mux(
         try:
             with replace_file(out) as new, av.open(str(new), "w", options=settings) as target:
                 pictures = target.add_stream_from_template(stream)
-                sound: Any = target.add_stream(codec, rate=rate, layout="mono")
-                encoded = _encoded(sound, wav, sample_rate)
+                encoded: Iterator[Any] = iter(())
+                if wav is not None:
+                    sound: Any = target.add_stream(codec, rate=rate, layout="mono")
+                    encoded = _encoded(sound, wav, sample_rate)
                 written = -1.0
                 for packet in source.demux(stream):
                     if not packet.size:  # the end

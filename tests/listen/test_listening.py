@@ -161,6 +161,38 @@ def test_no_answer_comes_before_the_sound_was_heard_to_its_end(make, browser):
     assert step(tab) == at + 1
 
 
+def test_a_video_is_shown_in_place_of_a_caption_and_plays_with_the_sound(make, browser, tmp_path):
+    pytest.importorskip("av", reason="videos need PyAV")
+    from tests.visual.test_videos import write
+
+    video = write(tmp_path / "crow.mp4", "libx264", range(30), 24)
+    table = tmp_path / "shown.csv"
+    table.write_text(f"file,picture\n0.wav,{video}\n1.wav,{video}\n")
+    out = make(
+        headphone_check=False,
+        seconds=1,
+        prompts_per_listener=1,
+        test=("mos_f",),
+        shown_file=str(table),
+    )
+    tab = browser.open(address(out))
+    begin(tab)
+    assert "align with what is shown" in tab.text() and "Description" not in tab.text()
+    tab.wait("film.readyState >= 2")
+    assert tab.run("film.muted && film.paused && film.videoWidth == 64")
+    tab.press(" ")
+    tab.wait("!film.paused && film.currentTime > 0.2")
+    tab.press(" ")
+    tab.wait("film.paused")
+    tab.press(" ")
+    tab.wait("film.currentTime > 0")
+    assert tab.run("film.currentTime") < 0.5  # from its beginning again
+    tab.press(" ")
+    tab.wait("film.paused")
+    record = finish(tab)
+    assert len(record["answers"]) == 5
+
+
 def test_a_reload_goes_on_where_the_listener_was(make, browser):
     out = make(headphone_check=False, prompts_per_listener=1)
     tab = browser.open(address(out, "id=x"))

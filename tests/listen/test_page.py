@@ -2,9 +2,11 @@ import json
 import re
 
 import numpy as np
+import PIL.Image
 import pytest
 import soundfile
 
+from maa_jax import files
 from maa_jax.audio import io, levels
 from maa_jax.listen import page
 from maa_jax.listen.request import TEXTS, Listening
@@ -84,9 +86,45 @@ def test_captions_must_be_there_and_agree(make, tmp_path):
         make(test=("mos_f",))
     for system in ("ours", "theirs", "reference"):
         (tmp_path / system / "samples.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"2 of 2 sounds have no caption, such as 0\.wav"):
+    with pytest.raises(ValueError, match=r"2 of 2 sounds have no caption and no picture"):
         make(test=("mos_f",))
     assert not (tmp_path / "out").exists()
+
+
+def test_pictures_and_videos_stand_in_for_captions(make, tmp_path):
+    picture = tmp_path / "a crow.jpg"
+    exif = PIL.Image.Exif()
+    exif[0x010F] = "a camera"
+    PIL.Image.fromarray(np.full((900, 1200, 3), (200, 30, 30), np.uint8)).save(picture, exif=exif)
+    make(out="first", prompts=2)
+    for system in ("ours", "theirs", "reference"):
+        table = tmp_path / system / "samples.jsonl"
+        rows = [json.loads(line) for line in table.read_text().splitlines()]
+        rows[0] |= {"prompt": "", "image": str(picture)}
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = make(test=("mos_f",))
+    known = json.loads((out / "test.json").read_text())
+    assert known["captions"] == ["", "rain on a roof"]
+    assert known["shown"] == [files.sha256(str(picture)), ""]
+    (shown,) = (out / "page" / "shown").iterdir()
+    assert shown.suffix == ".png" and "crow" not in shown.name
+    with PIL.Image.open(shown) as written:
+        assert written.size == (720, 540) and not written.getexif()
+    assert known["sounds"] and "a camera" not in (out / "page" / "index.html").read_text()
+    # A table of one's own, for sounds of other programs.
+    mine = tmp_path / "shown.csv"
+    mine.write_text(f"file,picture\n0.wav,{picture}\n1.wav,{picture}\n")
+    out = make(test=("mos_f",), shown_file=str(mine), out="mine")
+    assert json.loads((out / "test.json").read_text())["captions"] == ["", ""]
+    mine.write_text("file,picture\n0.wav,gone.png\n")
+    with pytest.raises(ValueError, match=r"shown\.csv, line 2: .*gone\.png is not there: start"):
+        make(test=("mos_f",), shown_file=str(mine), out="gone")
+    other = tmp_path / "other.png"
+    PIL.Image.new("RGB", (8, 8)).save(other)
+    table.write_text(table.read_text().replace(str(picture), str(other)))
+    with pytest.raises(ValueError, match=r"0\.wav shows .*other\.png, and .*crow\.jpg in another"):
+        make(test=("mos_f",), out="other")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,23 @@ def test_a_telephones_rotation_is_applied_and_kept(tmp_path):
         assert picture[32, -4, 0] > 200 > picture[32, -4, 1]  # what was the top is at the right
 
 
+@pytest.mark.parametrize("ending", CODECS)
+def test_a_silent_copy_for_browsers(tmp_path, ending):
+    path = write(tmp_path / f"a.{ending}", CODECS[ending], EVEN, 24)
+    spoken = tmp_path / f"b.{ending}"
+    videos.mux(path, np.zeros(16_000, "f"), 16_000, spoken)
+    if CODECS[ending] == "mpeg4":
+        with pytest.raises(ValueError, match=r"b\..*: its pictures are mpeg4, which browsers do"):
+            videos.silent_copy(spoken, tmp_path / "c")
+        return
+    copy = videos.silent_copy(spoken, tmp_path / "c")
+    assert copy == tmp_path / ("c.webm" if ending == "webm" else "c.mp4")
+    assert len(packets(copy)) == len(EVEN)
+    with av.open(str(copy)) as source:
+        assert not source.streams.audio
+    assert videos.load(copy, 1).seconds == pytest.approx(1.25, abs=0.002)
+
+
 def test_what_is_no_whole_video_is_named_in_one_line(tmp_path):
     whole = {
         ending: write(tmp_path / f"whole.{ending}", codec, EVEN, 25).read_bytes()
