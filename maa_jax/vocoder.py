@@ -23,6 +23,7 @@ _FRAMES = 16
 _CORNER = 10.0
 FADE_SECONDS = 0.005  # at the end of a sound
 _FULL_SCALE = 1 - 2**-15  # samples from here on are at the ends of a vocoder's range
+_LOUDEST = 0.99  # peak of a sound that would exceed full scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Vocoder:
 
         Returns:
           Waveforms, float32 [b, frames * hop_length] in [-1, 1], without an offset; and the share
-          of each sound's samples that the vocoder clipped, [b].
+          of each sound's samples that the vocoder clipped, [b]. A vocoder whose range does not end
+          at full scale (Vocos) clips none: a sound that would exceed it is made quieter as a whole.
         """
         mels = mels.astype(jnp.float32)
         mels = jnp.pad(mels, ((0, 0), (_FRAMES, 0), (0, 0)), constant_values=self.mel.silence)
@@ -74,7 +76,11 @@ class Vocoder:
         left = ends[:, None] - jnp.arange(length)  # samples until the end
         clipped = jnp.sum((jnp.abs(wavs) >= _FULL_SCALE) & (left > 0), axis=1) / ends
         fade = jnp.minimum(FADE_SECONDS * self.mel.sample_rate, ends[:, None] / 2)
-        return jnp.clip(left / fade, 0, 1) * jnp.clip(even, -1, 1), clipped
+        even *= jnp.clip(left / fade, 0, 1)
+        beyond = jnp.max(jnp.where(left > 0, jnp.abs(wavs), 0), axis=1) > 1
+        peak = jnp.max(jnp.abs(even), axis=1)
+        even *= jnp.where(beyond & (peak > _LOUDEST), _LOUDEST / peak, 1)[:, None]
+        return jnp.clip(even, -1, 1), jnp.where(beyond, 0, clipped)
 
 
 def _without_offset(wavs: jax.Array, sample_rate: int) -> jax.Array:

@@ -57,6 +57,27 @@ def test_an_offset_leaves_no_mean_and_no_step():
     np.testing.assert_allclose(wav[48 * 256 : 64 * 256].std(), 0.3 / np.sqrt(2), rtol=0.01)
 
 
+class Loud(nnx.Module):
+    """A tone as loud as the mel's first bin says, as of a vocoder whose range has no end."""
+
+    def __call__(self, mel):
+        tone = jnp.sin(2 * jnp.pi * 440 / 16000 * jnp.arange(mel.shape[1] * 256))
+        return jnp.repeat(10 ** mel[..., 0], 256, axis=1) * tone
+
+
+def test_a_sound_beyond_full_scale_is_made_quieter_and_not_clipped():
+    vocode = Vocoder(MelConfig(), nnx.graphdef(Loud()))
+    mel = np.full((2, 96, 80), -5, "f")
+    mel[0, 32:64, 0], mel[0, 64:80, 0] = np.log10(2), np.log10(0.5)
+    mel[1, 32:64, 0] = np.log10(0.5)
+    wavs, clipped = jax.jit(vocode)({}, mel)
+    assert not clipped.any()
+    assert np.abs(wavs[0]).max() == pytest.approx(0.99)
+    loud, half = (wavs[0, n * 256 : (n + 12) * 256].std() for n in (36, 66))
+    np.testing.assert_allclose(loud / half, 4, rtol=0.01)  # the shape of the sound is kept
+    assert np.abs(wavs[1]).max() == pytest.approx(0.5, rel=0.02)  # and so are other sounds
+
+
 def test_a_sound_fades_out_where_it_is_cut(vocoder):
     vocode, params = vocoder
     program = jax.jit(vocode)

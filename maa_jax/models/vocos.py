@@ -157,11 +157,13 @@ class Vocos(nnx.Module):
         self.config = config
 
     def __call__(self, mel: jax.Array) -> jax.Array:
-        """Returns the waveform [b, frames * hop_length] in [-1, 1] of a mel [b, frames, n_mels]."""
+        """Returns the waveform [b, frames * hop_length] of a mel [b, frames, n_mels].
+
+        Full scale is 1, and loud sounds may exceed it.
+        """
         magnitude, phase = self.head(self.backbone(mel))
         spectrum = jax.lax.complex(magnitude * jnp.cos(phase), magnitude * jnp.sin(phase))
-        wav = inverse_stft(spectrum, self.config.n_fft, self.config.hop_length)
-        return jnp.clip(wav, -1, 1)
+        return inverse_stft(spectrum, self.config.n_fft, self.config.hop_length)
 
 
 def inverse_stft(spectrum: jax.Array, n_fft: int, hop_length: int) -> jax.Array:
