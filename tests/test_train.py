@@ -72,7 +72,17 @@ loop.train(config, {workdir!r})
 """
 
 
-@pytest.mark.parametrize("name", (*STAGES, "inpainting"))
+# Those that train as another stage here does, with the same step and the same kind of input.
+ALIKE = ("retriever", "clip", "audio_classifier")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ALIKE))
+        for name in (*STAGES, "inpainting")
+    ],
+)
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     name, make_config, programs, tmp_path
 ):
