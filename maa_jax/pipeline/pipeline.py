@@ -201,8 +201,8 @@ class Pipeline:
           initial_latents: noise to start from in place of the seed's, one entry for each sound (or
             candidate): [n, *latent_shape(duration)], or a list if `duration` is a list.
           callback: function called during sampling with (evaluations of the U-Net done, evaluations
-            in total, current estimate of the batch's clean latents [b, height, width, channels]).
-            `decode` makes these audible.
+            in total, current estimate of the batch's clean latents [b, height, width, channels], of
+            very long sounds those of the section that is made). `decode` makes these audible.
           **options: fields of `Request`.
 
         Returns:
@@ -415,7 +415,8 @@ class Pipeline:
             raise ValueError(
                 f"latents has shape {array.shape}: give [n, {height}, width, {channels}]"
             )
-        decoded = self._maker.decode(jnp.asarray(array), output)[output]
+        given = programs.Given(windows=self._lengths.windows(array.shape[1:]))
+        decoded = self._maker.decode(jnp.asarray(array), output, given=given)[output]
         finite = np.isfinite(decoded).reshape(len(decoded), -1).all(axis=1)
         if not finite.all():
             raise ValueError(
