@@ -23,7 +23,7 @@ _FRAMES = 16
 _CORNER = 10.0
 FADE_SECONDS = 0.005  # at the end of a sound
 _FULL_SCALE = 1 - 2**-15  # samples from here on are at the ends of a vocoder's range
-_LOUDEST = 0.99  # peak of a sound that would exceed full scale
+LOUDEST = 0.99  # peak of a sound that would exceed full scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,12 @@ class Vocoder:
         return cls(mel, networks.define(networks.load_config(folder, "vocoder"))[0])
 
     def __call__(
-        self, params: Mapping[str, Any], mels: jax.Array, samples: jax.Array | None = None
+        self,
+        params: Mapping[str, Any],
+        mels: jax.Array,
+        samples: jax.Array | None = None,
+        *,
+        bounded: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
         """Vocodes log mels; pure.
 
@@ -56,11 +61,13 @@ class Vocoder:
           mels: log mels [b, frames, n_mels].
           samples: length of each sound, int [b], at most frames * hop_length, which is the default.
             A sound fades out over its last 5 ms, and zeros follow.
+          bounded: whether sounds that would exceed full scale are made quieter.
 
         Returns:
           Waveforms, float32 [b, frames * hop_length] in [-1, 1], without an offset; and the share
           of each sound's samples that the vocoder clipped, [b]. A vocoder whose range does not end
-          at full scale (Vocos) clips none: a sound that would exceed it is made quieter as a whole.
+          at full scale (Vocos) clips none: a sound that would exceed it is made quieter as a whole,
+          or left as it is if not `bounded`.
         """
         mels = mels.astype(jnp.float32)
         mels = jnp.pad(mels, ((0, 0), (_FRAMES, 0), (0, 0)), constant_values=self.mel.silence)
@@ -79,8 +86,12 @@ class Vocoder:
         even *= jnp.clip(left / fade, 0, 1)
         beyond = jnp.max(jnp.where(left > 0, jnp.abs(wavs), 0), axis=1) > 1
         peak = jnp.max(jnp.abs(even), axis=1)
-        even *= jnp.where(beyond & (peak > _LOUDEST), _LOUDEST / peak, 1)[:, None]
-        return jnp.clip(even, -1, 1), jnp.where(beyond, 0, clipped)
+        most = jnp.inf
+        if bounded:
+            even *= jnp.where(beyond & (peak > LOUDEST), LOUDEST / peak, 1)[:, None]
+            most = 1.0
+        most = jnp.where(beyond, most, 1)[:, None]
+        return jnp.clip(even, -most, most), jnp.where(beyond, 0, clipped)
 
 
 def _without_offset(wavs: jax.Array, sample_rate: int) -> jax.Array:

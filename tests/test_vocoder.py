@@ -1,3 +1,4 @@
+import functools
 import re
 
 import jax
@@ -76,6 +77,9 @@ def test_a_sound_beyond_full_scale_is_made_quieter_and_not_clipped():
     loud, half = (wavs[0, n * 256 : (n + 12) * 256].std() for n in (36, 66))
     np.testing.assert_allclose(loud / half, 4, rtol=0.01)  # the shape of the sound is kept
     assert np.abs(wavs[1]).max() == pytest.approx(0.5, rel=0.02)  # and so are other sounds
+    free, _ = jax.jit(functools.partial(vocode, bounded=False))({}, mel)
+    np.testing.assert_allclose(free[0] / np.abs(free[0]).max() * 0.99, wavs[0], atol=1e-6)
+    assert np.abs(free[0]).max() > 1.5
 
 
 def test_a_sound_fades_out_where_it_is_cut(vocoder):

@@ -10,7 +10,7 @@ from maa_jax.devices import LocalDevices
 from maa_jax.latents import LatentCodec
 from maa_jax.pipeline import programs
 from maa_jax.pipeline.windows import Growing, Part, Windows, join, pieces
-from maa_jax.vocoder import FADE_SECONDS, Vocoder
+from maa_jax.vocoder import FADE_SECONDS, LOUDEST, Vocoder
 
 Array = Any  # of numpy or JAX
 
@@ -92,6 +92,7 @@ class Coder:
         )
         if ends is not None and not windows.loop:
             self._fade(wavs, ends)
+        (wavs,) = limited(iter([wavs]))
         return wavs, np.mean(clipped, axis=0)
 
     def vocode_pieces(
@@ -107,20 +108,25 @@ class Coder:
             mel = mels.read(start * size, (start + windows.width) * size)
             return self._vocode_window(clipped, mel)
 
-        done = 0
-        for wavs in pieces(vocode, windows, axis=1, size=self.codec.samples(1)):
-            self._fade(wavs, ends - done)
-            done += wavs.shape[1]
-            yield wavs
+        def faded() -> Iterator[np.ndarray]:
+            done = 0
+            for wavs in pieces(vocode, windows, axis=1, size=self.codec.samples(1)):
+                self._fade(wavs, ends - done)
+                done += wavs.shape[1]
+                yield wavs
 
-    def _vocode(self, mels: Array, ends: np.ndarray | None = None) -> tuple[Array, Array]:
+        return limited(faded())
+
+    def _vocode(
+        self, mels: Array, ends: np.ndarray | None = None, bounded: bool = True
+    ) -> tuple[Array, Array]:
         _, params = self._networks.load("vocoder")
-        vocode = functools.partial(programs.vocode, self.vocoder, params)
+        vocode = functools.partial(programs.vocode, self.vocoder, params, bounded=bounded)
         lengths = None if ends is None else self._devices.split(ends.astype(np.int32))
         return self._run("vocoder", vocode, self._devices.split(mels), lengths)
 
     def _vocode_window(self, clipped: list[np.ndarray], mels: Array) -> Array:
-        wavs, share = self._vocode(mels)
+        wavs, share = self._vocode(mels, bounded=False)
         clipped.append(np.asarray(share))
         return wavs
 
@@ -134,3 +140,28 @@ class Coder:
 
     def _wavs(self, audio: Array) -> Part:
         return Part(audio, 1, self.codec.samples(1))
+
+
+def limited(made: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yields the pieces [b, samples] of waveforms, quieter where they would exceed full scale.
+
+    A piece is as quiet as it and its neighbours need, and its gain changes evenly from one end to
+    the other: nothing is clipped, and no step is heard.
+    """
+    before = needed = left = np.empty(0, np.float32)
+    for wavs in made:
+        peak = np.abs(wavs).max(axis=1, keepdims=True)
+        gain = np.where(peak > 1, LOUDEST / np.maximum(peak, 1), 1)
+        if before.size:
+            right = np.minimum(needed, gain)
+            yield _scaled(before, left, right)
+            left = right
+        else:
+            left = gain
+        before, needed = wavs, gain
+    yield _scaled(before, left, needed)
+
+
+def _scaled(wavs: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    way = (np.arange(wavs.shape[1]) + 0.5) / wavs.shape[1]
+    return (wavs * (left + (right - left) * way)).astype(np.float32)

@@ -160,9 +160,13 @@ def decode(codec: LatentCodec, params: Tree, latents: jax.Array) -> jax.Array:
     return codec.decode(params, latents)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, static_argnames="bounded")
 def vocode(
-    vocoder: Vocoder, params: Tree, mels: jax.Array, samples: jax.Array | None = None
+    vocoder: Vocoder,
+    params: Tree,
+    mels: jax.Array,
+    samples: jax.Array | None = None,
+    bounded: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns waveforms [b, samples] of log mels, and the share that is clipped: see `Vocoder`."""
-    return vocoder(params, mels, samples)
+    return vocoder(params, mels, samples, bounded=bounded)

@@ -4,7 +4,7 @@ import pytest
 
 import maa_jax
 from maa_jax.diffusion import samplers
-from maa_jax.pipeline import denoising, timeline, windows
+from maa_jax.pipeline import coding, denoising, timeline, windows
 
 FAST = dict(steps=2, guidance_scale=1.5)
 
@@ -116,6 +116,23 @@ def test_sections_hear_their_own_captions_and_noise(pipe):
     a = latents[:, second.known : first.end]
     b = latents[:, second.first + second.known : second.first + first.end]
     assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.5
+
+
+def test_pieces_beyond_full_scale_get_quieter_without_a_step():
+    rng = np.random.default_rng(0)
+    loud = np.array([0.5, 2.0, 0.9, 1.0, 3.0])
+    pieces = [(x * rng.choice([-1, 1], (1, 100))).astype("f") for x in loud]
+    made = list(coding.limited(iter(pieces)))
+    assert [piece.shape for piece in made] == [(1, 100)] * 5
+    gain = np.concatenate(made, 1)[0] / np.concatenate(pieces, 1)[0]
+    assert np.abs(np.concatenate(made, 1)).max() == pytest.approx(0.99, abs=0.01)
+    assert gain[0] > 0.99 and gain[150] == pytest.approx(0.495)
+    assert gain[400:].max() == pytest.approx(0.33, abs=0.01)
+    assert np.abs(np.diff(gain)).max() < 0.01
+    # What is within full scale stays as it is, bit for bit.
+    np.testing.assert_array_equal(list(coding.limited(iter(pieces[2:4]))), pieces[2:4])
+    (alone,) = coding.limited(iter(pieces[1:2]))
+    np.testing.assert_allclose(alone, pieces[1] * 0.495, rtol=1e-6)
 
 
 def test_very_long_sounds_are_ranked_whole(pipe):
