@@ -542,9 +542,9 @@ def test_half_precision_is_that_of_the_u_net_and_the_autoencoder(pipe, tiny_mode
     lowered = {}
     for name in ("denoise", "encode", "decode", "vocode"):
 
-        def spy(*args, name=name, program=getattr(programs, name)):
-            lowered[name] = program.lower(*args)
-            return program(*args)
+        def spy(*args, name=name, program=getattr(programs, name), **options):
+            lowered[name] = program.lower(*args, **options)
+            return program(*args, **options)
 
         monkeypatch.setattr(programs, name, spy)
     half = maa_jax.Pipeline.from_pretrained(tiny_model, dtype=jnp.bfloat16)
