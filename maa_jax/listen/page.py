@@ -183,9 +183,22 @@ def _shown(request: Listening, files: Sequence[str]) -> list[str]:
             picture = user_path(names[0])
             if not os.path.isfile(picture):
                 row.fail(f"{picture} is not there: start where it is found, or give --shown_file")
+            _check_shown(picture)
             if sha256(found.setdefault(name, picture)) != sha256(picture):
                 row.fail(f"{name} shows {picture}, and {found[name]} in another system: give one")
     return [found.get(name, "") for name in files]
+
+
+def _is_video(path: str) -> bool:
+    return pathlib.Path(path).suffix.lower() in VIDEOS
+
+
+def _check_shown(path: str) -> None:
+    """Raises a ValueError for what browsers cannot show."""
+    if _is_video(path):
+        videos.played_ending(path)
+    else:
+        images.load(path)
 
 
 def _write_shown(folder: pathlib.Path, shown: Sequence[str], seed: int) -> list[str]:
@@ -200,8 +213,9 @@ def _write_shown(folder: pathlib.Path, shown: Sequence[str], seed: int) -> list[
             continue
         folder.mkdir(parents=True, exist_ok=True)
         out = folder / hashlib.sha256(f"{seed} {sha256(path)}".encode()).hexdigest()[:16]
-        if pathlib.Path(path).suffix.lower() in VIDEOS:
-            names[path] = videos.silent_copy(path, out).name
+        if _is_video(path):
+            names[path] = out.name + videos.played_ending(path)
+            videos.mux(path, None, _RATE, folder / names[path])
             continue
         import PIL.Image
 

@@ -66,15 +66,8 @@ def load(path: str | os.PathLike[str], count: int = 4) -> Video:
         return Video(float(length * stream.time_base), pictures)
 
 
-def silent_copy(video: str | os.PathLike[str], out: pathlib.Path) -> pathlib.Path:
-    """Writes a copy of a video without its sound, which browsers play.
-
-    Args:
-      video: path of the video.
-      out: path of the copy without its ending, .mp4 or .webm.
-
-    Returns:
-      The path of the copy.
+def played_ending(video: str | os.PathLike[str]) -> str:
+    """Returns the ending of a file in which browsers play a video's pictures, .mp4 or .webm.
 
     Raises:
       ValueError: the video cannot be used, or browsers cannot play its pictures.
@@ -86,9 +79,7 @@ def silent_copy(video: str | os.PathLike[str], out: pathlib.Path) -> pathlib.Pat
             f"{video}: its pictures are {codec}, which browsers do not play: convert it to "
             f"{', '.join(_PLAYED)} (ffmpeg -i ... -c:v libx264 copy.mp4)"
         )
-    path = out.with_name(out.name + _PLAYED[codec])
-    mux(video, None, 16_000, path)
-    return path
+    return _PLAYED[codec]
 
 
 def mux(

@@ -124,6 +124,9 @@ def test_pictures_and_videos_stand_in_for_captions(make, tmp_path):
     table.write_text(table.read_text().replace(str(picture), str(other)))
     with pytest.raises(ValueError, match=r"0\.wav shows .*other\.png, and .*crow\.jpg in another"):
         make(test=("mos_f",), out="other")
+    mine.write_text(f"file,picture\n0.wav,{mine}\n")
+    with pytest.raises(ValueError, match=r"shown\.csv: is no picture that can be read"):
+        make(test=("mos_f",), shown_file=str(mine), out="other")
     assert not (tmp_path / "other").exists()
 
 
