@@ -182,9 +182,7 @@ def _shown(request: Listening, files: Sequence[str]) -> list[str]:
                 continue
             picture = user_path(names[0])
             if not os.path.isfile(picture):
-                row.fail(
-                    f"{picture} is not there: start where it is found, or correct it in a --shown_file"
-                )
+                row.fail(f"{picture} is not there: start where it is, or correct --shown_file")
             _check_shown(picture)
             if sha256(found.setdefault(name, picture)) != sha256(picture):
                 row.fail(f"{name} shows {picture}, and {found[name]} in another system: give one")
