@@ -29,6 +29,7 @@ RATES = (1_000, 768_000)  # Hz
 MOST_CHANNELS = 64  # ambisonics of the seventh order
 MOST_HOURS = 4  # 0.9 GB at 16 kHz
 LOUDEST = 2.0**32  # full scale is 1, but some float files hold integers of 16 or 32 bits
+_HEADER = 44  # bytes before the samples of a wav file
 _BLOCK = 2**17  # samples of all channels that are decoded at a time
 _MP3_SILENCE = 5 * 1152  # samples at both ends of an MP3 that hold no sound, at most
 # Channels cancel if their mean is 30 dB below that of independent channels of their power.
@@ -296,7 +297,7 @@ def write_wav(
 class GrowingWav:
     """A 16-bit PCM file that can be played while it is made.
 
-    Until it is whole its name ends in .part.wav. One that is written at once has that name never.
+    Until it is whole its name ends in .part.wav. One that is written at once never has that name.
 
     Args:
       path: path of the file, whose name ends in .wav.
@@ -314,10 +315,12 @@ class GrowingWav:
             write_wav(self._path, wav, self._rate)
             return True
         with self._part.open("r+b" if self._written else "wb") as file:
-            self._written += len(wav)
-            file.write(_pcm_header(self._written, self._rate))
-            file.seek(0, os.SEEK_END)
+            # Samples come first: the header never states more than there are.
+            file.seek(_HEADER + 2 * self._written)
             file.write(pcm16(wav).astype("<i2").tobytes())
+            self._written += len(wav)
+            file.seek(0)
+            file.write(_pcm_header(self._written, self._rate))
             file.flush()
             os.fsync(file.fileno())
         if self._written < self._samples:
