@@ -225,7 +225,7 @@ def reconstructions(workdir: pathlib.Path, config: "MelConfig") -> list[Row]:
     """
     from maa_jax.data import datasets, input_pipeline
     from maa_jax.pipeline.pipeline import Pipeline
-    from maa_jax.training.checkpoint import read_config
+    from maa_jax.training.workdir_files import read_config
 
     data = read_config(str(workdir / "t2a")).data
     examples = datasets.metadata(data, data.eval_split)
@@ -384,7 +384,7 @@ def page(workdir: pathlib.Path) -> str:
     """Returns the whole page."""
     from maa_jax.data import datasets
     from maa_jax.model_folder.model import read_model
-    from maa_jax.training.checkpoint import read_config
+    from maa_jax.training.workdir_files import read_config
 
     # The quick parts first: they fail if the demo did not finish.
     took, runs = times(workdir), training(workdir)

@@ -21,7 +21,7 @@ from maa_jax.configs import common
 from maa_jax.convert.folders import workdir_to_folder
 from maa_jax.text.tokenizer import Tokenizer
 from maa_jax.train import loop
-from maa_jax.training import checkpoint, sharding
+from maa_jax.training import checkpoint, sharding, workdir_files
 from tests.subprocesses import start_python
 
 STAGES = (
@@ -406,7 +406,7 @@ def test_a_wrong_key_is_named_with_the_nearest_right_one(tmp_path):
 
 def test_a_workdir_of_another_config_is_refused(make_config, tmp_path):
     config = make_config("clap")
-    checkpoint.write_config(tmp_path, config)
+    workdir_files.write_config(tmp_path, config)
     output = _error(
         "--config=configs/clap.py:runlocal",
         f"--workdir={tmp_path}",
@@ -447,7 +447,7 @@ def test_every_config_is_tested():
 
 def test_a_run_whose_recordings_have_changed_does_not_go_on(make_config, tmp_path):
     config = make_config("clap")
-    checkpoint.write_data(tmp_path, {"sonic_sounds:train": "another"})
-    checkpoint.write_config(tmp_path, config)
+    workdir_files.write_data(tmp_path, {"sonic_sounds:train": "another"})
+    workdir_files.write_config(tmp_path, config)
     with pytest.raises(ValueError, match="captions of sonic_sounds:train, sonic_sounds:validation"):
         loop.train(config, str(tmp_path))

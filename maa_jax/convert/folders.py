@@ -46,7 +46,7 @@ def workdir_to_folder(
     from maa_jax.model_folder import networks
     from maa_jax.model_folder.index import load_index, networks_in, save_index
     from maa_jax.stages.export import restored
-    from maa_jax.training.checkpoint import read_training_data
+    from maa_jax.training.workdir_files import read_training_data
 
     stage, state = restored(workdir, step)
     with _model_folder(out) as folder:

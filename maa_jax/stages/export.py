@@ -20,7 +20,8 @@ def restored(workdir: str, step: int | None = None) -> tuple[Stage, TrainState]:
       ValueError: there is no such checkpoint, or it is broken.
     """
     # A training step, and with it this package, needs no Orbax.
-    from maa_jax.training.checkpoint import Checkpoints, read_config, read_tokenizer
+    from maa_jax.training.checkpoint import Checkpoints
+    from maa_jax.training.workdir_files import read_config, read_tokenizer
 
     config = read_config(workdir)
     run_config.check(config)

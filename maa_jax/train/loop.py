@@ -34,8 +34,10 @@ from maa_jax.stages import make_stage
 from maa_jax.stages.base import Stage
 from maa_jax.training import config as run_config
 from maa_jax.training import optim, sharding
-from maa_jax.training.checkpoint import (
-    Checkpoints,
+from maa_jax.training.checkpoint import Checkpoints
+from maa_jax.training.metrics import Metrics
+from maa_jax.training.state import TrainState, load_pretrained
+from maa_jax.training.workdir_files import (
     check_config,
     check_data,
     holds_run,
@@ -44,8 +46,6 @@ from maa_jax.training.checkpoint import (
     write_data,
     write_tokenizer,
 )
-from maa_jax.training.metrics import Metrics
-from maa_jax.training.state import TrainState, load_pretrained
 
 Tree = Any
 Batch = Mapping[str, Any]

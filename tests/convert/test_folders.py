@@ -25,7 +25,8 @@ from maa_jax.models.clap import ProjectionConfig
 from maa_jax.models.hifigan import HifiGanConfig
 from maa_jax.stages import make_stage
 from maa_jax.text.tokenizer import Tokenizer, build_tokenizer
-from maa_jax.training.checkpoint import Checkpoints, write_config, write_data
+from maa_jax.training.checkpoint import Checkpoints
+from maa_jax.training.workdir_files import write_config, write_data
 from maa_jax.vocoder import Vocoder
 from tests.conftest import CAPTIONS, random_network
 from tests.fuzz import released_files

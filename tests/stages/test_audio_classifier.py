@@ -10,7 +10,7 @@ from maa_jax.encoders.batching import Batches
 from maa_jax.encoders.classifiers import SoundClassifier
 from maa_jax.models.cnn14 import Cnn14Config
 from maa_jax.stages import make_stage
-from maa_jax.training import checkpoint
+from maa_jax.training import workdir_files
 from maa_jax.training.config import check
 
 
@@ -105,16 +105,16 @@ def test_a_trained_classifier_is_opened_by_its_folder_with_labels_and_a_hash(cnn
 
 def test_a_run_keeps_the_labels_that_it_found(config, make_config, tmp_path, monkeypatch):
     make_stage(config)
-    checkpoint.write_config(tmp_path, config)
+    workdir_files.write_config(tmp_path, config)
     again = make_config("audio_classifier")
     again.classifier.name = "melception"
-    assert again.labels == () and checkpoint.check_config(tmp_path, again) == []
+    assert again.labels == () and workdir_files.check_config(tmp_path, again) == []
     monkeypatch.setattr(datasets, "metadata", None)  # gone
     assert make_stage(again).sizes == make_stage(config).sizes
-    assert make_stage(checkpoint.read_config(tmp_path)).sizes == make_stage(config).sizes
+    assert make_stage(workdir_files.read_config(tmp_path)).sizes == make_stage(config).sizes
     again.labels = ("a", "b")
     with pytest.raises(ValueError, match=r"config\.labels="):
-        checkpoint.check_config(tmp_path, again)
+        workdir_files.check_config(tmp_path, again)
 
 
 def test_settings_that_do_not_fit_the_recordings_are_named(cnn14):

@@ -5,7 +5,6 @@ import shutil
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -207,58 +206,6 @@ def _first():
     return TrainState(jnp.int32(1), {"net": jnp.zeros(10)}, {}, {}, {})
 
 
-def _config(**keys):
-    base = {"stage": "clap", "optimizer": {"base_lr": 0.1, "b1": 0.9}, "log_every": 5}
-    base |= {"data": {"workers": 0}}
-    return ml_collections.ConfigDict(base | keys)
-
-
-def test_a_workdir_of_another_config_is_refused_naming_the_keys(tmp_path):
-    checkpoint.write_config(tmp_path, _config())
-    with pytest.raises(ValueError, match=r"config.optimizer.b1=0.9 there, 0.5 here") as error:
-        checkpoint.write_config(tmp_path, _config(optimizer={"base_lr": 0.2, "b1": 0.5}))
-    assert "base_lr" not in str(error.value)  # which may change
-    assert checkpoint.read_config(tmp_path).optimizer.b1 == 0.9
-
-
-def test_the_learning_rate_and_clipping_may_change_and_the_changes_are_told(tmp_path):
-    checkpoint.write_config(tmp_path, _config())
-    changed = _config(optimizer={"base_lr": 0.2, "b1": 0.9, "clip_norm": 1.0})
-    changes = checkpoint.check_config(tmp_path, changed)
-    assert changes == [
-        "config.optimizer.base_lr=0.1 there, 0.2 here",
-        "config.optimizer.clip_norm='absent' there, 1.0 here",
-    ]
-    checkpoint.write_config(tmp_path, changed)
-    assert checkpoint.read_config(tmp_path).optimizer.base_lr == 0.2
-
-
-def test_an_equal_config_is_not_written_again(tmp_path):
-    checkpoint.write_config(tmp_path, _config())
-    before = (tmp_path / "config.json").stat()
-    checkpoint.write_config(tmp_path, _config())
-    assert (tmp_path / "config.json").stat() == before
-
-
-@pytest.mark.parametrize("content", ["", '{"stage": "cl', "[1]", "[" * 200_000, "null"])
-def test_a_broken_config_is_named_with_the_remedy(content, tmp_path):
-    (tmp_path / "config.json").write_text(content)
-    for use in (checkpoint.read_config, lambda w: checkpoint.check_config(w, _config())):
-        with pytest.raises(ValueError, match=r"config\.json is broken .*remove it, and give"):
-            use(tmp_path)
-
-
-def test_how_a_run_is_monitored_may_change(tmp_path):
-    config = {"sizes": ((1, 2), (3,))}  # tuples are lists in the file, and no difference
-    checkpoint.write_config(tmp_path, _config(**config))
-    checkpoint.write_config(tmp_path, _config(log_every=50, data={"workers": 4}, **config))
-
-
-def test_a_folder_without_a_run_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="not a workdir"):
-        checkpoint.read_config(tmp_path)
-
-
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
 def test_a_checkpoint_that_cannot_be_written_says_why(code, tmp_path, monkeypatch):
     def refuse(*_, **__):
@@ -270,26 +217,3 @@ def test_a_checkpoint_that_cannot_be_written_says_why(code, tmp_path, monkeypatc
         with pytest.raises(OSError, match=os.strerror(code)) as error:
             checkpoints.save(1, state)
     assert (command.no_room(error.value) != "") == (code == errno.ENOSPC)
-
-
-def test_a_run_from_before_a_key_existed_has_its_old_value(tmp_path):
-    checkpoint.write_config(tmp_path, _config(stage="diffusion"))  # without a schedule
-    assert checkpoint.read_config(tmp_path).schedule.prediction_type == "epsilon"
-    schedule = checkpoint.read_config(tmp_path).schedule.to_dict()
-    checkpoint.check_config(tmp_path, _config(stage="diffusion", schedule=schedule))
-    schedule["prediction_type"] = "sample"
-    with pytest.raises(ValueError, match=r"schedule\.prediction_type='epsilon' there"):
-        checkpoint.check_config(tmp_path, _config(stage="diffusion", schedule=schedule))
-
-
-def test_a_run_goes_on_only_with_the_data_that_it_began_with(tmp_path):
-    begun = {"mine:train": "1", "mine:validation": "2"}
-    checkpoint.check_data(tmp_path, begun)
-    checkpoint.write_data(tmp_path, begun)
-    checkpoint.check_data(tmp_path, {"other:train": "3"})  # that start failed: there is no config
-    checkpoint.write_config(tmp_path, ml_collections.ConfigDict({"batch_size": 1}))
-    checkpoint.check_data(tmp_path, begun)
-    with pytest.raises(ValueError, match=r"captions of mine:train are not.*remove .*data\.json"):
-        checkpoint.check_data(tmp_path, begun | {"mine:train": "3"})
-    (tmp_path / "data.json").unlink()
-    checkpoint.check_data(tmp_path, {"mine:train": "3"})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from maa_jax.train import loop
-from maa_jax.training import checkpoint
+from maa_jax.training import workdir_files
 from tests.subprocesses import run_python, start_two
 
 
@@ -61,7 +61,7 @@ print("RESULT", json.dumps(loop.train(config, {str(tmp_path / "two")!r})))
         output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
         _assert_same_losses(one, output)
-    assert checkpoint.read_config(tmp_path / "two").batch_size == 8
+    assert workdir_files.read_config(tmp_path / "two").batch_size == 8
 
 
 def _assert_same_losses(expected, output):
