@@ -373,8 +373,8 @@ def test_a_run_that_is_told_to_stop_saves_first(number, status, make_config, tmp
 
 TWICE_INTERRUPTED = """
 import os, signal, time
-from maa_jax.train import loop
-with loop._StopSignal() as stop:
+from maa_jax.train.stop_signal import StopSignal
+with StopSignal() as stop:
     assert not stop(1)
     os.kill(os.getpid(), signal.SIGINT)
     assert stop(1)

@@ -4,12 +4,8 @@ import contextlib
 import functools
 import itertools
 import math
-import multiprocessing
-import os
 import pathlib
-import signal
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,11 +13,8 @@ import grain
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
-import orbax.checkpoint as ocp
 from clu import parameter_overview
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from maa_jax import evaluators, peers
@@ -32,6 +25,8 @@ from maa_jax.evaluators.periodic import PeriodicEvaluators
 from maa_jax.files import lock, user_path
 from maa_jax.stages import make_stage
 from maa_jax.stages.base import Stage
+from maa_jax.train.finite_steps import FiniteSteps
+from maa_jax.train.stop_signal import StopSignal
 from maa_jax.training import config as run_config
 from maa_jax.training import optim, sharding
 from maa_jax.training.checkpoint import Checkpoints
@@ -49,9 +44,6 @@ from maa_jax.training.workdir_files import (
 
 Tree = Any
 Batch = Mapping[str, Any]
-
-# Steps by which the check of a step's result lags, so that the host stays ahead of the device.
-_LAG = 2
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
@@ -146,10 +138,10 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         for name, tree in shapes.params.items():
             table = parameter_overview.get_parameter_overview(tree, include_stats=False)
             metrics.write_text(first, f"parameters/{name}", table)
-        steps = _FiniteSteps(workdir)
+        steps = FiniteSteps(workdir)
         _profile(config.profile, workdir, first, state)
 
-        with _StopSignal() as stop:
+        with StopSignal() as stop:
             for step in range(first + 1, total_steps + 1):
                 last = step == total_steps
                 batch = next(iterator)
@@ -399,110 +391,3 @@ def _evaluators(
     assert generate is not None and stage.prepare_text is not None  # by the config's check
     data, rate = DataConfig.of(config.data), config.mel.sample_rate
     return PeriodicEvaluators(used, data, rate, generate, stage.prepare_text, mesh)
-
-
-class _FiniteSteps:
-    """Stops the run at the first step whose loss, gradient or new state is not finite."""
-
-    def __init__(self, workdir: str):
-        self._workdir = workdir
-        self._behind: deque[tuple[int, tuple[jax.Array, dict[str, jax.Array]], Batch]] = deque()
-
-    def add(self, step: int, result: tuple[jax.Array, dict[str, jax.Array]], batch: Batch) -> None:
-        """Records a step, (halted, finite) of `_jit_step`, without waiting for it."""
-        self._behind.append((step, result, batch))
-
-    def check(self, state: TrainState, *, all_steps: bool) -> None:
-        """Checks all steps so far, or all but the last few, which may still be running.
-
-        Raises:
-          FloatingPointError: a step was not finite; `state` is then the one before it.
-        """
-        while len(self._behind) > (0 if all_steps else _LAG):
-            step, (halted, finite), batch = self._behind.popleft()
-            if halted:
-                faulty = [name for name, good in jax.device_get(finite).items() if not good]
-                self._fail(step, faulty, state, batch)
-
-    def _fail(self, step: int, faulty: list[str], state: TrainState, batch: Batch) -> None:
-        folder = epath.Path(self._workdir) / "failure" / str(step)
-        folder.mkdir(parents=True, exist_ok=True)
-        named = {jax.tree_util.keystr(k): x for k, x in jax.tree.leaves_with_path(batch)}
-        with (folder / f"batch_{jax.process_index()}.npz").open("wb") as file:
-            np.savez(file, **{name.strip("[']"): x for name, x in named.items()})
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder / "state", state, force=True)
-        raise FloatingPointError(
-            f"Not finite at step {step}: {', '.join(_causes(faulty))}. The state before that step "
-            f"and its batch are in {folder}. Lower config.optimizer.base_lr or give a "
-            "config.optimizer.clip_norm, and give the command again: the run goes on from its last "
-            "checkpoint, which is good. Or look at the batch."
-        )
-
-
-def _causes(faulty: list[str]) -> list[str]:
-    """Returns the names that tell the most, the loss first, of what is not finite in a step.
-
-    A gradient that is not finite spoils the parameters that it updates, and, by the norm that
-    clips it, those of the whole network: where gradients are named, these are left out.
-    """
-    spoilt = ("params.", "opt.", "ema.")
-    names = [name for name in faulty if not name.startswith(spoilt)] or faulty
-    modules = [name for name in names if not any(x.startswith(f"{name}.") for x in names)]
-    return sorted(modules, key=lambda name: (name != "loss", name))
-
-
-class _StopSignal:
-    """Tells whether to stop: after SIGTERM or Ctrl-C, at a step that all processes agree on.
-
-    A second Ctrl-C ends the process at once.
-
-    Attributes:
-      status: exit status of a run that was stopped, 128 and the signal's number: not 0, so that a
-        script or a scheduler does not take the run for one that is trained to the end.
-    """
-
-    def __init__(self) -> None:
-        self._told = False
-        self._before: dict[int, Any] = {}
-        self.status = 128 + signal.SIGTERM
-
-    def __enter__(self) -> "_StopSignal":
-        handlers = {signal.SIGINT: self._interrupt}
-        if jax.process_count() == 1:
-            handlers[signal.SIGTERM] = self._tell
-        # Otherwise JAX has a handler of SIGTERM, by which the processes agree.
-        for number, handler in handlers.items():
-            self._before[number] = signal.signal(number, handler)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _tell(self, *_: object) -> None:
-        self._told = True
-
-    def _interrupt(self, *_: object) -> None:
-        self.status = 128 + signal.SIGINT
-        signal.signal(signal.SIGINT, _end_at_once)
-        print(
-            "\nSaving a checkpoint before the run ends. Press Ctrl-C again to end at once.",
-            flush=True,
-        )
-        if jax.process_count() == 1:
-            self._told = True
-        else:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def __call__(self, step: int) -> bool:
-        """Returns whether this step is the last."""
-        return self._told or multihost_utils.reached_preemption_sync_point(step)
-
-
-def _end_at_once(*_: object) -> None:
-    """Ends this process: a write that has begun would else be waited for."""
-    for worker in multiprocessing.active_children():
-        worker.terminate()
-    print("\nEnded before the checkpoint was saved.", flush=True)
-    os._exit(128 + signal.SIGINT)
