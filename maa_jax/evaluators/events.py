@@ -35,7 +35,7 @@ class Events:
           ("events/family", share of single events whose instrument's family is right);
           ("events/count", share of sounds with the right number of events); ("events/order", share
           of two events in succession whose families are likelier in the right order);
-          ("events/register", share of single events in a register that their caption states, low or
+          ("events/register", share of single events in a register that a caption states, low or
           high, that are heard in it). Guessing a family or a register is drawing one at random,
           guessing a number is always saying the most frequent one.
         """
@@ -84,10 +84,10 @@ def _pairs(truths: Sequence[Mapping[str, Any]]) -> np.ndarray:
 def _states_register(
     captions: Sequence[Sequence[str]], truths: Sequence[Mapping[str, Any]]
 ) -> np.ndarray:
-    """Returns bool [n]: whether all of a sound's captions state its first event's register."""
+    """Returns bool [n]: whether a caption of a sound states its first event's register."""
 
     def states(texts: Sequence[str], truth: Mapping[str, Any]) -> bool:
         words = _STATED.get(truth["events"][0]["register"])
-        return words is not None and all(words.search(text) for text in texts)
+        return words is not None and any(words.search(text) for text in texts)
 
     return np.array([states(*pair) for pair in zip(captions, truths, strict=True)])

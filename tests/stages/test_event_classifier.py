@@ -106,6 +106,13 @@ def test_right_sounds_score_one_and_wrong_ones_what_they_should(config, model):
     logits["family"][:, :2] = logits["family"][:, 1::-1].copy()
     assert score(swapped)["events/order"] == 0
     assert score(-rows)["events/count"] < 0.5
+    # Each recording has three captions; one that states the register suffices.
+    high = [sum("high" in text.split() for text in texts) for texts in captions]
+    some = [i for i in range(len(truths)) if table["count"][i] == 1 and high[i] in (1, 2)]
+    unheard = rows.copy()
+    logits = evaluator._classifier.unpack(unheard)
+    logits["register"][some, 0] *= -1
+    assert some and 0 < score(unheard)["events/register"] < 1
 
 
 def test_recordings_are_scored_by_the_program(config, model, tmp_path):
