@@ -25,7 +25,7 @@ from maa_jax.evaluators.periodic import PeriodicEvaluators
 from maa_jax.files import lock, user_path
 from maa_jax.stages import make_stage
 from maa_jax.stages.base import Stage
-from maa_jax.train.finite_steps import FiniteSteps
+from maa_jax.train.finite_steps import Batch, FiniteSteps
 from maa_jax.train.stop_signal import StopSignal
 from maa_jax.training import config as run_config
 from maa_jax.training import optim, sharding
@@ -43,7 +43,6 @@ from maa_jax.training.workdir_files import (
 )
 
 Tree = Any
-Batch = Mapping[str, Any]
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
