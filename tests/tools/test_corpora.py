@@ -9,6 +9,7 @@ from absl.testing import flagsaver
 
 from maa_jax.data.builders.audio_folder import read_table
 from tools import corpora
+from tools.debian_sounds import clip_of
 
 KIT = "usr/share/hydrogen/data/drumkits/The Black Pearl 1.0/"
 
@@ -26,7 +27,7 @@ KIT = "usr/share/hydrogen/data/drumkits/The Black Pearl 1.0/"
     ],
 )
 def test_names_become_labels_and_captions(path, label, caption):
-    clip = corpora.clip_of(path)
+    clip = clip_of(path)
     assert clip.label == label
     assert len(set(clip.captions)) == 3
     assert any(caption in sentence for sentence in clip.captions)
@@ -42,7 +43,7 @@ def test_names_become_labels_and_captions(path, label, caption):
     ],
 )
 def test_speech_music_and_other_packages_are_left_out(path):
-    assert corpora.clip_of(path) is None
+    assert clip_of(path) is None
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_tables_are_read_by_audio_folder(written):
 def test_takes_of_one_thing_stay_together(written):
     def families(part):
         with (written / f"tables/{part}.csv").open() as file:
-            return {corpora.clip_of(row["file"]).family for row in csv.DictReader(file)}
+            return {clip_of(row["file"]).family for row in csv.DictReader(file)}
 
     assert families("known") and not families("known") & families("unknown")
 
