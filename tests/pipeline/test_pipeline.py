@@ -1,6 +1,4 @@
 import dataclasses
-import json
-import pathlib
 import re
 import shutil
 import warnings
@@ -18,14 +16,11 @@ from maa_jax.diffusion.schedule import Schedule
 from maa_jax.files import FolderError
 from maa_jax.latents import LatentCodec
 from maa_jax.model_folder import networks
-from maa_jax.model_folder.index import content_hash, networks_in, save_index, save_scheduler
-from maa_jax.model_folder.model import read_model
-from maa_jax.models.unet import UNet
+from maa_jax.model_folder.index import save_scheduler
 from maa_jax.pipeline import denoising, pipeline, programs
 from maa_jax.pipeline.lengths import Lengths
 from maa_jax.text.tokenizer import Tokenizer
 from maa_jax.vocoder import Vocoder
-from tests.conftest import random_network
 from tests.subprocesses import run_python
 
 
@@ -227,20 +222,6 @@ def test_a_long_prompt_is_cut_with_a_warning(pipe):
         pipe("rain 🐦", steps=2, duration=0.1)
 
 
-def test_folders_that_do_not_fit_together_are_refused(tiny_model, tmp_path):
-    model = shutil.copytree(tiny_model, tmp_path / "model")
-    shutil.rmtree(model / "vocoder")
-    with pytest.raises(FolderError, match=r"missing.*vocoder/config\.json"):
-        maa_jax.Pipeline.from_pretrained(model)
-
-    model = shutil.copytree(tiny_model, tmp_path / "rates")
-    index = json.loads((model / "model_index.json").read_text())
-    index["mel"]["hop_length"] = 200
-    (model / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(FolderError, match=r"vocoder: hop_length=256.*mel: hop_length=200"):
-        maa_jax.Pipeline.from_pretrained(model)
-
-
 def test_samplers_and_spacings_are_used(pipe):
     args = dict(duration=0.5, output="latents", steps=5)
     made = [
@@ -289,25 +270,6 @@ def test_time_is_measured_only_inside_timed(pipe):
     assert min(seconds.values()) > 0
 
 
-def test_models_that_need_other_inputs_are_refused(tiny_model, tmp_path):
-    """The folder is complete, but not for this pipeline."""
-    model = shutil.copytree(tiny_model, tmp_path / "model")
-    config = networks.load_config(model, "unet")
-    config = dataclasses.replace(config, in_channels=7)
-    params = random_network(lambda rngs: UNet(config, rngs=rngs), 0)
-    networks.save_network(model, "unet", config, params)
-    assert read_model(model).unet.in_channels == 7
-    with pytest.raises(
-        FolderError, match=r"in_channels=7, .*latent_channels=4: give a U-Net that takes"
-    ):
-        maa_jax.Pipeline.from_pretrained(model)
-    config = dataclasses.replace(config, in_channels=4, out_channels=8)
-    params = random_network(lambda rngs: UNet(config, rngs=rngs), 0)
-    networks.save_network(model, "unet", config, params)
-    with pytest.raises(FolderError, match=r"unet: out_channels=8 but vae: latent_channels=4"):
-        maa_jax.Pipeline.from_pretrained(model)
-
-
 @pytest.mark.parametrize("kind", ["v_prediction", "sample"])
 def test_the_folder_says_what_the_network_predicts(pipe, tiny_model, tmp_path, kind):
     model = shutil.copytree(tiny_model, tmp_path / "model")
@@ -319,27 +281,6 @@ def test_the_folder_says_what_the_network_predicts(pipe, tiny_model, tmp_path, k
     assert np.abs(made - pipe("rain", **args)).max() > 1e-2 * np.abs(made).max()
     with pytest.raises(ValueError, match=r"steps=201: give a number from 1 to 200"):
         other("rain", steps=201)
-
-
-def test_parts_that_are_not_used_are_not_read(tiny_model, monkeypatch):
-    read, load = [], networks.load_network
-
-    def spy(folder, name, **settings):
-        read.append(name)
-        return load(folder, name, **settings)
-
-    monkeypatch.setattr(networks, "load_network", spy)
-    lazy = maa_jax.Pipeline.from_pretrained(tiny_model)
-    assert read == ["text_encoder", "text_projection"]
-    for output, name in (("latents", "unet"), ("mel", "vae"), ("wav", "vocoder")):
-        read.clear()
-        lazy.load(output)
-        assert read == [name]
-    read.clear()
-    lazy.load()
-    assert read == []
-    maa_jax.Pipeline.from_pretrained(tiny_model).decode(np.zeros((1, 10, 8, 4)), "mel")
-    assert read == ["text_encoder", "text_projection", "vae"]
 
 
 def test_each_prompt_may_have_its_own_duration(pipe):
@@ -398,143 +339,6 @@ def test_candidates_are_ranked(pipe):
     np.testing.assert_allclose(every.scores.reshape(2, 3)[:, :2], scores, atol=1e-4)
     mels = pipe("rain", num_candidates=3, output="mel", **args)
     assert (mels.sounds.shape, mels.indices[0]) == ((1, 32, 80), best.indices[0])
-
-
-def test_ranking_needs_a_clap(tiny_model, tmp_path, monkeypatch):
-    model = shutil.copytree(tiny_model, tmp_path / "model")
-    shutil.rmtree(model / "audio_encoder")
-    index = json.loads((model / "model_index.json").read_text())
-    del index["audio_encoder"]
-    (model / "model_index.json").write_text(json.dumps(index))
-    deaf = maa_jax.Pipeline.from_pretrained(model)
-    monkeypatch.setattr(networks, "load_network", lambda *a, **k: pytest.fail("read weights"))
-    with pytest.raises(FolderError, match=r"cannot rank.*audio_encoder/ \(Cnn14\)"):
-        deaf("rain", num_candidates=2)
-
-
-def test_folders_of_other_classes_are_refused(tiny_model, tmp_path):
-    model = shutil.copytree(tiny_model, tmp_path / "model")
-    index = json.loads((model / "model_index.json").read_text())
-    (model / "model_index.json").write_text(
-        json.dumps(index | {"_class_name": "StableDiffusionPipeline"})
-    )
-    with pytest.raises(FolderError, match=r"'StableDiffusionPipeline'.*'MaaPipeline'"):
-        maa_jax.Pipeline.from_pretrained(model)
-    for dtype in (jnp.int32, "int3", "float8_e4m3fn", 3, "half precision"):
-        with pytest.raises(ValueError, match=r"dtype=.*float32 or jnp\.bfloat16"):
-            maa_jax.Pipeline.from_pretrained(tiny_model, dtype=dtype)
-
-
-def test_a_vocoder_of_another_logarithm_is_refused(tiny_model, tmp_path):
-    model = shutil.copytree(tiny_model, tmp_path / "model")
-    config = json.loads((model / "vocoder" / "config.json").read_text())
-    (model / "vocoder" / "config.json").write_text(json.dumps(config | {"log": "log"}))
-    with pytest.raises(FolderError, match=r"vocoder: log='log' but mel: log='log10'"):
-        maa_jax.Pipeline.from_pretrained(model)
-
-
-def test_saving_writes_the_folder_and_a_card(tiny_model, tmp_path):
-    source = shutil.copytree(tiny_model, tmp_path / "source")
-    save_index(
-        source,
-        license="cc0-1.0",
-        data="130 recordings.",
-        scores={"top 1": 0.5},
-        training={"steps": 3, "unet": {"width": 16}},
-    )
-    lazy = maa_jax.Pipeline.from_pretrained(source)
-    lazy.save_pretrained(tmp_path / "saved")
-    assert (tmp_path / "saved" / "README.md").is_file()
-    files = lambda root: {p.relative_to(root) for p in root.rglob("*")}
-    assert {str(p) for p in files(tmp_path / "saved") - files(source)} == {"README.md"}
-    card = (tmp_path / "saved" / "README.md").read_text()
-    for line in (
-        "license: cc0-1.0", "pipeline_tag: text-to-audio", "130 recordings.", "| top 1 | 0.5 |",
-        '    "width": 16', "sounds of up to 2.048 s at 16000 Hz.",
-    ):  # fmt: skip
-        assert line in card.splitlines()
-    assert re.search(r"\| unet \| UNet2DConditionModel \| [\d,]{5,} \|", card)
-    maa_jax.Pipeline.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "saved2")
-    assert content_hash(tmp_path / "saved") == content_hash(tmp_path / "saved2")
-
-    with pytest.raises(ValueError, match=r"is the model's own"):
-        lazy.save_pretrained(source)
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "thesis").touch()
-    with pytest.raises(ValueError, match=r"home.*holds something other than a model"):
-        lazy.save_pretrained(tmp_path / "home")
-    assert (tmp_path / "home" / "thesis").exists()
-
-
-# What a user may keep in a model folder, in the folders of its networks too.
-KEPT = (".git/config", "notes.txt", "notes/heard.json", "vae/why.md", "README.md")
-KEPT += ("unet/my_notes.json", "vocoder/config_v1.json", "vocoder/w.safetensors")
-
-
-def test_saving_over_a_model_keeps_what_is_not_the_model_s(tiny_model, tmp_path):
-    model = maa_jax.Pipeline.from_pretrained(tiny_model)
-    model.save_pretrained(tmp_path / "disk" / "saved")
-    saved = tmp_path / "saved"
-    saved.symlink_to(tmp_path / "disk" / "saved")
-    (tmp_path / "disk" / "unet").mkdir()
-    shutil.rmtree(saved / "unet")
-    (saved / "unet").symlink_to(tmp_path / "disk" / "unet")
-    for note in KEPT:
-        (saved / note).parent.mkdir(exist_ok=True)
-        (saved / note).write_text("mine")
-    (saved / "vae" / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
-    shutil.copytree(saved / "vocoder", saved / "clap")  # a part that the new model lacks
-    save_index(saved)
-
-    model.save_pretrained(saved)
-    for note in KEPT:
-        assert (saved / note).read_text() == "mine"
-    assert saved.is_symlink() and (saved / "unet").is_symlink()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "saved"]
-    assert sorted(p.name for p in (tmp_path / "disk").iterdir()) == ["saved", "unet"]
-    assert networks_in(saved) == networks_in(tiny_model)
-    for path in tiny_model.rglob("*.*"):
-        assert (saved / path.relative_to(tiny_model)).read_bytes() == path.read_bytes()
-    # A stale index of shards would be read by diffusers.
-    assert not (saved / "vae" / "diffusion_pytorch_model.safetensors.index.json").exists()
-
-
-def test_an_interrupted_copy_is_no_model_and_can_be_repeated(tiny_model, tmp_path, monkeypatch):
-    model, saved = maa_jax.Pipeline.from_pretrained(tiny_model), tmp_path / "saved"
-    with monkeypatch.context() as patch:
-        copy = shutil.copyfile
-
-        def full_disk(source, *args, **kwargs):
-            if source.parent.name == "vocoder":
-                raise OSError(28, "No space left on device")
-            return copy(source, *args, **kwargs)
-
-        patch.setattr(shutil, "copyfile", full_disk)
-        with pytest.raises(OSError, match="No space"):
-            model.save_pretrained(saved)
-    with pytest.raises(FolderError, match=r"model_index\.json is missing"):
-        maa_jax.Pipeline.from_pretrained(saved)
-    model.save_pretrained(saved)
-    maa_jax.Pipeline.from_pretrained(saved)
-
-
-def test_upload(tiny_model, monkeypatch):
-    calls = []
-
-    class Api:
-        def create_repo(self, repo_id, **settings):
-            calls.append((repo_id, settings))
-
-        def upload_folder(self, *, repo_id, folder_path):
-            calls.append((repo_id, {p.name for p in pathlib.Path(folder_path).iterdir()}))
-            return "https://huggingface.co/someone/sounds"
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    address = maa_jax.Pipeline.from_pretrained(tiny_model).push_to_hub("someone/sounds")
-    assert address == "https://huggingface.co/someone/sounds"
-    (repo, settings), (_, names) = calls
-    assert (repo, settings["private"]) == ("someone/sounds", False)
-    assert {"README.md", "model_index.json", "unet", "vocoder"} <= names
 
 
 def test_half_precision_is_that_of_the_u_net_and_the_autoencoder(pipe, tiny_model, monkeypatch):
