@@ -10,10 +10,9 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from maa_jax.diffusion.schedule import Schedule
 from maa_jax.files import FolderError
-from maa_jax.model_folder import hub, networks
-from maa_jax.model_folder.index import content_hash, copy_folder, load_index, save_index
+from maa_jax.model_folder import networks
+from maa_jax.model_folder.index import content_hash, load_index
 from maa_jax.model_folder.model import read_model
 from maa_jax.models.rngs import InitRngs
 
@@ -26,12 +25,6 @@ NETWORKS = (
     "audio_encoder",
     "audio_projection",
 )
-
-
-@pytest.fixture
-def model(tiny_model, tmp_path):
-    """A copy of the tiny model that a test may modify."""
-    return shutil.copytree(tiny_model, tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -106,19 +99,6 @@ def test_a_part_is_replaced_and_what_is_not_its_own_stays(model, tmp_path):
         networks.save_network(model, "unet.json", config, params)
 
 
-def test_index_lists_the_parts_and_keeps_other_entries(model):
-    index = load_index(model, parts=("unet",), meta=("sample_rate",))
-    assert index["_class_name"] == "MaaPipeline"
-    assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
-    assert index["vocoder"] == ["transformers", "SpeechT5HifiGan"]
-    assert index["scheduler"] == ["diffusers", "DDIMScheduler"]
-    shutil.rmtree(model / "audio_encoder")
-    save_index(model, max_duration=1.0)
-    index = load_index(model)
-    assert (index["max_duration"], index["sample_rate"]) == (1.0, 16000)
-    assert "audio_encoder" not in index
-
-
 def test_init_rngs_give_every_parameter_its_own_key():
     def make(key):
         rngs = InitRngs(key)
@@ -128,14 +108,6 @@ def test_init_rngs_give_every_parameter_its_own_key():
     kernels = [x for x in a + b if x.ndim == 2]
     assert len(kernels) == 4
     assert len({np.asarray(x).tobytes() for x in kernels}) == 4
-
-
-def test_resolve(tiny_model, monkeypatch):
-    monkeypatch.setattr(hub, "BUNDLED", tiny_model)
-    assert hub.resolve("bundled") == tiny_model
-    assert hub.resolve(str(tiny_model)) == tiny_model
-    with pytest.raises(ValueError, match=r"model='nowhere'.*no folder.*bundled"):
-        hub.resolve("nowhere")
 
 
 def test_missing_parts_are_all_named(model, tmp_path):
@@ -308,30 +280,6 @@ def test_only_regular_files_of_the_folder_are_read(model, tmp_path, name):
     networks.load_network(model, part)
 
 
-def test_a_cache_of_links_to_blobs_is_read_and_copied_as_files(model, tmp_path):
-    snapshot = tmp_path / "hub" / "models--someone--sounds" / "snapshots" / "abc"
-    blobs = snapshot.parents[1] / "blobs"
-    blobs.mkdir(parents=True)
-    for i, path in enumerate(sorted(p for p in model.rglob("*") if p.is_file())):
-        link = snapshot / path.relative_to(model)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(path, blobs / str(i))
-        link.symlink_to(os.path.relpath(blobs / str(i), link.parent))
-    read_model(snapshot)
-    networks.load_network(snapshot, "vocoder")
-    copy_folder(snapshot, tmp_path / "copy")
-    assert not any(path.is_symlink() for path in (tmp_path / "copy").rglob("*"))
-    assert content_hash(tmp_path / "copy") == content_hash(snapshot)
-
-
-def test_links_out_of_a_folder_are_not_copied(model, tmp_path):
-    (tmp_path / "secret").write_text("mine")
-    (model / "LICENSE").symlink_to(tmp_path / "secret")
-    with pytest.raises(FolderError, match=r"LICENSE.*outside"):
-        copy_folder(model, tmp_path / "copy")
-    assert not (tmp_path / "copy" / "LICENSE").exists()
-
-
 def test_a_network_that_its_layout_cannot_hold_is_not_written(tiny_model, tmp_path):
     config, (_, params) = (
         networks.load_config(tiny_model, "vae"),
@@ -431,142 +379,8 @@ def test_a_folder_of_one_network_loads_strictly_by_itself(model):
         assert problem in str(e.value)
 
 
-def test_a_model_of_the_hub_is_fetched_or_its_files_are_named(model, tmp_path, monkeypatch):
-    library = pytest.importorskip("huggingface_hub")
-    asked = {}
-
-    def download(name, **patterns):
-        asked.update(patterns, name=name)
-        return str(model / "text_encoder")
-
-    monkeypatch.setattr(library, "snapshot_download", download)
-    assert hub.fetch("someone/bert") == model / "text_encoder"
-    assert asked["name"] == "someone/bert" and "*.safetensors" in asked["allow_patterns"]
-    assert hub.fetch(model) == model
-    with pytest.raises(FolderError, match=r"lacks tokenizer\.json\. .*hf download someone"):
-        hub.fetch("someone/bert", ("tokenizer.json",))
-    with pytest.raises(FolderError, match=r"model='nowhere'.*no folder"):
-        hub.fetch("nowhere")
-
-    def offline(name, **patterns):
-        raise library.errors.LocalEntryNotFoundError("offline")
-
-    monkeypatch.setattr(library, "snapshot_download", offline)
-    with pytest.raises(FolderError) as e:
-        hub.fetch("someone/bert", ("tokenizer.json",))
-    for part in ("cannot be reached", "config.json, model.safetensors, tokenizer.json", "copy DIR"):
-        assert part in str(e.value)
-
-
-def test_a_model_that_the_hub_lacks_is_named(monkeypatch):
-    library = pytest.importorskip("huggingface_hub")
-    error = library.errors.RepositoryNotFoundError.__new__(library.errors.RepositoryNotFoundError)
-
-    def download(name, **patterns):
-        raise error
-
-    monkeypatch.setattr(library, "snapshot_download", download)
-    with pytest.raises(FolderError, match=r"someone/brt.*mistake in the name"):
-        hub.fetch("someone/brt")
-
-
 def test_an_unknown_class_says_what_is_known(model):
     path = model / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "UFONet"}))
     with pytest.raises(FolderError, match=r"'UFONet'.*known: UNet2DConditionModel"):
         networks.load_network(model, "unet")
-
-
-def test_content_hash_sees_parts_that_are_links(model, tmp_path):
-    before = content_hash(model)
-    part = next(path.parent for path in model.glob("*/config.json"))
-    part.rename(tmp_path / "elsewhere")
-    part.symlink_to(tmp_path / "elsewhere")
-    assert content_hash(model) == before
-    (tmp_path / "elsewhere" / "config.json").write_text("{}")
-    assert content_hash(model) != before
-
-
-def test_content_hash_sees_every_byte(model):
-    before = content_hash(model)
-    assert before == content_hash(model)
-    path = model / "vocoder" / "model.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    assert content_hash(model) != before
-
-
-def close(ours, theirs):
-    theirs = theirs.detach().numpy()
-    assert np.abs(np.asarray(ours) - theirs).max() < 1e-4 * np.abs(theirs).max()
-
-
-def call(folder, name, *inputs, method="__call__"):
-    """Returns the outputs of the network in a folder."""
-    graphdef, params = networks.load_network(folder, name)
-    run = lambda params, *inputs: getattr(networks.build(graphdef, params), method)(*inputs)
-    return jax.jit(run)(params, *inputs)
-
-
-def test_diffusers_opens_the_folder_and_gets_the_same(tiny_model):
-    torch = pytest.importorskip("torch", reason="compares with PyTorch's networks")
-    diffusers = pytest.importorskip("diffusers", reason="compares with diffusers' networks")
-    rng = np.random.default_rng(0)
-
-    theirs = diffusers.UNet2DConditionModel.from_pretrained(tiny_model, subfolder="unet").eval()
-    x = rng.standard_normal((2, 4, 10, 8)).astype("f")
-    context = rng.standard_normal((2, 77, 24)).astype("f")
-    eps = theirs(torch.tensor(x), torch.tensor([7, 900]), torch.tensor(context)).sample
-    ours = call(tiny_model, "unet", x.transpose(0, 2, 3, 1), np.array([7, 900]), context)
-    close(ours.transpose(0, 3, 1, 2), eps)
-
-    theirs = diffusers.AutoencoderKL.from_pretrained(tiny_model, subfolder="vae").eval()
-    assert theirs.config.scaling_factor == networks.load_config(tiny_model, "vae").scaling_factor
-    mel = rng.standard_normal((1, 1, 80, 32)).astype("f")
-    latents = theirs.encode(torch.tensor(mel)).latent_dist.mean
-    ours, _ = call(tiny_model, "vae", mel.transpose(0, 2, 3, 1), method="encode")
-    close(ours.transpose(0, 3, 1, 2), latents)
-    ours = call(tiny_model, "vae", ours, method="decode")
-    close(ours.transpose(0, 3, 1, 2), theirs.decode(latents).sample)
-
-    scheduler = diffusers.DDIMScheduler.from_pretrained(tiny_model, subfolder="scheduler")
-    scheduler.set_timesteps(20)
-    np.testing.assert_array_equal(scheduler.timesteps.numpy()[::-1], Schedule().timesteps(20))
-    np.testing.assert_allclose(scheduler.alphas_cumprod, Schedule().alphas_cumprod, rtol=1e-5)
-
-
-def test_transformers_opens_the_folder_and_gets_the_same(tiny_model):
-    torch = pytest.importorskip("torch", reason="compares with PyTorch's networks")
-    transformers = pytest.importorskip("transformers", reason="compares with transformers")
-    rng = np.random.default_rng(0)
-
-    theirs = transformers.SpeechT5HifiGan.from_pretrained(tiny_model, subfolder="vocoder").eval()
-    mel = rng.standard_normal((2, 16, 80)).astype("f")
-    close(call(tiny_model, "vocoder", mel), theirs(torch.tensor(mel)))
-
-    theirs = transformers.BertModel.from_pretrained(
-        tiny_model, subfolder="text_encoder", add_pooling_layer=False
-    ).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model, subfolder="tokenizer")
-    tokens = tokenizer(["a crow caws"], padding="max_length", return_tensors="pt")["input_ids"]
-    assert tokens.shape == (1, 77)
-    close(call(tiny_model, "text_encoder", tokens.numpy()), theirs(tokens).last_hidden_state)
-
-
-def test_a_whole_model_of_the_hub(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FolderError, match=r"cannot be reached.*hf download someone/sounds"):
-        hub.fetch_model("someone/sounds")
-    # The hub's cache as a download leaves it.
-    repository = tmp_path / "models--someone--sounds"
-    shutil.copytree(tiny_model, repository / "snapshots" / "abc")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("abc")
-    assert load_index(hub.fetch_model("someone/sounds"))["sample_rate"] == 16000
-    assert hub.fetch_model("bundled") == hub.resolve("bundled")
-    shutil.copytree(repository, tmp_path / "models--models--mine")
-    for fetch in (hub.fetch, hub.fetch_model):
-        with pytest.raises(FolderError, match=r"no folder \S*models/mine"):
-            fetch("models/mine")
