@@ -18,7 +18,7 @@ from maa_jax.audio.mel import LOGS, MelConfig
 from maa_jax.models import hf_config
 from maa_jax.models.hifigan import check_vocoder
 from maa_jax.models.kernels import filter1d
-from maa_jax.models.layers1d import Conv1d, ConvTranspose1d, mean_of
+from maa_jax.models.layers1d import Conv1d, ConvTranspose1d, dilated_pairs, mean_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,21 +168,7 @@ class ResidualBlock(nnx.Module):
     """BigVGAN's AMPBlock1: pairs of a dilated and a plain convolution, each after an activation."""
 
     def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...], **kwargs: Any):
-        self.convs1 = nnx.List(
-            Conv1d(
-                channels,
-                channels,
-                kernel_size,
-                padding=dilation * (kernel_size - 1) // 2,
-                dilation=dilation,
-                **kwargs,
-            )
-            for dilation in dilations
-        )
-        self.convs2 = nnx.List(
-            Conv1d(channels, channels, kernel_size, padding=(kernel_size - 1) // 2, **kwargs)
-            for _ in dilations
-        )
+        self.convs1, self.convs2 = dilated_pairs(channels, kernel_size, dilations, **kwargs)
         self.activations = nnx.List(AntiAliased(channels) for _ in range(2 * len(dilations)))
 
     def __call__(self, x: jax.Array) -> jax.Array:

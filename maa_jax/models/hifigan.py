@@ -17,7 +17,13 @@ from flax import nnx
 from maa_jax import schema
 from maa_jax.audio.mel import LOGS, MelConfig
 from maa_jax.models import hf_config
-from maa_jax.models.layers1d import Conv1d, ConvTranspose1d, fold_weight_norm, mean_of
+from maa_jax.models.layers1d import (
+    Conv1d,
+    ConvTranspose1d,
+    dilated_pairs,
+    fold_weight_norm,
+    mean_of,
+)
 
 # Fields of a vocoder's configuration, and those of its front end that they repeat.
 MEL_FIELDS = {
@@ -159,21 +165,7 @@ class ResidualBlock(nnx.Module):
         slope: float,
         **kwargs: Any,
     ):
-        self.convs1 = nnx.List(
-            Conv1d(
-                channels,
-                channels,
-                kernel_size,
-                padding=dilation * (kernel_size - 1) // 2,
-                dilation=dilation,
-                **kwargs,
-            )
-            for dilation in dilations
-        )
-        self.convs2 = nnx.List(
-            Conv1d(channels, channels, kernel_size, padding=(kernel_size - 1) // 2, **kwargs)
-            for _ in dilations
-        )
+        self.convs1, self.convs2 = dilated_pairs(channels, kernel_size, dilations, **kwargs)
         self.slope = slope
 
     def __call__(self, x: jax.Array) -> jax.Array:

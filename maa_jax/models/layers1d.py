@@ -5,6 +5,7 @@ Arrays are `[batch, time, channels]`; padding is PyTorch's: an integer, the same
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -132,6 +133,25 @@ class ConvTranspose1d(NormConv):
             x.astype(self.dtype), self._kernel(), stride=self.stride, padding=self.padding
         )
         return self._add_bias(y)
+
+
+def dilated_pairs(
+    channels: int, kernel_size: int, dilations: tuple[int, ...], **kwargs: Any
+) -> tuple[nnx.List, nnx.List]:
+    """Returns the dilated and the plain convolutions of a vocoder's residual block, in pairs.
+
+    Args:
+      channels: channels of their inputs and outputs.
+      kernel_size: size of every kernel.
+      dilations: dilation of the first convolution of each pair.
+      **kwargs: further arguments of `Conv1d`.
+    """
+
+    def make(dilation: int) -> Conv1d:
+        padding = dilation * (kernel_size - 1) // 2
+        return Conv1d(channels, channels, kernel_size, padding=padding, dilation=dilation, **kwargs)
+
+    return nnx.List(map(make, dilations)), nnx.List(make(1) for _ in dilations)
 
 
 def mean_of(blocks: Sequence[Callable[[jax.Array], jax.Array]], x: jax.Array) -> jax.Array:
