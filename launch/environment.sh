@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Sourced by demo.sh, test.sh and train_bundled.sh in the checkout's root: a virtual environment with the package.
+# Sourced by demo.sh, test.sh and train_bundled.sh in the checkout's root: a virtual environment
+# with the package.
 # Works in the bash 3.2 of macOS.
 
 # Large pages for large arrays, which Linux often gives only on request: docs/train.md, "On a CPU".
