@@ -57,7 +57,7 @@ def full():
 
 def bundled():
     """The autoencoder in the package, 2,974,261 parameters."""
-    config = common.small_run(full(), steps=12_000)
+    config = common.small_run(full(), steps=16_000)
     common.bundled_data(config, weight=30)
     config.batch_size = 4
     config.data.samples = 128 * 256
@@ -67,7 +67,7 @@ def bundled():
     config.autoencoder.norm_num_groups = 8
     config.discriminator.multi_window.windows = (32, 64)
     config.discriminator.multi_window.channels = 32
-    config.discriminator.start = 9_000
+    config.discriminator.start = 11_000
     config.optimizer.base_lr = 1e-3
     config.optimizer.scale_lr = False
     config.optimizer.warmup_steps = 50

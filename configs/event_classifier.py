@@ -4,7 +4,9 @@
         --config.data.soundfont=SOUNDFONT
 
 It hears how many events a sound has, the family of the instrument of each, and its register, and
-learns from the truth of `general_midi`. It is a part of no model.
+learns from the truth of `general_midi`, from clips of their own with all combinations of
+instrument, pattern and register: those that it judges are new to the model, and not to it. It is a
+part of no model.
 
 Arguments: none, PANNs' Cnn10; `bundled`, the one that judges the model in the package, of 0.5 M
 parameters; `demo` and `runlocal` as in common.py. All need the soundfont: the recordings in the
@@ -24,7 +26,7 @@ def full():
     config = common.base("event_classifier")
     config.batch_size = 64
     config.total_steps = 20_000
-    config.data.dataset = "general_midi/100000x4.1"
+    config.data.dataset = "general_midi/100000x4.1-1-all"
     config.data.samples = 65_536
     config.augment = common.block(gain_db=6.0, shift=0.0)
     config.event_classifier = common.block(
@@ -45,8 +47,8 @@ def full():
 
 def bundled():
     """The judge of the model in the package."""
-    config = common.small_run(full(), steps=1_500)
-    config.data.dataset = "general_midi/40000x4.1"
+    config = common.small_run(full(), steps=3_000)
+    config.data.dataset = "general_midi/40000x4.1-1-all"
     common.shrink_panns(config.event_classifier.encoder)
     config.event_classifier.hidden_size = 256
     config.event_classifier.dropout = 0.2

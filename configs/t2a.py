@@ -154,7 +154,7 @@ def bundled():
 
     A fifth of the examples are joined to an event.
     """
-    config = common.small_run(full(), steps=6_000)
+    config = common.small_run(full(), steps=15_000)
     common.bundled_data(config, weight=25)
     config.data.samples = 65_536
     config.data.reprogram.events = "general_midi/40000x4.1 + sonic_sounds*25"

@@ -127,6 +127,18 @@ def test_a_combination_is_heard_in_one_split_only():
         assert tested <= trained
 
 
+def test_a_variant_for_judges_hears_the_combinations_that_others_hold_out(font):
+    held_out = {(c[0].name, *c[1:]) for group in combinations("test") for c in group}
+    heard = set()
+    variant = general_midi.Variant.parse("60x1.5-1-all")
+    for number in range(60):
+        truth = json.loads(general_midi.example(str(font), variant, "train", number)["truth"])
+        heard |= {
+            (event["instrument"], event["pattern"], event["register"]) for event in truth["events"]
+        }
+    assert heard & held_out
+
+
 def test_captions_tell_the_order_of_events():
     checked = 0
     for i, score in enumerate(scores()):

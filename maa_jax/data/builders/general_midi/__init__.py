@@ -26,22 +26,26 @@ _HELD_OUT = 0.02  # share of the clips in validation, and in test
 _PER_SHARD = 2_000
 # Range of the level of a clip's loudest 0.4 s, in dB of full scale, by its loudest event.
 _LOUDNESS_DB = {"soft": (-28.0, -22.0), "medium": (-24.0, -18.0), "loud": (-20.0, -14.0)}
-_VARIANT = re.compile(r"(?P<clips>\d{1,9})x(?P<seconds>\d{1,3}(\.\d{1,3})?)(-(?P<seed>\d{1,9}))?")
+_VARIANT = re.compile(
+    r"(?P<clips>\d{1,9})x(?P<seconds>\d{1,3}(\.\d{1,3})?)(-(?P<seed>\d{1,9}))?(?P<all>-all)?"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What a variant of the dataset holds; its name is CLIPSxSECONDS or CLIPSxSECONDS-SEED.
+    """What a variant of the dataset holds; its name is CLIPSxSECONDS[-SEED][-all].
 
     Attributes:
       clips: number of clips, over all splits.
       seconds: length of each clip.
       seed: seed of all random choices.
+      all: whether every split hears all combinations, as a judge of others must.
     """
 
     clips: int = 100_000
     seconds: float = 4.1
     seed: int = 0
+    all: bool = False
 
     @classmethod
     def parse(cls, name: str) -> "Variant":
@@ -51,11 +55,17 @@ class Variant:
           ValueError: the name is malformed, or the clips are too few or too short.
         """
         match = _VARIANT.fullmatch(name)
-        found = match and cls(int(match["clips"]), float(match["seconds"]), int(match["seed"] or 0))
+        found = match and cls(
+            clips=int(match["clips"]),
+            seconds=float(match["seconds"]),
+            seed=int(match["seed"] or 0),
+            all=bool(match["all"]),
+        )
         if not found or found.clips < 10 or not 1 <= found.seconds <= 60:
             raise ValueError(
-                f"dataset general_midi/{name}: name it CLIPSxSECONDS or CLIPSxSECONDS-SEED, such as"
-                " general_midi/20000x4.1, with at least 10 clips of 1 to 60 seconds"
+                f"dataset general_midi/{name}: name it CLIPSxSECONDS, CLIPSxSECONDS-SEED, or either"
+                " with -all, such as general_midi/20000x4.1, with at least 10 clips of 1 to 60"
+                " seconds"
             )
         return found
 
@@ -74,7 +84,8 @@ class GeneralMidi(BuildsOnce, tfds.core.ShardBasedBuilder, skip_registration=Tru
 
     Each clip has three differently worded captions, the instruments as labels, and `truth`, a JSON
     object with everything that is played. A combination of instrument, pattern and register is
-    heard in one split only, so that test measures what a model makes of new combinations.
+    heard in one split only, so that test measures what a model makes of new combinations; but in
+    the variants "-all", every split hears all combinations.
 
     It is built by processes of this machine, or by Beam through TFDS's `DownloadConfig`.
 
@@ -177,7 +188,7 @@ def example(soundfont: str, variant: Variant, split: str, number: int) -> dict[s
       number: number of the clip in its split.
     """
     rng = np.random.default_rng((variant.seed, _SPLITS.index(split), number))
-    score = compose(rng, _combinations(split), variant.seconds)
+    score = compose(rng, _combinations(None if variant.all else split), variant.seconds)
     loudest = max((event.loudness for event in score.events), key=list(_LOUDNESS_DB).index)
     loudness = float(rng.uniform(*_LOUDNESS_DB[loudest]))
     wav = synthesis.soundfont(soundfont).render(score, variant.seconds, loudness)

@@ -114,8 +114,8 @@ def split_of(instrument: Instrument, pattern: str, register: str) -> str:
     return "train"
 
 
-def combinations(split: str) -> list[list[tuple[Instrument, str, str]]]:
-    """Returns the combinations (instrument, pattern, register) of a split, by family.
+def combinations(split: str | None) -> list[list[tuple[Instrument, str, str]]]:
+    """Returns the combinations (instrument, pattern, register) of a split, or all, by family.
 
     An instrument whose patterns and registers are a single combination is always in train.
     """
@@ -124,7 +124,7 @@ def combinations(split: str) -> list[list[tuple[Instrument, str, str]]]:
         own = [(instrument, p, r) for p in instrument.patterns for r in instrument.registers]
         for combination in own:
             place = split_of(*combination) if len(own) > 2 else "train"
-            if place == split:
+            if split in (place, None):
                 families.setdefault(instrument.family, []).append(combination)
     return list(families.values())
 
