@@ -65,6 +65,6 @@ def runlocal():
 def _fills_gaps(config):
     """Turns a config of t2a into one of this stage."""
     config.stage = "inpainting"
-    config.unet.in_channels = 9
+    config.unet.in_channels = 2 * config.unet.out_channels + 1  # the masked latents, the mask
     config.masks = common.block(names=("thick",), everything=0.1)
     return config

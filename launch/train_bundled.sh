@@ -4,7 +4,7 @@
 #   bash launch/train_bundled.sh [workdir]        workdir is "bundled" unless given
 #
 # The soundfont is that of Debian's package fluidr3mono-gm-soundfont; another General MIDI soundfont
-# is SOUNDFONT=FILE bash launch/train_bundled.sh. Needs 8 GB of memory and 5 GB on disk.
+# is SOUNDFONT=FILE bash launch/train_bundled.sh. Needs 8 GB of memory and 7 GB on disk.
 # Started again after an interruption, it resumes: finished steps are skipped, training continues.
 # The time of each step is in WORKDIR/times.tsv, the model in WORKDIR/models/bundled.
 set -euo pipefail
