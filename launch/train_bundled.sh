@@ -52,11 +52,7 @@ train() {  # train STAGE FLAGS...
   python -m maa_jax.convert --from=workdir --workdir="$folder/$name" --out="$models/$name"
 }
 
-# Twice the latent channels of the model in the package: 4 lose what tells one instrument from
-# another (docs/results.md).
-channels=8
-parts=(--config.autoencoder="$models/autoencoder" --config.text_encoder="$models/clap"
-  --config.unet.in_channels=$channels --config.unet.out_channels=$channels)
+parts=(--config.autoencoder="$models/autoencoder" --config.text_encoder="$models/clap")
 # The diffusion model hears the only recording of a crow in the package, which the README's first
 # command asks for, more often than the others.
 mixture=(--config.data.dataset="$corpus:train + sonic_sounds:train[:50]*30 + \
@@ -81,8 +77,7 @@ score() {  # score NAME FLAGS...
 }
 
 step data "Build the datasets" data/general_midi build
-step autoencoder "Train the spectrogram autoencoder" models/autoencoder train autoencoder \
-  --config.autoencoder.latent_channels=$channels
+step autoencoder "Train the spectrogram autoencoder" models/autoencoder train autoencoder
 step clap "Train CLAP" models/clap train clap
 step vocoder "Train the vocoder" models/vocoder train vocoder
 step stored "Store the latents of the recordings" stored/latents/index.json embed

@@ -63,7 +63,7 @@ def test_it_learns_from_masked_recordings_and_opens_in_diffusers(config, tmp_pat
     np.testing.assert_array_equal(out[:1000], wav[:1000])
     diffusers = pytest.importorskip("diffusers", reason="opens the U-Net with diffusers")
     unet = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "model", subfolder="unet")
-    assert unet.config.in_channels == 9
+    assert unet.config.in_channels == 17
 
 
 def test_masks_depend_on_the_seed_and_the_place_alone(config):
@@ -81,7 +81,7 @@ def test_masks_depend_on_the_seed_and_the_place_alone(config):
         ("masks.names", ("thik",), "thick"),
         ("masks.everything", 1.5, "everything"),
         ("latents", "stored", "config.latents='stored': masks are drawn on recordings"),
-        ("unet.in_channels", 4, "has 4 latent channels: set it to 9"),
+        ("unet.in_channels", 8, "has 8 latent channels: set it to 17"),
     ],
 )
 def test_mistakes_are_named(config, tmp_path, key, value, error):
