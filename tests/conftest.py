@@ -79,6 +79,7 @@ def write_tiny_model(folder: pathlib.Path, seed: int = 0, *, fills: bool = False
         "vae": (
             Autoencoder,
             AutoencoderConfig(
+                latent_channels=8,
                 block_out_channels=(8, 8, 16, 16),
                 layers_per_block=1,
                 norm_num_groups=4,
@@ -88,7 +89,8 @@ def write_tiny_model(folder: pathlib.Path, seed: int = 0, *, fills: bool = False
         "unet": (
             UNet,
             UNetConfig(
-                in_channels=9 if fills else 4,
+                in_channels=17 if fills else 8,
+                out_channels=8,
                 block_out_channels=(16, 32),
                 layers_per_block=1,
                 num_heads=2,

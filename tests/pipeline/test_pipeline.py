@@ -110,7 +110,7 @@ def test_sampling_starts_from_given_latents(pipe):
 def test_widths_are_few_even_and_within_the_limit(pipe, monkeypatch):
     widths = {pipe.latent_shape(s)[1] for s in np.linspace(0.01, 2.048, 50)}
     assert widths == {8, 16}
-    assert pipe.latent_shape() == (10, 16, 4)
+    assert pipe.latent_shape() == (10, 16, 8)
     longer = dataclasses.replace(pipe.model, max_duration=2.3)
     # 2.048 s are exactly 128 frames and 16 latents: no more than that is ever computed.
     with monkeypatch.context() as patch:
@@ -193,7 +193,7 @@ def test_progress_is_reported(pipe):
         (dict(stepz=3), "option='stepz': did you mean 'steps'?"),
         (dict(callback=3), "callback=3: give a function"),
         (dict(initial_latents="noise"), "initial_latents is no array of numbers"),
-        (dict(initial_latents=np.full((1, 10, 16, 4), np.nan)), "initial_latents holds NaN"),
+        (dict(initial_latents=np.full((1, 10, 16, 8), np.nan)), "initial_latents holds NaN"),
         (dict(initial_latents=[np.zeros(3), np.zeros(4)]), "initial_latents is no array"),
         (dict(initial_latents=3, duration=[1]), "initial_latents has shape ()"),
         (dict(steps=10**400), "steps=1000"),

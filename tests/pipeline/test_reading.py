@@ -37,13 +37,13 @@ def test_models_that_need_other_inputs_are_refused(tiny_model, tmp_path):
     networks.save_network(model, "unet", config, params)
     assert read_model(model).unet.in_channels == 7
     with pytest.raises(
-        FolderError, match=r"in_channels=7, .*latent_channels=4: give a U-Net that takes"
+        FolderError, match=r"in_channels=7, .*latent_channels=8: give a U-Net that takes"
     ):
         maa_jax.Pipeline.from_pretrained(model)
-    config = dataclasses.replace(config, in_channels=4, out_channels=8)
+    config = dataclasses.replace(config, in_channels=8, out_channels=4)
     params = random_network(lambda rngs: UNet(config, rngs=rngs), 0)
     networks.save_network(model, "unet", config, params)
-    with pytest.raises(FolderError, match=r"unet: out_channels=8 but vae: latent_channels=4"):
+    with pytest.raises(FolderError, match=r"unet: out_channels=4 but vae: latent_channels=8"):
         maa_jax.Pipeline.from_pretrained(model)
 
 

@@ -27,14 +27,14 @@ def test_a_text_to_audio_model_is_widened_with_zeros(config, tiny_model):
     """At first what surrounds a gap changes nothing."""
     stage = make_stage(config)
     start = stage.start_weights()["unet"]
-    assert start["conv_in"]["kernel"].shape[2] == 9
+    assert start["conv_in"]["kernel"].shape[2] == 17
     extra = jax.eval_shape(stage.init, jax.random.key(0)).extra["unet"]
     wide = stage.merge({"unet": start}, {"unet": extra})
     narrow = networks.build(*networks.load_network(tiny_model, "unet"))
-    latents = jax.random.normal(jax.random.key(0), (2, 10, 8, 9))
+    latents = jax.random.normal(jax.random.key(0), (2, 10, 8, 17))
     context = jax.random.normal(jax.random.key(1), (2, 5, 24))
     times = np.array([3, 900])
-    want = jax.jit(lambda *a: narrow(*a))(latents[..., :4], times, context)
+    want = jax.jit(lambda *a: narrow(*a))(latents[..., :8], times, context)
     got = jax.jit(lambda *a: wide(*a))(latents, times, context)
     np.testing.assert_allclose(got, want, atol=1e-5)
 
