@@ -110,8 +110,7 @@ def vocos():
 def bundled():
     """The vocoder in the package: Vocos, 3,567,618 parameters, against small discriminators.
 
-    HiFi-GAN V2, with a quarter of the parameters, takes several times as long a step on a CPU. The
-    weights in the package are those of step 9,209.
+    HiFi-GAN V2, with a quarter of the parameters, takes several times as long a step on a CPU.
     """
     config = common.small_run(full(), steps=12_000)
     common.bundled_data(config, weight=30)

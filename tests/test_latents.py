@@ -41,7 +41,7 @@ def test_a_decoded_sound_has_its_original_length(three_levels, tones):
     [(1, 1, 1), (2048, 1, 1), (2049, 1, 2), (2049, 8, 8), (32768, 8, 16), (32769, 8, 24)],
 )
 def test_latents_are_as_wide_as_a_sound_needs(tiny_model, samples, multiple, width):
-    assert LatentCodec.from_folder(tiny_model).shape(samples, multiple) == (10, width, 4)
+    assert LatentCodec.from_folder(tiny_model).shape(samples, multiple) == (10, width, 8)
 
 
 def test_the_scale_is_the_configuration_s_unless_given(three_levels, tones):

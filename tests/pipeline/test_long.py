@@ -195,7 +195,7 @@ def test_captions_with_times_are_heard_in_their_turn(pipe):
     both = pipe("0-2.048 s rain; 2.048-4.096 s a crow caws", **args)
     rain = pipe("0-2.048 s rain; 2.048-4.096 s rain", **args)
     crow = pipe("0-2.048 s a crow caws; 2.048-4.096 s a crow caws", **args)
-    assert both.shape == rain.shape == (1, 10, 32, 4)
+    assert both.shape == rain.shape == (1, 10, 32, 8)
     start, end = np.s_[:, :, :6], np.s_[:, :, -6:]
     np.testing.assert_allclose(both[start], rain[start], atol=1e-4)
     np.testing.assert_allclose(both[end], crow[end], atol=1e-4)

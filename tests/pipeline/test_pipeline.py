@@ -56,7 +56,7 @@ def test_agrees_with_its_parts(pipe, tiny_model):
     tokens = Tokenizer.from_folder(tiny_model / "tokenizer")(["rain", "a crow caws"])
     context = load("text_projection")(load("text_encoder")(tokens))
     unet, alphas = load("unet"), Schedule().alphas_cumprod
-    z = jax.random.normal(jax.random.fold_in(jax.random.key(7), 0), (1, 10, 8, 4))
+    z = jax.random.normal(jax.random.fold_in(jax.random.key(7), 0), (1, 10, 8, 8))
     for t in (751, 501, 251, 1):
         without, with_ = unet(jnp.concatenate([z, z]), jnp.array([t, t]), context)
         noise = without + 2.5 * (with_ - without)
@@ -142,7 +142,7 @@ def test_progress_is_reported(pipe):
     calls = []
     pipe("rain", steps=4, num_samples=9, duration=0.3, callback=lambda *a: calls.append(a))
     assert [call[:2] for call in calls] == [(2, 8), (4, 8), (6, 8), (8, 8)]
-    assert [call[2].shape for call in calls] == [(8, 10, 8, 4)] * 2 + [(1, 10, 8, 4)] * 2
+    assert [call[2].shape for call in calls] == [(8, 10, 8, 8)] * 2 + [(1, 10, 8, 8)] * 2
     # The last estimate is close to what is decoded.
     args = dict(steps=4, duration=0.3)
     latents = pipe("rain", output="latents", callback=lambda *a: calls.append(a), **args)

@@ -64,7 +64,7 @@ def test_parts_that_are_not_used_are_not_read(tiny_model, monkeypatch):
     read.clear()
     lazy.load()
     assert read == []
-    maa_jax.Pipeline.from_pretrained(tiny_model).decode(np.zeros((1, 10, 8, 4)), "mel")
+    maa_jax.Pipeline.from_pretrained(tiny_model).decode(np.zeros((1, 10, 8, 8)), "mel")
     assert read == ["text_encoder", "text_projection", "vae"]
 
 
