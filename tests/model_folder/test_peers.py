@@ -24,7 +24,7 @@ def test_diffusers_opens_the_folder_and_gets_the_same(tiny_model):
     rng = np.random.default_rng(0)
 
     theirs = diffusers.UNet2DConditionModel.from_pretrained(tiny_model, subfolder="unet").eval()
-    x = rng.standard_normal((2, 4, 10, 8)).astype("f")
+    x = rng.standard_normal((2, 8, 10, 8)).astype("f")
     context = rng.standard_normal((2, 77, 24)).astype("f")
     eps = theirs(torch.tensor(x), torch.tensor([7, 900]), torch.tensor(context)).sample
     ours = call(tiny_model, "unet", x.transpose(0, 2, 3, 1), np.array([7, 900]), context)

@@ -282,7 +282,9 @@ def test_latents_of_an_autoencoder_of_three_levels_are_sampled_whole(
     config, tiny_model, batch, tmp_path
 ):
     shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
-    sizes = AutoencoderConfig(block_out_channels=(8, 8, 16), layers_per_block=1, norm_num_groups=4)
+    sizes = AutoencoderConfig(
+        latent_channels=8, block_out_channels=(8, 8, 16), layers_per_block=1, norm_num_groups=4
+    )
     weights = random_network(lambda rngs: Autoencoder(sizes, rngs=rngs), 0)
     networks.save_network(tmp_path, "vae", sizes, weights)
     config = config.copy_and_resolve_references()
